@@ -1,0 +1,200 @@
+"""Makes the tables of a README from the committed results: `python benchmarks/table.py [--check] [FILE ...]`.
+
+A table stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`. `--check` writes nothing and ends with 1 when a
+table is not what its results say, or a committed record lacks a key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import _common
+
+HEADER = ("bench", "commit", "date", "command", "machine", "versions", "peers", "quick", "results")
+HELPS = {"--help": "help_s", "train --help": "train_help_s"}
+BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def number(value: float | None) -> str:
+    """Three digits that matter, thousands apart; a dash for what was not measured."""
+    if value is None:
+        return "–"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
+
+
+def spread(results: Mapping[str, Any], key: str, unit: str = "") -> str:
+    """The median with its minimum and maximum."""
+    if results.get(key) is None:
+        return "–"
+    text = f"{number(results[key])}{unit}"
+    low, high = results.get(f"{key}_min"), results.get(f"{key}_max")
+    return text if low is None else f"{text} ({number(low)} to {number(high)})"
+
+
+def grid(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; all columns but the first are flush right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+
+
+# ------------------------------------------------------------------------------------------------ one table a bench
+
+
+def hogwild(results: Mapping[str, Any]) -> str:
+    """Steps per second, and our two workers over each side."""
+    sides = {
+        "Shoal `a3c`, 2 workers": ("steps_per_s_2", None),
+        "Shoal `a3c`, 1 worker": ("steps_per_s_1", "scaling_2"),
+        "SB3 A2C, the better of the next two": ("sb3_a2c_steps_per_s", "ratio_sb3"),
+        "… its own CartPole settings": ("sb3_a2c_own_steps_per_s", None),
+        "… our rollout length and network": ("sb3_a2c_ours_steps_per_s", None),
+        "PFRL A3C, 2 processes": ("pfrl_a3c_steps_per_s", "ratio_pfrl"),
+    }
+    rows = [
+        [side, spread(results, key), spread(results, ratio, "x") if ratio else ""]
+        for side, (key, ratio) in sides.items()
+    ]
+    return grid(["", "env steps/s", "Shoal's 2 workers over it"], rows)
+
+
+def on_device(results: Mapping[str, Any]) -> str:
+    """Steps per second at each count of environments."""
+    columns = ("a2c_steps_per_s", "purejaxrl_steps_per_s", "ratio_purejaxrl", "one_pass_steps_per_s", "ratio_one_pass")
+    rows = []
+    for envs, one in results["envs"].items():
+        cells = [spread(one, key, "x" if key.startswith("ratio") else "") for key in columns]
+        compiling = " / ".join(number(one.get(key)) for key in ("compile_s", "purejaxrl_compile_s"))
+        rows.append([f"{envs} environments", *cells, compiling])
+    smallest = [
+        "smallest",
+        "",
+        "",
+        *[spread(results, "ratio_purejaxrl", "x"), "", spread(results, "ratio_one_pass", "x"), ""],
+    ]
+    head = [
+        "env steps/s",
+        "Shoal `a2c`",
+        "purejaxrl PPO",
+        "ratio",
+        "purejaxrl, one pass",
+        "ratio",
+        "compile, s (ours / its)",
+    ]
+    return grid(head, [*rows, smallest])
+
+
+def cartpole(results: Mapping[str, Any]) -> str:
+    """What was learned, part by part."""
+    rows = []
+    for name, part in results["parts"].items():
+        cells = [f"{part['solved']} of {part['of']}" + ("" if part["complete"] else " (incomplete)")]
+        for key in ("solved_at_step", "train_s", "wall_s"):
+            interval = part.get(f"{key}_interval")
+            iqm = number(part.get(f"{key}_iqm"))
+            cells += [number(part[key]), f"{iqm} [{number(interval[0])}, {number(interval[1])}]" if interval else iqm]
+        rows.append([f"`{name}` to {part['target']:g}", *cells[:5], cells[5]])
+    return grid(["preset", "reached", "steps", "IQM [95 %]", "training, s", "IQM [95 %]", "whole run, s"], rows)
+
+
+def startup(results: Mapping[str, Any]) -> str:
+    """Seconds to the first learning step."""
+    rows = [
+        [f"`{preset}`", spread(one, "warm_s"), spread(one, "cold_s"), spread(one, "warm_outside_s")]
+        for preset, one in results["presets"].items()
+    ]
+    table = grid(["seconds to the first learning step", "warm cache", "cold cache", "run less training, warm"], rows)
+    asked = [f"`shoal {words}`: {spread(results, key)} s" for words, key in HELPS.items()]
+    return f"{table}\n\n{'; '.join(asked)}."
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "hogwild": hogwild,
+    "on_device": on_device,
+    "cartpole": cartpole,
+    "startup": startup,
+}
+
+
+# ------------------------------------------------------------------------------------------------ the page
+
+
+def render(record: Mapping[str, Any] | None, bench: str) -> str:
+    """A table with the command, the date and the machine; a line saying so if nothing was measured yet."""
+    if record is None:
+        return f"Not measured yet: `shoal bench {bench} --json benchmarks/results/{bench}.json`\n"
+    host = record["machine"]
+    where = f"{host['cpu']}, {host['cores']} cores, {host['memory_gb']:g} GB, accelerator: {host['accelerator']}"
+    notes = [f"`{record['command']}` · {record['date'][:10]} · commit {record['commit']} · {where}"]
+    notes += ["**A quick look, not a claim.**"] if record["quick"] else []
+    notes += [f"{name} was not measured: {peer['error']}" for name, peer in record["peers"].items() if "error" in peer]
+    return "\n\n".join([TABLES[bench](record["results"]), *notes]) + "\n"
+
+
+def fill(text: str, records: Mapping[str, Mapping[str, Any]]) -> str:
+    """A page with every table made anew.
+
+    Args:
+        text: The page.
+        records: Bench -> its record.
+    """
+    return BLOCK.sub(lambda found: found[1] + render(records.get(found[2]), found[2]) + found[3], text)
+
+
+def problems(record: Mapping[str, Any]) -> list[str]:
+    """What a committed record lacks to be a claim."""
+    bench = record.get("bench", "?")
+    found = [f"{bench}: no {key!r}" for key in HEADER if key not in record]
+    if not found:
+        keys = importlib.import_module(bench).KEYS
+        found = [f"{bench}: no {at!r} in the results" for key in keys for at in _missing(record["results"], key)]
+    return found + ([f"{bench}: measured with --quick"] if record.get("quick") else [])
+
+
+def _missing(results: Mapping[str, Any], path: str, done: str = "") -> Iterator[str]:
+    """Dotted paths, `*` standing for every key, that lead nowhere."""
+    first, _, rest = path.partition(".")
+    for key in list(results) or ["?"] if first == "*" else [first]:
+        if key not in results:
+            yield f"{done}{key}"
+        elif rest:
+            yield from _missing(results[key], rest, f"{done}{key}.")
+
+
+def committed() -> dict[str, dict[str, Any]]:
+    """Bench -> its record in `results/`."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(_common.RESULTS.glob("*.json"))}
+
+
+def main() -> int:
+    """Fill the pages in, or check them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("files", nargs="*", type=Path, default=[_common.RESULTS.parent / "README.md"])
+    parser.add_argument("--check", action="store_true", help="change nothing; end with 1 if something is amiss")
+    arguments = parser.parse_args()
+    records = committed()
+    amiss = [problem for record in records.values() for problem in problems(record)]
+    for path in arguments.files:
+        old = path.read_text(encoding="utf-8")
+        new = fill(old, records)
+        if new != old and arguments.check:
+            amiss.append(f"{path}: not what the results say; run python benchmarks/table.py {path}")
+        elif new != old:
+            path.write_text(new, encoding="utf-8")
+    for problem in amiss:
+        _common.say(problem)
+    return 1 if amiss else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,495 @@
+"""The command line. Help and every error in the arguments come without importing JAX.
+
+Options are dataclass fields read by tyro; a preset's own parts become option groups (``--algorithm.entropy-cost``).
+``--json`` prints one object last on stdout; everything for people goes to stderr. Exit codes: `shoal.errors`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from etils import epy
+
+from shoal import __version__, environments, errors, presets, registry
+
+with epy.lazy_imports():
+    import tyro
+
+    from shoal import check_env, evaluation, experiment, export, log, report, training
+
+USAGE = """\
+usage: shoal VERB ...
+
+  train PRESET      train a preset               shoal train a3c --env CartPole-v1 --workers 2 --until solved
+  resume RUN        continue an interrupted run  shoal resume runs/a3c-CartPole-v1-0-...
+  eval RUN          play episodes with the trained policy
+  report RUN...     one HTML page about one or more runs
+  export RUN        write the policy as an ONNX file
+  check-env ID      what an agent will see of an environment, and whether it keeps its promises
+  list [KIND]       presets, envs, algorithms, compressors, correctors, runtimes
+  bench NAME        run a benchmark of the checkout
+
+`shoal VERB --help` tells the options of a verb, `shoal train PRESET --help` those of a preset's parts.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments; the process's own when None.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except errors.ShoalError as error:
+        print(f"shoal: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("shoal: left at once; what was saved before is intact", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of stdout went away, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"shoal {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        raise errors.unknown("command", verb, VERBS, "`shoal --help` lists them.")
+    return VERBS[verb](rest)
+
+
+# ================================================================================================ parsing
+
+
+def _parse(cls: type, verb: str, arguments: list[str], default: Any = None) -> Any:
+    """The options of a verb; every mistake becomes one line.
+
+    Raises:
+        Refused: An unknown option, a missing or wrong value.
+    """
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            parsed, left = tyro.cli(
+                cls, prog=f"shoal {verb}", args=arguments, default=default, return_unknown_args=True
+            )
+    except SystemExit as leaving:
+        if leaving.code in (0, None):
+            raise
+        raise errors.Refused(f"{_flat(shown.getvalue())} (`shoal {verb} --help` tells more)") from None
+    if left:
+        known = sorted(_flags(cls))
+        name = left[0].partition("=")[0].replace("_", "-")
+        if not name.startswith("-"):
+            raise errors.Refused(f"unexpected argument {left[0]!r}; `shoal {verb} --help` tells what is expected")
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        last = [flag for flag in known if flag.rpartition(".")[2].lstrip("-") == name.lstrip("-")]
+        hint = (last or near)[:1]
+        also = f"did you mean {hint[0]}?" if hint else "there is nothing like it;"
+        raise errors.Refused(f"unknown option {left[0]!r}; {also} (`shoal {verb} --help` lists all)")
+    return parsed
+
+
+def _flat(box: str) -> str:
+    """The first message in tyro's box, as one line."""
+    lines = [re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    body = [line for line in lines if line and not line.startswith("─")][: 3 if "─" in box else None]
+    message = []
+    for line in lines[1:]:
+        if line.startswith("─"):
+            break
+        message.append(line)
+    text = " ".join(filter(None, message)) or " ".join(body) or "wrong arguments"
+    optional = re.search(r"Error parsing (--\S+): no type matching \{None\}\|(\w+) .* from \['(.*?)'\]", text)
+    return "{0} {2!r} is not of type {1}".format(*optional.groups()) if optional else text
+
+
+def _flags(cls: type, prefix: str = "--") -> list[str]:
+    """Every option of a dataclass and of those inside it."""
+    found = []
+    for field in dataclasses.fields(cls):
+        name = re.sub(r"_(?!$)", "-", field.metadata.get("flag", field.name))  # lambda_ keeps its underscore
+        if dataclasses.is_dataclass(field.default):
+            found += _flags(type(field.default), f"{prefix}{name}.")
+        elif field.default is not dataclasses.MISSING:
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1))
+
+
+# ================================================================================================ train
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Train a preset; `shoal train PRESET --help` adds the options of its parts."""
+
+    preset: tyro.conf.Positional[str]
+    """One of `shoal list presets`."""
+    env: str | None = None
+    """Environment id: CartPole-v1, module:Env-v0, gymnax:ID or probe:NAME."""
+    steps: int | None = None
+    """Environment steps in all."""
+    seed: int = 0
+    """Seed of everything random."""
+    workers: int | None = None
+    """Worker processes (short for --runtime.workers)."""
+    runtime: str | None = None
+    """How to run: hogwild, host or on_device; the preset and the environment decide when not given."""
+    corrector: str | None = None
+    """How off-policy experience is corrected: one of `shoal list correctors`."""
+    until: str | None = None
+    """Stop early at this mean return of the last 100 episodes; "solved" takes the environment's own number."""
+    out: Path | None = None
+    """The run folder; must not exist. Default: runs/PRESET-ENV-SEED-TIME."""
+    eval_episodes: int = 20
+    """Episodes of the evaluation at the end; 0 for none."""
+    quiet: bool = False
+    """Show nothing while training."""
+    json: bool = False
+    """Print the summary as one JSON object."""
+
+
+def _train(arguments: list[str]) -> int:
+    since = _process_start()
+    first = _peek(arguments)
+    if first is None:
+        _parse(TrainOptions, "train", arguments)
+        raise errors.Refused("give a preset, e.g. `shoal train a3c`; `shoal list presets` describes them")
+    request = presets.Request(
+        first, env=_value(arguments, "--env"), runtime=_value(arguments, "--runtime"),
+        corrector=_value(arguments, "--corrector"),
+    )  # fmt: skip
+    cls = _with_parts(request)
+    given = _parse(cls, f"train {first}", [first, *_without_first(arguments, first)])
+    configs = {kind: getattr(given, f"{kind}_config") for kind in experiment.kinds()}
+    if given.workers is not None:
+        if not hasattr(configs["runtime"], "workers"):
+            raise errors.Refused(
+                f"--workers {given.workers}: the {presets.parts(request)['runtime']} runtime has no workers; "
+                "leave it out, or use --runtime hogwild"
+            )
+        configs["runtime"] = dataclasses.replace(configs["runtime"], workers=given.workers)
+    if given.eval_episodes < 0:
+        raise errors.Refused(f"--eval-episodes {given.eval_episodes} is negative; 0 turns the evaluation off")
+    request = request._replace(steps=given.steps, seed=given.seed, until=given.until, configs=configs)
+    run = training.train(
+        request,
+        given.out,
+        console=log.pick(given.quiet),
+        eval_episodes=given.eval_episodes,
+        since=since,
+        command=shlex.join(["shoal", "train", *arguments]),
+    )
+    return _ended(run, given.json, given.quiet)
+
+
+def _with_parts(request: presets.Request) -> type:
+    """`TrainOptions` with a group of options for each of the preset's parts, defaults as the preset has them."""
+    fields = []
+    for kind in experiment.kinds():
+        config = presets.config(request, kind)
+        annotation: Any = Annotated[type(config), tyro.conf.arg(name=kind)]
+        fields.append((f"{kind}_config", annotation, dataclasses.field(default=config, metadata={"flag": kind})))
+    made = dataclasses.make_dataclass("TrainOptions", fields, bases=(TrainOptions,), frozen=True)
+    preset = presets.find(request.preset)
+    made.__doc__ = f"{request.preset}: {preset.summary}.\n\nSource: {preset.source}."
+    return made
+
+
+FLAGS = ("--quiet", "--json", "--no-quiet", "--no-json", "-h", "--help")
+
+
+def _peek(arguments: list[str]) -> str | None:
+    """The first argument that is neither an option nor an option's value."""
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument.startswith("-"):
+            skip = "=" not in argument and argument not in FLAGS
+        else:
+            return argument
+    return None
+
+
+def _without_first(arguments: list[str], value: str) -> list[str]:
+    at = arguments.index(value)
+    return arguments[:at] + arguments[at + 1 :]
+
+
+def _value(arguments: list[str], flag: str) -> str | None:
+    """The value of an option, before the options are known."""
+    for at, argument in enumerate(arguments):
+        if argument == flag and at + 1 < len(arguments):
+            return arguments[at + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _process_start() -> float:
+    """``time.time()`` at which this process began, so that start-up includes the interpreter."""
+    try:
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return time.time()
+
+
+def _ended(run: training.Run, as_json: bool, quiet: bool) -> int:
+    from shoal.report import closing
+
+    if not quiet:
+        _say(closing.text(run.summary, run.folder))
+    if as_json:
+        _print_json(run.summary)
+    return 75 if run.summary["status"] == "interrupted" else 0
+
+
+# ================================================================================================ the other verbs
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeOptions:
+    """Continue an interrupted run from its newest good checkpoint."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    eval_episodes: int = 20
+    """Episodes of the evaluation at the end; 0 for none."""
+    quiet: bool = False
+    """Show nothing while training."""
+    json: bool = False
+    """Print the summary as one JSON object."""
+
+
+def _resume(arguments: list[str]) -> int:
+    since = _process_start()
+    given = _parse(ResumeOptions, "resume", arguments)
+    run = training.resume(given.run, console=log.pick(given.quiet), eval_episodes=given.eval_episodes, since=since)
+    return _ended(run, given.json, given.quiet)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """Play whole episodes with the trained policy, frozen and greedy."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    episodes: int = 100
+    """How many."""
+    seed: int = 0
+    """Seed of the episodes."""
+    sample: bool = False
+    """Sample actions as in training instead of taking the most probable one."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+def _eval(arguments: list[str]) -> int:
+    given = _parse(EvalOptions, "eval", arguments)
+    if given.episodes < 1:
+        raise errors.Refused(f"--episodes {given.episodes}, but at least 1 is needed")
+    built, made, policy = training.load(given.run, _say)
+    played = evaluation.evaluate(built.parts, policy, given.episodes, given.seed, greedy=not given.sample)
+    result = {"run": str(given.run), "preset": made.preset, "env": made.env, "seed": given.seed,
+              "greedy": not given.sample, **played.summary(), "returns": played.returns,
+              "lengths": played.lengths}  # fmt: skip
+    _say(
+        f"{made.preset} on {made.env}: return {result['eval_return_mean']:.2f} ± {result['eval_return_std']:.2f} "
+        f"over {result['eval_episodes']} episodes"
+    )
+    if given.json:
+        _print_json(result)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """One self-contained HTML page about one or more runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders; runs that differ only in their seed are aggregated, others compared."""
+    out: Path | None = None
+    """The file; default: report.html in the run folder, or in the current one for several runs."""
+    json: bool = False
+    """Print the path as one JSON object."""
+
+
+def _report(arguments: list[str]) -> int:
+    given = _parse(ReportOptions, "report", arguments)
+    if not given.runs:
+        raise errors.Refused("give one or more run folders, e.g. `shoal report runs/*`")
+    out = given.out or ((given.runs[0] if len(given.runs) == 1 else Path()) / "report.html")
+    path = report.write(list(given.runs), out)
+    _say(f"report: {path}")
+    if given.json:
+        _print_json({"report": str(path), "runs": [str(run) for run in given.runs]})
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Write the policy, its normaliser included, as a file other programs run; it acts as `shoal eval` does."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    format: str = "onnx"
+    """The only format: onnx."""
+    out: Path | None = None
+    """The file; default: policy.onnx in the run folder."""
+    json: bool = False
+    """Print the path as one JSON object."""
+
+
+def _export(arguments: list[str]) -> int:
+    given = _parse(ExportOptions, "export", arguments)
+    if given.format != "onnx":
+        raise errors.unknown("format", given.format, ["onnx"])
+    built, made, policy = training.load(given.run, _say)
+    path = given.out or given.run / "policy.onnx"
+    agent = built.parts.agent
+    about = {"preset": made.preset, "env": made.env, "shoal": __version__}
+    model = export.onnx_model(agent.network.spec, policy, agent.head, built.parts.spec.action, about)
+    size = export.write(path, model)
+    _say(f"policy: {path} ({size / 1024:.1f} kB)")
+    if given.json:
+        _print_json({"policy": str(path), "bytes": size})
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckEnvOptions:
+    """What an agent will see of an environment, and whether it keeps its promises."""
+
+    id: tyro.conf.Positional[str]
+    """Environment id."""
+    steps: int = 2000
+    """Random actions to take."""
+    environment: environments.Config = dataclasses.field(default=environments.Config())
+    """How it is shown to the agent."""
+    json: bool = False
+    """Print the findings as one JSON object."""
+
+
+def _check_env(arguments: list[str]) -> int:
+    given = _parse(CheckEnvOptions, "check-env", arguments)
+    if given.steps < 1:
+        raise errors.Refused(f"--steps {given.steps}, but at least 1 is needed")
+    found = check_env.check(given.id, given.environment, given.steps)
+    if given.json:
+        _print_json(found.to_json())
+    else:
+        print("\n".join(check_env.lines(found)))
+    return 0 if found.ok else 2
+
+
+KINDS = ("presets", "envs", "algorithms", "compressors", "correctors", "runtimes")
+
+
+@dataclasses.dataclass(frozen=True)
+class ListOptions:
+    """What there is to choose from."""
+
+    kind: tyro.conf.Positional[str] = "presets"
+    """presets, envs, algorithms, compressors, correctors or runtimes."""
+    json: bool = False
+    """Print as one JSON object."""
+
+
+def _list(arguments: list[str]) -> int:
+    given = _parse(ListOptions, "list", arguments)
+    if given.kind not in KINDS:
+        raise errors.unknown("kind", given.kind, KINDS)
+    found = {"presets": _presets, "envs": _envs}.get(given.kind, lambda: _parts(given.kind))()
+    if given.json:
+        _print_json({given.kind: found})
+        return 0
+    width = max(map(len, found), default=0)
+    for name, about in found.items():
+        print(f"{name:<{width}}  {about}".rstrip())
+    return 0
+
+
+def _presets() -> dict[str, str]:
+    return {name: f"{preset.summary} [{preset.source}]" for name, preset in presets.PRESETS.items()}
+
+
+def _envs() -> dict[str, str]:
+    return dict.fromkeys(environments.names(), "")
+
+
+def _parts(kind: str) -> dict[str, str]:
+    """The files of a part folder with the first line of each one's docstring; nothing is imported."""
+    import ast
+
+    found = {}
+    for name in registry.names(kind[:-1]):
+        path = Path(__file__).parent / registry.KINDS[kind[:-1]] / f"{name}.py"
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        found[name] = text.splitlines()[0] if text else ""
+    return found
+
+
+def _bench(arguments: list[str]) -> int:
+    """Run ``benchmarks/NAME.py`` of the checkout in a process of its own."""
+    import subprocess
+
+    folder = next((f for f in (Path("benchmarks"), Path(__file__).parents[1] / "benchmarks") if f.is_dir()), None)
+    if folder is None:
+        raise errors.Refused("benchmarks belong to a checkout of Shoal, and there is none here; run from one")
+    names = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_") and p.stem != "table")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: shoal bench NAME [--json FILE] [--quick]\n\n  {', '.join(names)}")
+        return 0 if arguments else 2
+    if arguments[0] not in names:
+        raise errors.unknown("benchmark", arguments[0], names)
+    script = folder / f"{arguments[0]}.py"
+    return subprocess.call([sys.executable, str(script), *arguments[1:]])
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "resume": _resume,
+    "eval": _eval,
+    "report": _report,
+    "export": _export,
+    "check-env": _check_env,
+    "list": _list,
+    "bench": _bench,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

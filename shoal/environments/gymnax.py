@@ -1,0 +1,148 @@
+"""Gymnax environments (Lange 2022, https://github.com/RobertTLange/gymnax): pure JAX, ``gymnax:ID``.
+
+The habits hidden here: `step` resets by itself and keeps the true successor in ``info``, time limits sit in the
+parameters, and rewards, observations and weak types differ from one environment to the next. `step_env` and
+`reset_env` are called instead of `step`: no key is split at every step, which on a CPU costs as much as the physics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from etils import epy
+
+from shoal import environments, errors, types
+from shoal.environments import _device, _spaces
+
+with epy.lazy_imports():
+    import gymnax
+    import gymnax.environments.spaces
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+PREFIX = "gymnax"
+PURE_JAX = True
+EXTRA = ""
+
+SOLVED_AT = {  # gymnax keeps no thresholds; these are Gymnasium's for the same tasks
+    "CartPole-v1": 475.0,
+    "Acrobot-v1": -100.0,
+    "MountainCar-v0": -110.0,
+    "MountainCarContinuous-v0": 90.0,
+}
+OTHER_KEY = 0x9E3779B9  # the golden ratio; any constant would do
+
+
+def names() -> list[str]:
+    """Every id gymnax knows, with the prefix."""
+    return sorted(f"{PREFIX}:{name}" for name in gymnax.registered_envs)
+
+
+def open(env_id: str, config: environments.Config) -> environments.Opened:
+    """Open a gymnax id (see `environments.open`)."""
+    name = env_id.removeprefix(f"{PREFIX}:")
+    if name not in gymnax.registered_envs:
+        raise errors.unknown("environment", env_id, names(), "`shoal list envs` shows all.")
+    try:
+        simulator, params = gymnax.make(name)
+    except OSError as problem:  # MNISTBandit downloads its images
+        raise errors.Refused(
+            f"{env_id} needs data that could not be fetched ({problem}); connect, or pick another"
+        ) from problem
+    own = params.max_steps_in_episode
+    limit = _spaces.time_limit(config.time_limit, int(own))
+    params = params.replace(max_steps_in_episode=type(own)(limit))  # a float in one bandit, whose space wants a float
+    layout = _spaces.select(_layout(env_id, simulator.observation_space(params)), config.observe)
+    action_space = simulator.action_space(params)
+    spec = types.EnvSpec(
+        id=env_id,
+        observation=layout.spec,
+        action=_action_spec(env_id, action_space),
+        time_limit=limit,
+        solved_at=SOLVED_AT.get(name),
+        on_device=True,
+        notes=layout.notes,
+    )
+    env = _truthful(simulator, params, spec, _seer(layout), _actor(action_space))
+    return environments.Opened(spec, env, _device.host(env))
+
+
+def _truthful(simulator: Any, params: Any, spec: types.EnvSpec, see: Callable, act: Callable) -> types.Env:
+    """The environment with ends told apart and successors kept."""
+
+    def init(key: types.Key) -> tuple[types.Tree, Any]:
+        obs, state = simulator.reset_env(key, params)
+        return jax.tree.map(_strong, state), see(obs)
+
+    def step(state: types.Tree, action: Any, key: types.Key) -> tuple[types.Tree, Any, types.Outcome]:
+        obs, state, reward, terminated, _ = simulator.step_env(key, state, act(action), params)
+        fresh_state, first_obs = init(_other(key))
+        next_obs = see(obs)
+        terminated = jnp.asarray(terminated, bool)
+        truncated = simulator.is_truncated(state, params) & ~terminated  # the end is real: nothing to bootstrap from
+        over = terminated | truncated
+        outcome = types.Outcome(
+            reward=jnp.asarray(reward, jnp.float32),
+            discount=1.0 - terminated.astype(jnp.float32),
+            truncated=truncated,
+            next_obs=next_obs,
+        )
+        state = jax.tree.map(lambda new, old: jnp.where(over, new, old.astype(new.dtype)), fresh_state, state)
+        return state, jnp.where(over, first_obs, next_obs), outcome
+
+    return types.Env(init, step, spec)
+
+
+def _other(key: types.Key) -> types.Key:
+    """A second key, for the reset. A hash decorrelates any two keys, so flipping bits replaces a costly split."""
+    return jax.random.wrap_key_data(jax.random.key_data(key) ^ jnp.uint32(OTHER_KEY), impl=jax.random.key_impl(key))
+
+
+def _strong(leaf: Any) -> Any:
+    """The leaf without a weak type: resets and steps must agree for a loop to be compiled once."""
+    return jax.lax.convert_element_type(leaf, jnp.result_type(leaf))
+
+
+def _layout(env_id: str, space: Any) -> _spaces.Layout:
+    spaces = gymnax.environments.spaces
+    if isinstance(space, spaces.Discrete):
+        return _spaces.choice(space.n)
+    if not isinstance(space, spaces.Box):
+        raise _spaces.unsupported_observation(env_id, space)
+    low, high = float(np.min(space.low)), float(np.max(space.high))
+    return _spaces.box(tuple(space.shape), np.dtype(space.dtype).name, low, high)
+
+
+def _seer(layout: _spaces.Layout) -> Callable:
+    """The conversion of one observation."""
+    shape, chosen = layout.spec.shape, np.array(layout.chosen, int)
+
+    def see(obs: Any) -> Any:
+        if layout.one_hot:
+            obs = jax.nn.one_hot(obs, layout.one_hot)
+        if layout.axes:
+            obs = jnp.transpose(obs, layout.axes)
+        obs = jnp.asarray(obs, layout.spec.dtype)
+        return obs.reshape(-1)[chosen] if layout.chosen else obs.reshape(shape)
+
+    return see
+
+
+def _action_spec(env_id: str, space: Any) -> types.ActionSpec:
+    spaces = gymnax.environments.spaces
+    if isinstance(space, spaces.Discrete):
+        return _spaces.actions(space.n)
+    if not isinstance(space, spaces.Box):
+        raise _spaces.unsupported_action(env_id, space)
+    low, high = (np.broadcast_to(bound, space.shape).reshape(-1) for bound in (space.low, space.high))
+    return _spaces.bounded(low, high)
+
+
+def _actor(space: Any) -> Callable:
+    """The conversion of one action: clipped into its bounds and shaped."""
+    if isinstance(space, gymnax.environments.spaces.Discrete):
+        return lambda action: action
+    shape, dtype = tuple(space.shape), space.dtype
+    return lambda action: jnp.clip(jnp.asarray(action, dtype).reshape(shape), space.low, space.high)

@@ -1,0 +1,56 @@
+"""The errors a person can cause or must act on, each with the exit code the command line ends with.
+
+A message is one line: what was given, what is allowed, what to do. The command line prints it without a traceback;
+any other exception is a bug and keeps its traceback (exit code 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ShoalError(Exception):
+    """Base of every expected error. ``exit_code`` is what the process ends with."""
+
+    exit_code = 1
+
+
+class Refused(ShoalError):
+    """The request cannot be carried out as given; nothing was created or changed (exit code 2)."""
+
+    exit_code = 2
+
+
+class GaveUp(ShoalError):
+    """The run could not be kept going: a crash loop, or a diverged learner (exit code 3)."""
+
+    exit_code = 3
+
+
+class NoCheckpoint(ShoalError):
+    """The run folder holds no usable checkpoint, or one of a newer schema (exit code 4)."""
+
+    exit_code = 4
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str], remedy: str = "") -> Refused:
+    """The refusal for a name that is not in a list: what was given, the nearest known name, what is allowed.
+
+    Args:
+        kind: What the name stands for, e.g. ``"preset"``.
+        given: The name as typed.
+        allowed: Every name that would have been taken.
+        remedy: What to do, added as a last sentence.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
+    names = sorted(allowed)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.65) or [
+        name for name in names if name.lower() == given.lower()
+    ]
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(names) if len(names) <= 16 else f"{', '.join(names[:16])}, and {len(names) - 16} more"
+    tail = f" {remedy}" if remedy else ""
+    return Refused(f"unknown {kind} {given!r}{hint} (known: {shown or 'none'}){tail}")

@@ -1,0 +1,106 @@
+"""Evaluation: whole episodes with a frozen, greedy policy; many in parallel, each stream's first ones counted.
+
+Every stream contributes the same number of episodes, so short episodes are not over-represented.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epy
+
+from shoal import seeds, types
+
+with epy.lazy_imports():
+    import jax
+    import jax.numpy as jnp
+
+PARALLEL = 16  # streams at once
+LONGEST = 100_000  # steps after which an episode is given up and counted as it stands
+
+
+class Evaluation(NamedTuple):
+    """Returns and lengths of the episodes played."""
+
+    returns: list[float]
+    lengths: list[int]
+
+    def summary(self) -> dict[str, float | int]:
+        """The keys of ``summary.json``."""
+        return {
+            "eval_return_mean": float(np.mean(self.returns)),
+            "eval_return_std": float(np.std(self.returns)),
+            "eval_episodes": len(self.returns),
+        }
+
+
+def evaluate(parts: types.Parts, policy: types.Policy, episodes: int, seed: int, *, greedy: bool = True) -> Evaluation:
+    """Play episodes.
+
+    Args:
+        parts: The agent and the environment.
+        policy: What acts; frozen, its normaliser too.
+        episodes: How many, at least 1.
+        seed: Of the evaluation; episodes are never those of training.
+        greedy: Take the most probable action instead of sampling.
+    """
+    policy = policy._replace(explore=np.float32(0.0 if greedy else 1.0))
+    play = _on_device if parts.device_env else _on_host
+    found: list[tuple[float, int]] = []
+    while len(found) < episodes:
+        streams = min(PARALLEL, episodes - len(found))
+        found += play(parts, policy, streams, seeds.derive(seed, "evaluation", len(found)))
+    return Evaluation([value for value, _ in found], [length for _, length in found])
+
+
+def _carry(agent: types.Agent, streams: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (streams, *leaf.shape)), agent.carry)
+
+
+def _on_host(parts: types.Parts, policy: types.Policy, streams: int, seed: int) -> list[tuple[float, int]]:
+    act = jax.jit(jax.vmap(parts.agent.act, in_axes=(None, 0, 0, 0)))
+    envs = [parts.make_host() for _ in range(streams)]
+    try:
+        obs = np.stack([env.reset(seeds.derive(seed, "environment", i)) for i, env in enumerate(envs)])
+        carry = _carry(parts.agent, streams)
+        returns, lengths, running = np.zeros(streams), np.zeros(streams, int), np.ones(streams, bool)
+        key = seeds.key(seed, "action")
+        while running.any() and lengths.max() < LONGEST:
+            keys = jax.random.split(jax.random.fold_in(key, int(lengths.max())), streams)
+            action, _, carry = act(policy, carry, obs, keys)
+            for i in np.flatnonzero(running):
+                obs[i], outcome = envs[i].step(np.asarray(action)[i])
+                returns[i] += outcome.reward
+                lengths[i] += 1
+                running[i] = not (outcome.truncated or outcome.discount == 0)
+    finally:
+        for env in envs:
+            env.close()
+    return list(zip(returns.tolist(), lengths.tolist(), strict=True))
+
+
+def _on_device(parts: types.Parts, policy: types.Policy, streams: int, seed: int) -> list[tuple[float, int]]:
+    env, agent = parts.device_env, parts.agent
+    assert env is not None
+
+    def step(at: Any) -> Any:
+        state, obs, carry, total, length, running, key = at
+        key, act_key, env_key = jax.random.split(key, 3)
+        act = jax.vmap(agent.act, in_axes=(None, 0, 0, 0))
+        action, _, carry = act(policy, carry, obs, jax.random.split(act_key, streams))
+        state, obs, outcome = jax.vmap(env.step)(state, action, jax.random.split(env_key, streams))
+        total = total + jnp.where(running, outcome.reward, 0.0)
+        length = length + running
+        running = running & ~(outcome.truncated | (outcome.discount == 0))
+        return state, obs, carry, total, length, running, key
+
+    def play(key: Any) -> Any:
+        first, key = jax.random.split(key)
+        state, obs = jax.vmap(env.init)(jax.random.split(first, streams))
+        zeros = jnp.zeros(streams), jnp.zeros(streams, jnp.int32), jnp.ones(streams, bool)
+        at = (state, obs, _carry(agent, streams), *zeros, key)
+        return jax.lax.while_loop(lambda at: at[5].any() & (at[4].max() < LONGEST), step, at)[3:5]
+
+    returns, lengths = jax.device_get(jax.jit(play)(seeds.key(seed)))
+    return list(zip(returns.tolist(), lengths.tolist(), strict=True))

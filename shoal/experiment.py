@@ -1,0 +1,160 @@
+"""The one wiring file: an experiment as data, checked, and built into the parts a runtime receives.
+
+experiment = algorithm x network x environment x corrector x compressor x runtime. An `Experiment` is what
+`config.json` holds and what a worker process is sent; `build` makes the same parts from it anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from etils import epy
+
+from shoal import algorithms, environments, errors, networks, optimise, options, registry, types
+
+with epy.lazy_imports():
+    import jax
+
+SCHEMA = 1  # of config.json
+NAMED = ("algorithm", "corrector", "compressor", "runtime")  # parts that are a choice among files
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides what a run computes."""
+
+    preset: str
+    env: str
+    steps: int  # environment steps in all
+    seed: int
+    goal: types.Goal | None
+    algorithm: str
+    corrector: str
+    compressor: str
+    runtime: str
+    configs: Mapping[str, Any]  # kind -> its config; the kinds of `kinds()`
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as in ``config.json``."""
+        parts = {}
+        for kind in kinds():
+            name = {"name": getattr(self, kind)} if kind in NAMED else {}
+            parts[kind] = {**name, **dataclasses.asdict(self.configs[kind])}
+        return {
+            "schema": SCHEMA,
+            "preset": self.preset,
+            "env": self.env,
+            "steps": self.steps,
+            "seed": self.seed,
+            "goal": self.goal._asdict() if self.goal else None,
+            "parts": parts,
+        }
+
+
+def kinds() -> tuple[str, ...]:
+    """The kinds of parts, in the order they are shown."""
+    return ("environment", "algorithm", "network", "optimiser", "corrector", "compressor", "runtime")
+
+
+def config_class(kind: str, name: str) -> type:
+    """The config dataclass of a part.
+
+    Args:
+        kind: One of `kinds`.
+        name: The choice, for kinds that have one.
+
+    Raises:
+        Refused: No such choice.
+    """
+    fixed = {"environment": environments.Config, "network": networks.Config, "optimiser": optimise.Config}
+    return fixed[kind] if kind in fixed else registry.load(kind, name).Config
+
+
+def from_json(data: Mapping[str, Any]) -> Experiment:
+    """The experiment of a ``config.json``.
+
+    Raises:
+        Refused: A key that is unknown or missing, a wrong value, or a newer schema.
+    """
+    try:
+        if int(data["schema"]) > SCHEMA:
+            raise errors.Refused(
+                f"config.json has schema {data['schema']}, this Shoal reads up to {SCHEMA}; install a newer one"
+            )
+        parts = {kind: dict(data["parts"].get(kind, {})) for kind in kinds()}
+        names = {kind: parts[kind].pop("name") for kind in NAMED}
+        configs: dict[str, Any] = {k: options.build(config_class(k, names.get(k, "")), parts[k], k) for k in kinds()}
+        goal = types.Goal(**data["goal"]) if data["goal"] else None
+        return Experiment(
+            preset=data["preset"], env=data["env"], steps=data["steps"], seed=data["seed"], goal=goal, **names,
+            configs=configs,
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise errors.Refused(f"config.json is not one of Shoal's ({type(error).__name__}: {error})") from None
+
+
+class Built(NamedTuple):
+    """An experiment ready to run."""
+
+    parts: types.Parts
+    runtime: types.Runtime
+    compressor: types.Compressor
+
+
+def validate(experiment: Experiment, opened: environments.Opened) -> None:
+    """Refuse what cannot work, before anything is created or any process starts.
+
+    Raises:
+        Refused: Says what was given, what is allowed and what to do.
+    """
+    if experiment.steps < 1:
+        raise errors.Refused(f"steps={experiment.steps}, but at least 1 environment step is needed")
+    if not 0 <= experiment.seed < 2**63:
+        raise errors.Refused(f"seed={experiment.seed} is out of range; it must be between 0 and 2^63 - 1")
+    for kind in kinds():
+        options.check(experiment.configs[kind], kind)
+    if getattr(experiment.configs["algorithm"], "normalise_observations", False) and opened.spec.observation.image:
+        raise errors.Refused(
+            f"algorithm.normalise_observations needs vector observations, but {experiment.env} gives images"
+        )
+    registry.load("runtime", experiment.runtime).check(experiment.configs["runtime"], experiment, opened)
+
+
+def build(experiment: Experiment, opened: environments.Opened | None = None) -> Built:
+    """The parts, made from data alone.
+
+    Args:
+        experiment: What to build.
+        opened: Its environment, if it is open already.
+    """
+    configs = experiment.configs
+    opened = opened or environments.open(experiment.env, configs["environment"])
+    runtime = registry.load("runtime", experiment.runtime)
+    optimiser = (optimise.capture if runtime.CAPTURES else optimise.local)(configs["optimiser"], experiment.steps)
+    corrector = registry.load("corrector", experiment.corrector).build(configs["corrector"])
+    given = algorithms.Ingredients(opened.spec, configs["network"], optimiser, corrector)
+    agent = registry.load("algorithm", experiment.algorithm).build(configs["algorithm"], given)
+    parts = types.Parts(agent, opened.spec, opened.device, opened.make_host, functools.partial(rebuild, experiment))
+    compressor = registry.load("compressor", experiment.compressor).build(configs["compressor"], agent)
+    return Built(parts, runtime.build(configs["runtime"]), compressor)
+
+
+def rebuild(experiment: Experiment) -> types.Parts:
+    """The parts once more, inside a worker process."""
+    cache()
+    return build(experiment).parts
+
+
+def cache() -> None:
+    """Turn on JAX's persistent compilation cache, shared by every process and every run."""
+    import os
+    from pathlib import Path
+
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "shoal" / "jax"
+    folder = os.environ.get("SHOAL_CACHE_DIR", str(default))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

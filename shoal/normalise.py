@@ -1,0 +1,50 @@
+"""Running mean and variance of observations: part of the policy artefact, frozen in `eval`, exported with it.
+
+Merging is exact (Chan, Golub & LeVeque 1979), so statistics gathered in pieces equal those gathered at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from etils import epy
+
+with epy.lazy_imports():
+    import jax.numpy as jnp
+
+CLIP = 10.0  # normalised observations are held in [-CLIP, CLIP]
+EPSILON = 1e-8
+
+
+class Statistics(NamedTuple):
+    """Moments of every observation seen so far."""
+
+    count: Any  # scalar f32
+    mean: Any  # [*obs] f32
+    m2: Any  # [*obs] f32, sum of squared deviations from the mean
+
+
+def init(shape: tuple[int, ...]) -> Statistics:
+    """Statistics of nothing: `apply` leaves observations as they are (mean 0, variance 1)."""
+    return Statistics(jnp.zeros(()), jnp.zeros(shape), jnp.zeros(shape))
+
+
+def of(observations: Any, shape: tuple[int, ...]) -> Statistics:
+    """Statistics of a batch ``[..., *shape]``."""
+    flat = observations.reshape(-1, *shape)
+    mean = flat.mean(axis=0, keepdims=True)
+    return Statistics(jnp.asarray(float(flat.shape[0])), mean[0], ((flat - mean) ** 2).sum(axis=0))
+
+
+def merge(a: Statistics, b: Statistics) -> Statistics:
+    """Statistics of both together; works on JAX and NumPy arrays alike."""
+    count = a.count + b.count
+    share = b.count / (count + (count == 0).astype(count.dtype))
+    delta = b.mean - a.mean
+    return Statistics(count, a.mean + delta * share, a.m2 + b.m2 + delta**2 * a.count * share)
+
+
+def apply(statistics: Statistics, obs: Any) -> Any:
+    """One observation, shifted and scaled to about zero mean and unit variance, clipped to ±`CLIP`."""
+    variance = jnp.where(statistics.count > 1, statistics.m2 / jnp.maximum(statistics.count, 1.0), 1.0)
+    return jnp.clip((obs - statistics.mean) / jnp.sqrt(variance + EPSILON), -CLIP, CLIP)

@@ -1,0 +1,183 @@
+"""The seam where distribution enters: an optimiser is a value, and algorithms never know which one they hold.
+
+* `local(rule)` applies the gradient where it was computed;
+* `capture()` leaves it in the state, for a runtime to apply elsewhere (shared memory, a server, a federated sum).
+
+The rate, its annealing, the decay, epsilon and the clip are leaves of `OptimiserState`: changing them needs no
+recompilation. `SharedRMSProp` is the same rule written in place on a flat vector, for memory several processes share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from etils import epy
+
+from shoal import options, types
+
+with epy.lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How a gradient becomes a step."""
+
+    rule: Literal["rmsprop", "adam"] = "rmsprop"
+    """rmsprop: epsilon inside the root, statistic from 0 (Mnih et al. 2016); adam: Kingma & Ba 2015."""
+    learning_rate: float = options.number(7e-4, low=0.0)
+    """Initial step size."""
+    anneal: bool = True
+    """Lower the step size linearly to 0 over the run, on the global count of environment steps."""
+    decay: float = options.number(0.99, low=0.0, high=1.0)
+    """Decay of the running mean of squared gradients."""
+    epsilon: float = options.number(1e-5, low=0.0)
+    """Added to the mean square under the root (rmsprop) or to the root (adam)."""
+    max_norm: float = options.number(0.5, low=0.0)
+    """Gradients are scaled down to this global norm; 0 turns the clip off."""
+
+
+LARGEST = float(np.finfo(np.float32).max)  # stands for "never": checkpoints hold no infinity
+
+
+class Hyper(NamedTuple):
+    """Numbers that may change during training; all f32 scalars."""
+
+    learning_rate: Any
+    anneal_steps: Any  # environment steps after which the rate is 0; `LARGEST` never anneals
+    decay: Any
+    epsilon: Any
+    max_norm: Any  # `LARGEST`: no clip
+
+
+class OptimiserState(NamedTuple):
+    """What an optimiser keeps between updates."""
+
+    hyper: Hyper
+    rule: Any  # running statistics, () when capturing
+    gradient: Any  # the gradient left for somebody else, () unless capturing
+    skipped: Any  # scalar i32: updates skipped because the gradient was not finite
+
+
+class Optimiser(NamedTuple):
+    """Pure functions; `update` returns the new parameters and state, and the gradient's norm before clipping."""
+
+    init: Callable[[types.Params], OptimiserState]
+    update: Callable[[Any, OptimiserState, types.Params, Any], tuple[types.Params, OptimiserState, Any]]
+    # (gradient, state, params, env_steps) -> (params, state, norm)
+
+
+def rate(hyper: Hyper, env_steps: Any) -> Any:
+    """The annealed step size η₀ max(0, 1 - T / T_end), on JAX or NumPy scalars.
+
+    Source: Mnih et al. 2016, arXiv:1602.01783; recomputed at each apply as in muupan/async-rl.
+    """
+    left = 1.0 - env_steps / hyper.anneal_steps
+    return hyper.learning_rate * (left + abs(left)) / 2.0  # max(left, 0), exact, on either kind of scalar
+
+
+def local(config: Config, steps: int) -> Optimiser:
+    """Apply gradients where they are computed; one that is not finite is skipped and counted.
+
+    Args:
+        config: The rule and its numbers.
+        steps: Environment steps of the whole run, for annealing.
+    """
+
+    def rule(hyper: Hyper) -> optax.GradientTransformation:
+        if config.rule == "adam":
+            return optax.scale_by_adam(b2=hyper.decay, eps=hyper.epsilon)
+        return optax.scale_by_rms(decay=hyper.decay, eps=hyper.epsilon, eps_in_sqrt=True)
+
+    def init(params: types.Params) -> OptimiserState:
+        hyper = _hyper(config, steps)
+        return OptimiserState(hyper, rule(hyper).init(params), (), jnp.int32(0))
+
+    def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any) -> Any:
+        gradient, norm = _clipped(gradient, state.hyper.max_norm)
+        step, statistics = rule(state.hyper).update(gradient, state.rule, params)
+        eta = rate(state.hyper, jnp.asarray(env_steps, jnp.float32))
+        finite = jnp.isfinite(norm)  # the norm is finite exactly when every element is (or it overflowed: skip too)
+        params = jax.tree.map(lambda p, s: jnp.where(finite, p - eta * s, p), params, step)
+        statistics = jax.tree.map(lambda new, old: jnp.where(finite, new, old), statistics, state.rule)
+        skipped = state.skipped + (~finite).astype(jnp.int32)
+        return params, state._replace(rule=statistics, skipped=skipped), norm
+
+    return Optimiser(init, update)
+
+
+def capture(config: Config, steps: int) -> Optimiser:
+    """Leave the clipped gradient in the state and the parameters as they are.
+
+    Args:
+        config: The rule the gradient will meet; its numbers travel in the state.
+        steps: Environment steps of the whole run, for annealing.
+    """
+
+    def init(params: types.Params) -> OptimiserState:
+        return OptimiserState(_hyper(config, steps), (), jax.tree.map(jnp.zeros_like, params), jnp.int32(0))
+
+    def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any) -> Any:
+        del env_steps  # the rate is taken where the gradient is applied
+        gradient, norm = _clipped(gradient, state.hyper.max_norm)
+        return params, state._replace(gradient=gradient), norm
+
+    return Optimiser(init, update)
+
+
+def _hyper(config: Config, steps: int) -> Hyper:
+    return Hyper(
+        jnp.float32(config.learning_rate),
+        jnp.float32(steps if config.anneal else LARGEST),
+        jnp.float32(config.decay),
+        jnp.float32(config.epsilon),
+        jnp.float32(config.max_norm or LARGEST),
+    )
+
+
+def _clipped(gradient: Any, max_norm: Any) -> tuple[Any, Any]:
+    """Scale by the *global* norm (element-wise clipping would change the direction)."""
+    norm = optax.tree.norm(gradient)
+    scale = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda g: g * scale, gradient), norm
+
+
+class SharedRMSProp:
+    """RMSProp in place on a flat vector that several processes update without locks.
+
+    g ← α g + (1 - α) dθ²,  θ ← θ - η dθ / √(g + ε); element-wise, epsilon inside the root, g from 0. Nothing is
+    allocated, so the window in which another writer's element can be lost stays a few microseconds.
+
+    Source: Mnih et al. 2016, arXiv:1602.01783, equation S2; Niu et al. 2011, arXiv:1106.5730 (no locks).
+    """
+
+    def __init__(self, size: int) -> None:
+        self._a = np.empty(size, np.float32)
+        self._b = np.empty(size, np.float32)
+
+    def apply(self, theta: np.ndarray, g: np.ndarray, gradient: np.ndarray, hyper: Hyper, eta: float) -> None:
+        """One step in place.
+
+        Args:
+            theta: ``[size]`` f32 parameters, written.
+            g: ``[size]`` f32 mean squares, written.
+            gradient: ``[size]`` f32.
+            hyper: NumPy scalars.
+            eta: The annealed rate (`rate`).
+        """
+        a, b = self._a, self._b
+        np.multiply(gradient, gradient, out=a)
+        a *= 1.0 - hyper.decay
+        np.multiply(g, hyper.decay, out=b)
+        b += a
+        g[:] = b
+        b += hyper.epsilon
+        np.sqrt(b, out=b)
+        np.divide(gradient, b, out=a)
+        a *= eta
+        theta -= a

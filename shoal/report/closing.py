@@ -1,0 +1,55 @@
+"""The one screen a run ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def text(summary: Mapping[str, Any], folder: Path) -> str:
+    """What a person wants to know when a run has ended.
+
+    Args:
+        summary: As in ``summary.json``.
+        folder: The run folder.
+    """
+    rows = [
+        ("return", _spread(summary, "return", "last 100 training episodes")),
+        ("evaluation", _spread(summary, "eval_return", f"{summary['eval_episodes']} greedy episodes")),
+        ("steps", f"{summary['env_steps']:,} in {summary['episodes']:,} episodes, {summary['updates']:,} updates"),
+        ("time", _time(summary)),
+        ("memory", _number(summary["peak_rss_mb"], "{:,.0f} MB")),
+    ]
+    restarts = summary["faults"].get("restarts", 0)
+    if restarts:
+        rows.append(("faults", f"{restarts} restart{'s' * (restarts > 1)}; the tracebacks are above"))
+    interrupted = summary["status"] == "interrupted"
+    rows.append(("resume", f"shoal resume {folder}") if interrupted else ("report", str(folder / "report.html")))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([_headline(summary), *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _headline(summary: Mapping[str, Any]) -> str:
+    what = f"{summary['preset']} on {summary['env']} (seed {summary['seed']})"
+    if summary["solved_at_step"] is not None:
+        return f"{what}: reached {summary['goal']:g} after {summary['solved_at_step']:,} steps"
+    ending = {"completed": "completed", "interrupted": f"interrupted by {summary['stopped_by']}, saved"}
+    missed = f"; the goal of {summary['goal']:g} was not reached" if summary["goal"] is not None else ""
+    return f"{what}: {ending.get(summary['status'], summary['status'])}{missed}"
+
+
+def _spread(summary: Mapping[str, Any], key: str, over: str) -> str:
+    if summary[f"{key}_mean"] is None:
+        return "not measured"
+    return f"{summary[f'{key}_mean']:.1f} ± {summary[f'{key}_std']:.1f}   ({over})"
+
+
+def _time(summary: Mapping[str, Any]) -> str:
+    speed = _number(summary["env_steps_per_s"], "{:,.0f} steps/s")
+    startup = _number(summary["startup_s"], "{:.1f} s")
+    return f"{_number(summary['train_s'], '{:.1f} s')} training ({speed}), {startup} start-up"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "not measured" if value is None else form.format(value)

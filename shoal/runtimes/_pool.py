@@ -1,0 +1,268 @@
+"""A supervised pool of spawned processes: restart with back-off, tracebacks brought home, no orphan.
+
+Every runtime with worker processes uses it. Workers are spawned (JAX deadlocks after a fork), run XLA and BLAS on one
+thread, share JAX's compilation cache, ignore the terminal's signals (stopping is the parent's business) and die with
+their parent, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.resource_tracker
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from shoal import errors
+
+SINGLE_THREADED = {
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+    "NPROC": "1",  # size of XLA's own thread pools
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",  # small calls run in the calling thread, without a hand-over
+    "JAX_PLATFORMS": "cpu",
+}
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the parent's business
+DEATHS = 5  # without a sign of progress between them: a crash loop
+LONGEST_WAIT = 30.0  # seconds between two restarts at most
+SILENCE = 120.0  # seconds without a message after which a worker is taken for hung
+
+
+class Failed(NamedTuple):
+    """What a worker sends before it ends on an exception."""
+
+    traceback: str
+
+
+class Link:
+    """A worker's end of the pool: messages to the parent, and whether the parent still lives."""
+
+    def __init__(self, connection: Any, parent: int) -> None:
+        self._connection = connection
+        self._parent = parent
+
+    def send(self, message: Any) -> None:
+        """Send one message; a vanished parent ends the worker."""
+        try:
+            self._connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(1)
+
+    def receive(self) -> Any:
+        """Wait for one message."""
+        try:
+            return self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            os._exit(1)
+
+    def orphaned(self) -> bool:
+        """Whether the parent is gone (where the kernel does not end its children by itself)."""
+        return os.getppid() != self._parent
+
+
+def _serve(target: Callable[..., None], connection: Any, parent: int, arguments: tuple[Any, ...]) -> None:
+    """The life of a worker process."""
+    _die_with(parent)
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    link = Link(connection, parent)
+    try:
+        target(link, *arguments)
+    except BaseException:  # noqa: BLE001  whatever it was goes to the parent, then ends this process
+        link.send(Failed(traceback.format_exc()))
+        sys.exit(1)
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+class _Worker:
+    """One place in the pool: the process that fills it now, and its history."""
+
+    def __init__(self) -> None:
+        self.process: Any = None
+        self.connection: Any = None
+        self.incarnation = -1
+        self.deaths = 0  # since the last message that showed progress
+        self.start_at = 0.0  # monotonic seconds; when it may be started (again)
+        self.heard = 0.0
+        self.traceback = ""
+        self.finished = False
+
+
+class Pool:
+    """``count`` workers running ``target(link, *arguments(worker, incarnation))``, kept alive.
+
+    Args:
+        target: A module-level function.
+        arguments: Makes the (picklable) arguments of one incarnation of one worker.
+        count: How many workers.
+        on_fault: Called with ``(kind, traceback)`` for every death that was mended.
+    """
+
+    def __init__(
+        self,
+        target: Callable[..., None],
+        arguments: Callable[[int, int], tuple[Any, ...]],
+        count: int,
+        on_fault: Callable[[str, str], None],
+    ) -> None:
+        self._target, self._arguments, self._on_fault = target, arguments, on_fault
+        self._context = multiprocessing.get_context("spawn")
+        self._workers = [_Worker() for _ in range(count)]
+        self.restarts = 0
+        try:
+            for worker in range(count):
+                self._start(worker)
+        except BaseException:
+            self.close(0.0)
+            raise
+
+    @property
+    def up(self) -> int:
+        """Workers that are alive."""
+        return sum(w.process is not None and w.process.is_alive() for w in self._workers)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every worker was told to be done (`finish`)."""
+        return all(w.finished for w in self._workers)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers that run."""
+        return [w.process.pid for w in self._workers if w.process is not None and w.process.is_alive()]
+
+    def incarnation(self, worker: int) -> int:
+        """How often this place was filled anew."""
+        return self._workers[worker].incarnation
+
+    def finish(self, worker: int) -> None:
+        """Note that a worker has ended its work: its death is none."""
+        self._workers[worker].finished = True
+
+    def send(self, worker: int, message: Any) -> None:
+        """Send a message; lost without a word if the worker is dead, which `poll` will find."""
+        connection = self._workers[worker].connection
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.send(message)
+
+    def poll(self, timeout: float) -> Iterator[tuple[int, int, Any]]:
+        """Messages as ``(worker, incarnation, message)``; dead and hung workers are replaced on the way.
+
+        Raises:
+            GaveUp: A worker died `DEATHS` times without progress.
+        """
+        now = time.monotonic()
+        for i, w in enumerate(self._workers):
+            if w.process is None and not w.finished and now >= w.start_at:
+                self._start(i)
+        sources = {w.connection: i for i, w in enumerate(self._workers) if w.connection is not None}
+        sentinels = {w.process.sentinel: i for i, w in enumerate(self._workers) if w.process is not None}
+        ready = multiprocessing.connection.wait([*sources, *sentinels], timeout)
+        for source in ready:
+            if source in sources:
+                yield from self._receive(sources[source])
+        for i, w in enumerate(self._workers):
+            if w.process is not None and not w.process.is_alive():
+                yield from self._receive(i)  # what it sent last
+                self._bury(i)
+            elif w.process is not None and time.monotonic() - w.heard > SILENCE:
+                w.traceback = f"worker {i} gave no sign of life for {SILENCE:.0f} s and was killed"
+                w.process.kill()
+
+    def progressed(self, worker: int) -> None:
+        """Note a sign of progress: earlier deaths no longer count towards a crash loop."""
+        self._workers[worker].deaths = 0
+
+    def close(self, patience: float = 5.0) -> None:
+        """End every worker: wait `patience` seconds in all, then kill."""
+        until = time.monotonic() + patience
+        for w in self._workers:
+            if w.process is not None:
+                w.process.join(max(0.0, until - time.monotonic()))
+                if w.process.is_alive():
+                    w.process.kill()
+                    w.process.join()
+                w.process.close()
+                w.connection.close()
+                w.process = w.connection = None
+
+    def _start(self, worker: int) -> None:
+        w = self._workers[worker]
+        w.incarnation += 1
+        w.traceback = ""
+        ours, theirs = self._context.Pipe()
+        arguments = (self._target, theirs, os.getpid(), self._arguments(worker, w.incarnation))
+        w.process = self._context.Process(target=_serve, args=arguments, daemon=True, name=f"shoal-worker-{worker}")
+        multiprocessing.resource_tracker.ensure_running()  # now, for it unblocks signals when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited: a Ctrl-C must not meet half a worker
+        try:
+            with single_threaded():
+                w.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()  # or a death would not be seen as an end of the pipe
+        w.connection, w.heard = ours, time.monotonic()
+
+    def _receive(self, worker: int) -> Iterator[tuple[int, int, Any]]:
+        w = self._workers[worker]
+        try:
+            while w.connection is not None and w.connection.poll():
+                message = w.connection.recv()
+                w.heard = time.monotonic()
+                if isinstance(message, Failed):
+                    w.traceback = message.traceback
+                else:
+                    yield worker, w.incarnation, message
+        except (EOFError, OSError):
+            return  # its death is handled where processes are looked at
+
+    def _bury(self, worker: int) -> None:
+        w = self._workers[worker]
+        code = w.process.exitcode
+        w.process.close()
+        w.connection.close()
+        w.process = w.connection = None
+        if w.finished:
+            return
+        w.deaths += 1
+        ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        story = w.traceback.rstrip() or f"worker {worker} ended without a traceback ({ending})"
+        if w.deaths >= DEATHS:
+            raise errors.GaveUp(f"worker {worker} died {w.deaths} times without progress; the last time:\n{story}")
+        wait = min(LONGEST_WAIT, 0.1 * 2 ** (w.deaths - 1))
+        w.start_at = time.monotonic() + wait
+        self.restarts += 1
+        self._on_fault(f"worker {worker} died ({ending}); restarting it in {wait:.1f} s", story)
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """The environment in which workers start; restored afterwards, this process is not concerned."""
+    before = {name: os.environ.get(name) for name in SINGLE_THREADED}
+    os.environ.update(SINGLE_THREADED)
+    os.environ["XLA_FLAGS"] = f"{before['XLA_FLAGS'] or ''} {SINGLE_THREADED['XLA_FLAGS']}".strip()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,75 @@
+"""Rollouts of pure-JAX environments, inside the compiled program: act, step, remember, ``[T, B]``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from etils import epy
+
+from shoal import types
+
+with epy.lazy_imports():
+    import jax
+    import jax.numpy as jnp
+
+
+class Actors(NamedTuple):
+    """``B`` streams between two rollouts: all that makes the next step what it is."""
+
+    env: Any  # leaves [B, ...]
+    obs: Any  # [B, *obs]
+    carry: types.Carry  # leaves [B, ...]
+    episode_return: Any  # [B] f32, of the episode under way
+    episode_length: Any  # [B] i32
+
+
+class Ended(NamedTuple):
+    """Which steps ended an episode, ``[T, B]``."""
+
+    over: Any  # bool
+    episode_return: Any  # f32, meaningful where `over`
+    length: Any  # i32
+
+
+def start(agent: types.Agent, env: types.Env, batch: int, key: types.Key) -> Actors:
+    """``batch`` streams at the start of their first episodes."""
+    state, obs = jax.vmap(env.init)(jax.random.split(key, batch))
+    carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch, *leaf.shape)), agent.carry)
+    return Actors(state, obs, carry, jnp.zeros(batch), jnp.zeros(batch, jnp.int32))
+
+
+def collect(
+    agent: types.Agent, env: types.Env, policy: types.Policy, actors: Actors, key: types.Key
+) -> tuple[Actors, types.Rollout, Ended]:
+    """Act ``T = agent.rollout_length`` steps in all streams.
+
+    Args:
+        agent: Whose `act` decides.
+        env: One stream; vmapped here.
+        policy: Held fixed over the rollout.
+        actors: ``B`` streams.
+        key: Consumed.
+
+    Returns:
+        The streams after the rollout, the rollout ``[T, B]``, and the episodes that ended in it.
+    """
+    batch = actors.episode_length.shape[0]
+
+    def step(actors: Actors, keys: types.Key) -> tuple[Actors, tuple[types.Transition, Ended]]:
+        act = jax.vmap(agent.act, in_axes=(None, 0, 0, 0))
+        action, extras, carry = act(policy, actors.carry, actors.obs, keys[0])
+        state, obs, outcome = jax.vmap(env.step)(actors.env, action, keys[1])
+        over = (outcome.discount == 0) | outcome.truncated
+        episode_return = actors.episode_return + outcome.reward
+        length = actors.episode_length + 1
+        transition = types.Transition(actors.obs, action, *outcome, extras)
+        carry = jax.tree.map(
+            lambda first, now: jnp.where(over.reshape(-1, *[1] * (now.ndim - 1)), first, now), agent.carry, carry
+        )
+        after = Actors(state, obs, carry, jnp.where(over, 0.0, episode_return), jnp.where(over, 0, length))
+        return after, (transition, Ended(over, episode_return, length))
+
+    carry = actors.carry
+    keys = jax.random.split(key, (agent.rollout_length, 2, batch))  # all at once: splitting inside the loop costs more
+    actors, (transitions, ended) = jax.lax.scan(step, actors, keys)
+    return actors, types.Rollout(transitions, carry), ended

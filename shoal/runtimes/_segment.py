@@ -1,0 +1,201 @@
+"""Experience from one environment inside a worker, one fixed-size segment after another, ``[T, 1]``.
+
+`HostSegments` steps a Python simulator; `DeviceSegments` runs a pure-JAX environment, the whole segment in one
+compiled call. Both give the same `types.Rollout` and the same account of finished episodes and of time.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from etils import epy
+
+from shoal import prng, seeds, types
+
+with epy.lazy_imports():
+    import jax
+
+    from shoal.runtimes import _rollout
+
+
+class Finished(NamedTuple):
+    """An episode that ended inside a segment."""
+
+    at: int  # steps into the segment, 1 for its first
+    episode_return: float
+    length: int
+
+
+class Segment(NamedTuple):
+    """What one call of `collect` gives."""
+
+    payload: Any  # the rollout [T, 1] where it is not in the room given at the start; else ()
+    finished: list[Finished]
+    environment_s: float  # seconds in the simulator
+    inference_s: float  # seconds deciding
+
+
+class Segments(Protocol):
+    """One stream of segments."""
+
+    def collect(self, policy: types.Policy | None) -> Segment:
+        """Act ``T`` steps with `policy` (None: with the NumPy parameters given at the start)."""
+        ...
+
+    def rehearse(self, policy: types.Policy | None) -> Any:
+        """Compile what `collect` runs, without moving the stream; returns a payload of the right shapes."""
+        ...
+
+    def close(self) -> None:
+        """Release the simulator."""
+        ...
+
+
+class HostSegments:
+    """A Python simulator; small networks decide in NumPy, others by one jitted call a step."""
+
+    def __init__(
+        self, parts: types.Parts, params: types.Params, room: types.Rollout, seed: int, *place: int | str
+    ) -> None:
+        """Open the simulator.
+
+        Args:
+            parts: The agent and its environment.
+            params: NumPy views that follow the shared parameters, for networks that decide in NumPy.
+            room: NumPy arrays ``[T, 1, ...]`` that each segment is written into.
+            seed: The run's.
+            *place: Of this stream, for `seeds.derive`.
+        """
+        agent = self._agent = parts.agent
+        self._env = parts.make_host()
+        self._obs = self._env.reset(seeds.derive(seed, *place, "environment"))
+        self._return, self._length = 0.0, 0
+        generator = np.random.default_rng(seeds.derive(seed, *place, "action"))
+        self._small = agent.small_act(params, generator) if agent.small_act else None
+        self._key = np.array([seeds.derive(seed, *place, "key", i) for i in range(2)] + [0], np.uint32)
+        self._carry = agent.carry
+        self._act = jax.jit(_act_raw(agent))
+        self._carry_room = room.carry
+        self._room = jax.tree.map(lambda leaf: leaf[:, 0], room.transitions)
+
+    def _decide(self, policy: types.Policy | None) -> tuple[Any, Any]:
+        self._key[2] += 1
+        action, extras, self._carry = self._act(policy, self._carry, self._obs, self._key)
+        return np.asarray(action), extras
+
+    def collect(self, policy: types.Policy | None) -> Segment:
+        """See `Segments`."""
+        small, step, clock = self._small, self._env.step, time.perf_counter
+        to, finished = self._room, []
+        obs_to, action_to, next_to = to.obs, to.action, to.next_obs
+        rewards, discounts, cuts, extras_of = [], [], [], []
+        jax.tree.map(_put, self._carry_room, self._carry)
+        environment, started = 0.0, clock()
+        obs = self._obs
+        for t in range(len(action_to)):
+            action, extras = small(obs) if small else self._decide(policy)
+            before = clock()
+            following, (reward, discount, truncated, next_obs) = step(action)
+            environment += clock() - before
+            obs_to[t], action_to[t] = obs, action
+            rewards.append(reward)
+            discounts.append(discount)
+            cuts.append(truncated)
+            extras_of.append(extras)
+            self._return += reward
+            if truncated or discount == 0.0:
+                next_to[t] = next_obs
+                length = self._length + t + 1
+                finished.append(Finished(t + 1, self._return, length))
+                self._return, self._length, self._carry = 0.0, -t - 1, self._agent.carry
+            obs = self._obs = following
+        self._length += len(action_to)
+        self._fill(rewards, discounts, cuts, extras_of, [f.at - 1 for f in finished])
+        return Segment((), finished, environment, clock() - started - environment)
+
+    def _fill(self, rewards: list, discounts: list, cuts: list, extras_of: list, ends: list[int]) -> None:
+        """What is cheaper to write at once: scalars, and successors where no episode ended (the next observation)."""
+        to = self._room
+        to.reward[:], to.discount[:], to.truncated[:] = rewards, discounts, cuts
+        for room, leaves in zip(to.extras, zip(*extras_of, strict=True), strict=True):
+            room[:] = leaves
+        kept = to.next_obs[ends]
+        to.next_obs[:-1] = to.obs[1:]
+        to.next_obs[-1] = self._obs
+        to.next_obs[ends] = kept
+
+    def rehearse(self, policy: types.Policy | None) -> Any:
+        """See `Segments`."""
+        if not self._small:
+            self._decide(policy)
+            self._carry = self._agent.carry
+        return ()
+
+    def close(self) -> None:
+        """Release the simulator."""
+        self._env.close()
+
+
+class DeviceSegments:
+    """A pure-JAX environment; a segment is one compiled call."""
+
+    def __init__(self, parts: types.Parts, seed: int, *place: int | str) -> None:
+        env = parts.device_env
+        assert env is not None
+        agent = parts.agent
+        self._actors = _rollout.start(agent, env, 1, seeds.key(seed, *place, "environment"))
+        self._key = np.array([seeds.derive(seed, *place, "key", i) for i in range(2)] + [0], np.uint32)
+
+        def segment(policy: types.Policy, actors: _rollout.Actors, words: Any) -> Any:
+            return _rollout.collect(agent, env, policy, actors, prng.counted(words))
+
+        self._segment = jax.jit(segment)
+
+    def collect(self, policy: types.Policy | None) -> Segment:
+        """See `Segments`; simulator and decisions are one program, so all its time counts as the environment's."""
+        started = time.perf_counter()
+        self._actors, rollout, ended = self._segment(policy, self._actors, self._key)
+        self._key[2] += 1
+        over = np.asarray(ended.over)[:, 0]
+        finished = [
+            Finished(int(t) + 1, float(ended.episode_return[t, 0]), int(ended.length[t, 0]))
+            for t in np.flatnonzero(over)
+        ]
+        return Segment(rollout, finished, time.perf_counter() - started, 0.0)
+
+    def rehearse(self, policy: types.Policy | None) -> Any:
+        """See `Segments`."""
+        return self._segment(policy, self._actors, self._key)[1]
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _act_raw(agent: types.Agent) -> Any:
+    def act(policy: types.Policy, carry: types.Carry, obs: Any, words: Any) -> Any:
+        return agent.act(policy, carry, obs, prng.counted(words))
+
+    return act
+
+
+def like(parts: types.Parts) -> types.Rollout:
+    """Shapes and dtypes of a rollout ``[T, 1]``."""
+    agent, seen = parts.agent, parts.spec.observation
+    state = jax.eval_shape(agent.init, seeds.key(0))
+    policy = jax.eval_shape(agent.snapshot, state)
+    obs = jax.ShapeDtypeStruct(seen.shape, seen.dtype)
+    action, extras, _ = jax.eval_shape(agent.act, policy, agent.carry, obs, seeds.key(0))
+
+    def over_time(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct((agent.rollout_length, 1, *leaf.shape), leaf.dtype)
+
+    number, flag = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((), np.bool_)
+    step = types.Transition(obs, action, number, number, flag, obs, extras)
+    carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), agent.carry)
+    return types.Rollout(jax.tree.map(over_time, step), carry)
+
+
+def _put(room: np.ndarray, leaf: Any) -> None:
+    room[0] = leaf

@@ -1,0 +1,300 @@
+"""The vocabulary: what an agent, a network, an environment and a runtime are. No logic.
+
+Shapes: ``T`` is time within a rollout, ``B`` the batch of parallel environments. Functions are written for one
+observation or one stream unless a ``[T, B]`` is shown; ``vmap`` gives the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+    Array = jax.Array | np.ndarray
+
+Tree = Any  # a pytree of arrays
+Params = Any  # nested dict of arrays
+Carry = Any  # recurrent state; () where there is none
+Key = Any  # a jax.random.key
+Metrics = Mapping[str, Any]  # scalars
+
+
+# ------------------------------------------------------------------------------------------------ spaces
+
+
+class ObservationSpec(NamedTuple):
+    """What an agent sees at one step, after the adapter's flattening rule."""
+
+    shape: tuple[int, ...]  # [features] for vectors, [height, width, channels] for images
+    dtype: str  # "float32" or "uint8" (images)
+    image: bool  # True: rank 3, channels last
+
+
+class ActionSpec(NamedTuple):
+    """What an agent may do: one of ``n`` choices, or a bounded vector."""
+
+    discrete: bool
+    n: int  # number of choices; 0 when continuous
+    shape: tuple[int, ...]  # () when discrete
+    low: tuple[float, ...]  # flattened bounds, () when discrete; may be -inf
+    high: tuple[float, ...]
+
+
+class EnvSpec(NamedTuple):
+    """An environment as data: enough to build an agent for it without stepping it."""
+
+    id: str  # as typed: CartPole-v1, gymnax:CartPole-v1, probe:discount
+    observation: ObservationSpec
+    action: ActionSpec
+    time_limit: int | None  # steps after which an episode is truncated, if the simulator says so
+    solved_at: float | None  # the return at which the simulator's authors call it solved
+    on_device: bool  # True: pure JAX, the whole loop can be compiled
+    notes: tuple[str, ...] = ()  # what the adapter did, e.g. "Dict observation flattened: ..."
+
+
+# ------------------------------------------------------------------------------------------------ experience
+
+
+class Outcome(NamedTuple):
+    """The truth about one step, whatever the simulator's auto-reset habit."""
+
+    reward: Any  # f32
+    discount: Any  # f32: 0 at true termination, else 1
+    truncated: Any  # bool: cut by a time limit (or a lost simulator); never together with discount == 0
+    next_obs: Any  # the true successor observation, never one of a reset
+
+
+class Transition(NamedTuple):
+    """One step of experience; arrays have leading ``[T, B]`` in a rollout."""
+
+    obs: Any  # [T, B, *obs]
+    action: Any  # [T, B] int32, or [T, B, *action] f32
+    reward: Any  # [T, B] f32
+    discount: Any  # [T, B] f32: 0 only at true termination
+    truncated: Any  # [T, B] bool
+    next_obs: Any  # [T, B, *obs] the true successor
+    extras: Any  # what the learning rule asked to remember, leaves [T, B, ...]
+
+
+class Rollout(NamedTuple):
+    """A fixed-size piece of experience; it may cross episode ends, which `Transition` marks."""
+
+    transitions: Transition  # [T, B]
+    carry: Carry  # recurrent state before the first step, leaves [B, ...]
+
+
+class Episode(NamedTuple):
+    """One finished training episode."""
+
+    env_steps: int  # global step count when it ended
+    episode_return: float  # undiscounted, before any scaling or clipping
+    length: int
+    worker: int
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+class Env(NamedTuple):
+    """A pure-JAX environment with truthful episodes; one stream, `vmap` for more."""
+
+    init: Callable[[Key], tuple[Tree, Any]]  # key -> (env_state, obs)
+    step: Callable[[Tree, Any, Key], tuple[Tree, Any, Outcome]]  # -> (env_state, obs to act on next, outcome)
+    spec: EnvSpec
+
+
+class HostEnv(Protocol):
+    """One Python environment with truthful episodes. After an end, `step` returns the next episode's first obs."""
+
+    spec: EnvSpec
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Begin anew, all randomness from `seed`; returns the first observation."""
+        ...
+
+    def step(self, action: Any) -> tuple[np.ndarray, Outcome]:
+        """Act once: (observation to act on next, outcome of this step)."""
+        ...
+
+    def close(self) -> None:
+        """Release the simulator; calling it twice is harmless."""
+        ...
+
+
+class Layer(NamedTuple):
+    """One layer of a network as data."""
+
+    kind: str  # "scale", "flatten", "dense", "conv", "lstm", "tanh", "relu"
+    name: str  # path of its parameters in the tree, "" when it has none
+    size: int = 0  # units or channels
+    kernel: int = 0  # square kernel side (conv)
+    stride: int = 0  # (conv)
+    gain: float = 1.0  # of the initialiser
+
+
+class NetworkSpec(NamedTuple):
+    """Layers as data: what compressors, the ONNX export and the global/local split read."""
+
+    observation: ObservationSpec
+    trunks: Mapping[str, tuple[Layer, ...]]  # by trunk name; one shared trunk, or one for each head
+    heads: Mapping[str, tuple[str, tuple[Layer, ...]]]  # head name -> (trunk it stands on, its layers)
+
+
+class Network(NamedTuple):
+    """One observation in; `vmap` outside."""
+
+    init: Callable[[Key], Params]
+    apply: Callable[[Params, Any, Carry], tuple[Mapping[str, Any], Carry]]  # -> ({head: output}, carry)
+    carry: Carry  # the recurrent state at the start of an episode; () where there is none
+    spec: NetworkSpec
+
+
+class Policy(NamedTuple):
+    """The little that acting needs: versioned, compressed, sent, exported."""
+
+    params: Params
+    normaliser: Any  # running statistics of observations, () where there are none
+    explore: Any  # f32 scalar: 1 acts as in training, 0 greedily
+
+
+SmallAct = Callable[[Params, Any], Callable[[Any], tuple[Any, Any]]]
+# (NumPy parameters, numpy Generator) -> (obs -> (action, extras)): `act` without XLA, for one small dense network
+
+
+class Agent(NamedTuple):
+    """Pure functions on pytrees; the same under every runtime.
+
+    The learner state returned by `init` is a NamedTuple with at least the fields `params`, `optimiser`
+    (`optimise.OptimiserState`), `normaliser` and `env_steps`; hyperparameters that may change are among its leaves.
+    """
+
+    init: Callable[[Key], Any]  # key -> state
+    snapshot: Callable[[Any], Policy]
+    act: Callable[[Policy, Carry, Any, Key], tuple[Any, Any, Carry]]  # -> (action, extras, carry); one observation
+    update: Callable[[Any, Rollout, Key], tuple[Any, Metrics]]
+    carry: Carry  # the recurrent state at the start of an episode
+    rollout_length: int  # T
+    head: str  # how outputs become an action: "categorical" or "gaussian"
+    network: Network
+    small_act: SmallAct | None  # None: the network is too large, or remembers
+
+
+class Corrected(NamedTuple):
+    """Targets for one stream ``[T]``."""
+
+    target: Any  # [T] what the value at t should be
+    advantage: Any  # [T] what the policy gradient at t is weighted with
+
+
+class Corrector(Protocol):
+    """Turns one stream of (possibly off-policy) experience into targets; see `correct/`."""
+
+    def __call__(self, log_rho: Any, reward: Any, discount: Any, cut: Any, value: Any, next_value: Any) -> Corrected:
+        """Arguments are ``[T]``; `log_rho` = log pi - log mu, `cut` True where the stream restarts after this step."""
+        ...
+
+
+class Packed(NamedTuple):
+    """A compressed policy: what an actor is sent."""
+
+    payload: Any
+    bytes: int  # size on the wire
+    seconds: float  # what compressing cost
+
+
+class Compressor(NamedTuple):
+    """Makes a policy smaller or cheaper to run, and knows how an actor evaluates the result."""
+
+    compress: Callable[[Policy, NetworkSpec, Any, Key], Packed]  # (policy, spec, sample_obs, key)
+    runner: Callable[[Packed], Callable[[Carry, Any, Key], tuple[Any, Any, Carry]]]  # one observation
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+
+class Goal(NamedTuple):
+    """When a run may stop early: the mean return of the last `window` training episodes reaches `target`."""
+
+    target: float
+    window: int = 100
+
+    def met(self, returns: Sequence[float]) -> bool:
+        """Whether the last `window` of `returns` (oldest first) reach the target; False while there are fewer."""
+        last = returns[-self.window :]
+        return len(last) == self.window and sum(last) / self.window >= self.target
+
+
+class Parts(NamedTuple):
+    """What a runtime receives; it names no algorithm and no simulator."""
+
+    agent: Agent
+    spec: EnvSpec
+    device_env: Env | None  # None: not a pure-JAX environment
+    make_host: Callable[[], HostEnv]  # opens one simulator in the calling process
+    rebuild: Callable[[], Parts]  # picklable: the same parts, built again inside a worker process
+
+
+class Progress(NamedTuple):
+    """What a runtime tells its observer, a few times a second."""
+
+    env_steps: int
+    updates: int
+    train_s: float  # seconds of training in this process's life, start-up and compilation apart
+    episodes: Sequence[Episode]  # finished since the last report
+    metrics: Mapping[str, float]  # latest learning metrics
+    split: Mapping[str, float]  # seconds since the start by "environment", "inference", "learning", "waiting"
+    workers: Mapping[str, Any]  # e.g. {"up": 2, "of": 2, "env_steps": [..]}; {} where there are none
+    faults: Mapping[str, int]
+    save: Callable[[], Tree]  # makes the checkpoint tree, on the host
+    watches_goal: bool = False  # True: the runtime judges the goal itself; else the observer does, episode by episode
+    solved_at: int | None = None  # the step at which such a runtime saw it met
+
+
+class Result(NamedTuple):
+    """What a runtime leaves behind."""
+
+    policy: Policy
+    final: Progress
+    startup_s: float  # from the call of `run` to the first learning step, compilation included
+
+
+class Observer(Protocol):
+    """Receives progress, keeps logs and checkpoints; its answer steers the run."""
+
+    def __call__(self, progress: Progress) -> bool:
+        """Returns False when the run should end after the update in hand."""
+        ...
+
+    def fault(self, kind: str, message: str) -> None:
+        """Something failed and was mended; `message` holds the traceback."""
+        ...
+
+
+class Runtime(Protocol):
+    """One way of training; the files of `runtimes/`."""
+
+    def like(self, parts: Parts, seed: int) -> Tree:
+        """The checkpoint tree of this runtime as ShapeDtypeStructs (or arrays): what `Progress.save` returns."""
+        ...
+
+    def policy(self, parts: Parts, seed: int, saved: Tree) -> Policy:
+        """The policy in a checkpoint tree."""
+        ...
+
+    def run(
+        self, parts: Parts, seed: int, steps: int, goal: Goal | None, observe: Observer, saved: Tree | None
+    ) -> Result:
+        """Train until `steps` environment steps, the goal, or the observer says stop.
+
+        Args:
+            parts: The agent and its environment.
+            seed: The run's seed; every other seed derives from it (`seeds.derive`).
+            steps: Environment steps in all, those before a resume included.
+            goal: Early stop, or None.
+            observe: Called a few times a second.
+            saved: The checkpoint tree to continue from; None for a new run.
+        """
+        ...

@@ -1,0 +1,140 @@
+"""The contract of every adapter, on a sample of its names."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from shoal import environments, registry, types
+from shoal.environments import _device, _walk
+
+STEPS = 120
+SAMPLE = {
+    "gymnasium": ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Blackjack-v1", "tests.scripted:ChannelFirst-v0"],
+    "gymnax": ["gymnax:CartPole-v1", "gymnax:Pendulum-v1", "gymnax:Breakout-MinAtar", "gymnax:FrozenLake-misc"],
+    "probe": [f"probe:{name}" for name in ("constant", "match", "truncated", "target", "memory")],
+}
+IDS = [env_id for ids in SAMPLE.values() for env_id in ids]
+DEVICE_IDS = SAMPLE["gymnax"] + SAMPLE["probe"]
+SHORT = environments.Config(time_limit=25)
+
+
+@pytest.fixture(scope="module", params=IDS)
+def opened(request):
+    return environments.open(request.param, SHORT)
+
+
+@pytest.fixture(scope="module")
+def walk(opened):
+    return _walk.walk(opened, STEPS, seed=1)
+
+
+def test_every_adapter_is_sampled():
+    assert set(SAMPLE) == set(registry.names("environment"))
+
+
+@pytest.mark.parametrize("adapter", registry.names("environment"))
+def test_adapters_list_ids_that_lead_back_to_them(adapter):
+    module = registry.load("environment", adapter)
+    assert isinstance(module.EXTRA, str)
+    for env_id in module.names():
+        assert environments.split(env_id)[0] == adapter
+        assert env_id.startswith(f"{module.PREFIX}:" if module.PREFIX else "")
+
+
+def test_spec_is_data(opened):
+    spec = opened.spec
+    assert spec.id in IDS
+    assert spec.on_device == (opened.device is not None)
+    assert spec.observation.image == (len(spec.observation.shape) == 3)
+    assert spec.observation.dtype in {"float32", "uint8"}
+    assert spec.time_limit == 25
+    size = 0 if spec.action.discrete else spec.action.shape[0]
+    assert len(spec.action.low) == len(spec.action.high) == size
+    assert (spec.action.n > 0) == spec.action.discrete
+
+
+def test_arrays_are_as_declared(opened, walk):
+    assert not walk.raised
+    shape, dtype = opened.spec.observation.shape, opened.spec.observation.dtype
+    for obs in [walk.first, *walk.obs, *(outcome.next_obs for outcome in walk.outcomes)]:
+        assert isinstance(obs, np.ndarray)
+        assert (obs.shape, obs.dtype) == (shape, np.dtype(dtype))
+
+
+def test_outcomes_are_plain_and_truthful(walk):
+    lengths, length = [], 0
+    for obs, outcome in zip(walk.obs, walk.outcomes, strict=True):
+        length += 1
+        assert type(outcome) is types.Outcome
+        assert type(outcome.reward) is float
+        assert type(outcome.truncated) is bool
+        assert outcome.discount in {0.0, 1.0}
+        assert not (outcome.truncated and outcome.discount == 0)
+        if _walk.over(outcome):
+            lengths.append(length)
+            assert outcome.discount == 0 or length == 25
+            length = 0
+        else:  # within an episode what is seen next is what the step led to
+            np.testing.assert_allclose(obs, outcome.next_obs, rtol=1e-6, atol=1e-6)  # XLA may compute the two apart
+    assert lengths
+    assert max(lengths) <= 25
+
+
+@pytest.mark.parametrize("opened", DEVICE_IDS, indirect=True)  # Gymnasium's: tests/test_environments.py, by hand
+def test_the_last_observation_is_never_that_of_a_reset(opened, walk):
+    """Play up to each end again, and step by hand from there: the successor cannot depend on the coming reset."""
+    ends = [index for index, outcome in enumerate(walk.outcomes) if _walk.over(outcome)]
+    state, _ = opened.device.init(_device.key_of_step(1, 0))
+    chance, step = np.random.default_rng(1), jax.jit(opened.device.step)
+    endless = jax.jit(environments.open(opened.spec.id, environments.Config(time_limit=10**6)).device.step)
+    compared = 0
+    for index in range(ends[-1] + 1):
+        action, key = _walk.action(opened.spec.action, chance), _device.key_of_step(1, index + 1)
+        if walk.outcomes[index].truncated:  # without a limit the episode would simply have gone on
+            _, carried_on, outcome = endless(state, action, key)
+            np.testing.assert_allclose(walk.outcomes[index].next_obs, carried_on, rtol=1e-6, atol=1e-6)
+            assert float(outcome.discount) == 1
+            compared += 1
+        state, _, _ = step(state, action, key)
+    assert compared == sum(outcome.truncated for outcome in walk.outcomes)
+
+
+def test_same_seed_same_walk(opened, walk):
+    assert _walk.same(walk, _walk.walk(opened, STEPS, seed=1))
+
+
+@pytest.mark.parametrize("opened", DEVICE_IDS, indirect=True)
+def test_host_view_equals_device_view(opened, walk):
+    chance = np.random.default_rng(1)
+    state, obs = opened.device.init(_device.key_of_step(1, 0))
+    np.testing.assert_array_equal(walk.first, obs)
+    step = jax.jit(opened.device.step)
+    for index, (seen, outcome) in enumerate(zip(walk.obs, walk.outcomes, strict=True)):
+        action = _walk.action(opened.spec.action, chance)
+        state, obs, told = step(state, action, _device.key_of_step(1, index + 1))
+        np.testing.assert_allclose(seen, obs, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(outcome.next_obs, told.next_obs, rtol=1e-6, atol=1e-6)
+        assert outcome[:3] == (float(told.reward), float(told.discount), bool(told.truncated))
+
+
+@pytest.mark.parametrize("opened", DEVICE_IDS, indirect=True)
+def test_device_view_maps_and_scans(opened):
+    """Declared types hold under vmap and scan, where runtimes use it."""
+    env, spec = opened.device, opened.spec
+    action = np.zeros((4, *spec.action.shape), np.int32 if spec.action.discrete else np.float32)
+
+    def body(carry, key):
+        state, obs, outcome = jax.vmap(env.step)(carry[0], action, jax.random.split(key, 4))
+        return (state, obs), outcome
+
+    def run(key):
+        begun = jax.vmap(env.init)(jax.random.split(key, 4))
+        return jax.lax.scan(body, begun, jax.random.split(key, 30))
+
+    (_, obs), outcomes = jax.eval_shape(run, jax.random.key(0))
+    assert (obs.shape, obs.dtype) == ((4, *spec.observation.shape), spec.observation.dtype)
+    assert outcomes.next_obs.shape == (30, 4, *spec.observation.shape)
+    kinds = [(leaf.shape, leaf.dtype.name) for leaf in outcomes[:3]]
+    assert kinds == [((30, 4), "float32"), ((30, 4), "float32"), ((30, 4), "bool")]

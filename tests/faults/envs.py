@@ -1,0 +1,127 @@
+"""Gymnasium environments that misbehave, registered on import as ``tests.faults.envs:NAME-v0``.
+
+What must happen once in a whole run, whatever the number of processes and restarts, is agreed on by a file: the one
+named in the environment variable SHOAL_TEST_ONCE, which the first to misbehave makes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import time
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+LENGTH = 10  # steps of an episode
+MISBEHAVES_AT = 60  # steps of one simulator
+STORY = "the simulator broke"
+
+
+class Calm(gymnasium.Env):
+    """Episodes of ten steps, reward 1 each; the ground the others stand on."""
+
+    observation_space = spaces.Box(0.0, 1.0, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self):
+        self.steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed, options=options)
+        self.at = 0
+        return self.see(), {}
+
+    def see(self):
+        return np.array([self.at / LENGTH, self.np_random.random()], np.float32)
+
+    def step(self, action):
+        assert self.action_space.contains(int(action))
+        self.steps += 1
+        self.at += 1
+        return self.see(), 1.0, self.at == LENGTH, False, {}
+
+
+def first():
+    """Whether nobody in this run has misbehaved yet."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(os.environ["SHOAL_TEST_ONCE"], os.O_CREAT | os.O_EXCL))
+        return True
+    return False
+
+
+class RaisesOnce(Calm):
+    def step(self, action):
+        if self.steps == MISBEHAVES_AT and first():
+            raise RuntimeError(STORY)
+        return super().step(action)
+
+
+class RaisesInReset(Calm):
+    def reset(self, *, seed=None, options=None):
+        if self.steps >= MISBEHAVES_AT and first():
+            raise RuntimeError(STORY)
+        return super().reset(seed=seed, options=options)
+
+
+class RaisesAlways(Calm):
+    def step(self, action):
+        raise RuntimeError(f"{STORY} at {action}")
+
+
+class NeverResets(Calm):
+    """Can be made and looked at, but not begun."""
+
+    def reset(self, *, seed=None, options=None):
+        raise RuntimeError(f"{STORY} at {seed}, {options}")
+
+
+class Dies(Calm):
+    """Takes its process with it, once."""
+
+    def step(self, action):
+        if self.steps == MISBEHAVES_AT and first():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+class Slow(Calm):
+    """A millisecond a step: a run can be caught in the middle."""
+
+    pause = 0.001
+
+    def step(self, action):
+        time.sleep(self.pause)
+        return super().step(action)
+
+
+class Viscous(Slow):
+    """An update takes seconds."""
+
+    pause = 0.5
+
+
+class NotFinite(Calm):
+    """Every 50th step pays NaN, every 70th shows infinity."""
+
+    def step(self, action):
+        seen, reward, terminated, truncated, info = super().step(action)
+        if self.steps % 70 == 0:
+            seen = np.array([math.inf, 0.0], np.float32)
+        return seen, math.nan if self.steps % 50 == 0 else reward, terminated, truncated, info
+
+
+def only_in_the_parent():
+    """An environment whose code is not there for worker processes."""
+    if multiprocessing.parent_process() is not None:
+        raise ImportError("no module named 'simulator'")
+    return Calm()
+
+
+for kind in (Calm, RaisesOnce, RaisesInReset, RaisesAlways, NeverResets, Dies, Slow, Viscous, NotFinite):
+    gymnasium.register(f"{kind.__name__}-v0", kind)
+gymnasium.register("OnlyInTheParent-v0", only_in_the_parent)

@@ -1,0 +1,47 @@
+"""However a run ends, nothing of it stays: no process, no shared memory, no temporary file."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests import faults
+
+WAYS = {
+    "hogwild": ("a3c", "--workers", 2),
+    "host-processes": ("a2c", "--runtime.processes", 2, "--runtime.environments", 2),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("ending", ["success", "failure", "Ctrl-C", "SIGTERM", "kill -9", "kill -9 early"])
+def test_nothing_stays(way, ending, tmp_path):
+    out, temporary = tmp_path / "run", tmp_path / "tmp"
+    temporary.mkdir()
+    shared = set(Path("/dev/shm").iterdir())
+    env = "RaisesAlways" if ending == "failure" else "Slow"
+    steps = 400 if ending == "success" else 10**9
+    with faults.Process(
+        "train", *WAYS[way], "--env", f"tests.faults.envs:{env}-v0", "--steps", steps, "--out", out,
+        "--eval-episodes", 0, TMPDIR=temporary,
+    ) as process:  # fmt: skip
+        if ending == "kill -9 early":
+            faults.wait(process.workers, "the first worker")
+        elif ending not in ("success", "failure"):
+            faults.wait_for_training(process, out)
+            assert len(process.workers()) == 2
+        if ending == "Ctrl-C":
+            process.ctrl_c()
+        elif ending == "SIGTERM":
+            process.signal(signal.SIGTERM)
+        elif ending.startswith("kill -9"):
+            process.signal(signal.SIGKILL)
+        code = process.ended().code
+        expected = {"success": 0, "failure": 3, "Ctrl-C": 75, "SIGTERM": 75}.get(ending, -signal.SIGKILL)
+        assert code == expected
+        faults.wait(lambda: not process.left(), "the run's processes to end", faults.ENDING)
+    new = set(Path("/dev/shm").iterdir()) - shared
+    assert not [path for path in new if path.name.startswith(("shoal", "psm_", "sem."))]
+    assert not list(temporary.rglob("*")), "temporary files are left"

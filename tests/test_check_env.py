@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from shoal import check_env, environments, errors, registry
+
+
+def check(env_id, steps=60, **config):
+    return check_env.check(env_id, environments.Config(**config), steps)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "gymnax:CartPole-v1", "probe:memory", "tests.scripted:Dict-v0"])
+def test_a_sound_environment_has_no_problems(env_id):
+    findings = check(env_id)
+    assert findings.problems == ()
+    assert findings.ok
+    assert findings.deterministic
+    assert findings.steps == 60
+    assert findings.episodes == findings.terminated + findings.truncated > 0
+    assert findings.steps_per_s > 0
+
+
+def test_counts_endings_apart():
+    findings = check("tests.scripted:Mixed-v0", steps=14)  # 2 (terminated), 4 (truncated), 1 (both), twice
+    assert (findings.episodes, findings.terminated, findings.truncated) == (6, 4, 2)
+    assert findings.length_mean == pytest.approx(14 / 6)
+    assert findings.return_mean == pytest.approx(2 * (3 + 10 + 1) / 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Unseeded", "the same seed began with different observations"),
+        ("Noisy", "the same seed and actions gave different observations"),
+        ("Raises", "raised RuntimeError: the simulator broke"),
+        ("NotFinite", "is not finite"),
+        ("Outside", "outside"),
+        ("ResetsInside", "is the first of the next"),
+    ],
+)
+def test_a_broken_promise_is_found(name, says):
+    findings = check(f"tests.scripted:{name}-v0")
+    assert not findings.ok
+    assert any(says in problem.what for problem in findings.problems), findings.problems
+    assert all(problem.remedy for problem in findings.problems)
+    assert any("PROBLEM" in line and says in line for line in check_env.lines(findings))
+
+
+def test_a_time_limit_mends_an_endless_environment():
+    assert any("give one" in remark for remark in check("tests.scripted:Endless-v0").remarks)
+    findings = check("tests.scripted:Endless-v0", time_limit=20)
+    assert findings.ok
+    assert (findings.terminated, findings.truncated) == (0, 3)
+
+
+def test_only_pure_jax_is_compiled_with_the_learner(monkeypatch):
+    names = registry.names
+    monkeypatch.setattr(registry, "names", lambda kind: ["host", "on_device"] if kind == "runtime" else names(kind))
+    assert check("tests.scripted:Terminates-v0").runtimes == ("host",)
+    assert check("probe:match").runtimes == ("host", "on_device")
+
+
+def test_seeds_that_change_nothing_are_a_remark():
+    findings = check("tests.scripted:Terminates-v0")
+    assert not findings.seed_matters
+    assert "every seed begins with the same observation" in findings.remarks
+    assert check("probe:match").seed_matters
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "tests.scripted:NotFinite-v0", "tests.scripted:Raises-v0"])
+def test_json_is_strict(env_id):
+    findings = check(env_id)
+    told = json.loads(json.dumps(findings.to_json(), allow_nan=False))
+    assert told["env"] == env_id
+    assert told["ok"] == findings.ok
+    assert told["spec"]["observation"]["shape"] == list(findings.spec.observation.shape)
+    assert len(told["problems"]) == len(findings.problems)
+
+
+def test_lines_show_what_the_agent_sees():
+    told = "\n".join(check_env.lines(check("tests.scripted:ChannelFirst-v0")))
+    assert "image [12, 10, 4] uint8" in told
+    assert "channels in front" in told
+    assert "one of 3 choices" in told
+
+
+def test_an_environment_that_cannot_be_opened_is_refused():
+    with pytest.raises(errors.Refused, match="did you mean"):
+        check("CartPole-v9")
+
+
+def test_checking_gymnasium_does_not_import_jax():
+    code = (
+        "import sys\nfrom shoal import check_env, environments\n"
+        "check_env.lines(check_env.check('CartPole-v1', environments.Config(), 50))\nassert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shoal import errors, networks, types
+
+HEADS = {"policy": (3, 0.01), "value": (1, 1.0)}
+
+
+def vector(size=4):
+    return types.ObservationSpec((size,), "float32", False)
+
+
+def image(*shape):
+    return types.ObservationSpec(shape, "uint8", True)
+
+
+def kinds(config, observation):
+    return [layer.kind for layer in networks.specify(config, observation, HEADS).trunks["trunk"]]
+
+
+def shapes(network):
+    found = jax.eval_shape(network.init, jax.random.key(0))
+    return {name: found[name]["kernel"].shape for name in found if "kernel" in found[name]}
+
+
+@pytest.mark.parametrize(
+    ("config", "observation"),
+    [
+        ({}, vector()),
+        ({"hidden": ()}, vector()),
+        ({"shared": False}, vector()),
+        ({"lstm": 5}, vector()),
+        ({"lstm": 5, "shared": False}, vector()),
+        ({}, image(5, 4, 2)),
+        ({"torso": "dqn_2013"}, image(36, 44, 1)),
+        ({"torso": "nature"}, image(44, 36, 1)),
+    ],
+)
+def test_outputs_and_recurrent_state_have_the_shapes_promised(config, observation):
+    network = networks.build(networks.Config(**config), observation, HEADS)
+    obs = jnp.zeros(observation.shape, observation.dtype)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    outputs, carry = jax.eval_shape(network.apply, params, obs, network.carry)
+    assert {name: (leaf.shape, leaf.dtype.name) for name, leaf in outputs.items()} == {
+        "policy": ((3,), "float32"),
+        "value": ((1,), "float32"),
+    }
+    assert jax.tree.structure(carry) == jax.tree.structure(network.carry)
+    assert [leaf.shape for leaf in jax.tree.leaves(carry)] == [leaf.shape for leaf in jax.tree.leaves(network.carry)]
+    assert bool(network.carry) == ("lstm" in config)
+    assert set(params) == {
+        layer.name
+        for layers in (*network.spec.trunks.values(), *(head for _, head in network.spec.heads.values()))
+        for layer in layers
+        if layer.name
+    }
+
+
+def test_the_atari_networks_are_those_of_the_papers():
+    stack = image(84, 84, 4)
+    assert shapes(networks.build(networks.Config(torso="dqn_2013"), stack, HEADS)) == {
+        "trunk_conv_0": (8, 8, 4, 16),
+        "trunk_conv_1": (4, 4, 16, 32),
+        "trunk_dense_0": (9 * 9 * 32, 256),
+        "policy": (256, 3),
+        "value": (256, 1),
+    }
+    assert shapes(networks.build(networks.Config(torso="nature"), stack, HEADS)) == {
+        "trunk_conv_0": (8, 8, 4, 32),
+        "trunk_conv_1": (4, 4, 32, 64),
+        "trunk_conv_2": (3, 3, 64, 64),
+        "trunk_dense_0": (7 * 7 * 64, 512),
+        "policy": (512, 3),
+        "value": (512, 1),
+    }
+
+
+def test_layers_follow_the_observation():
+    auto = networks.Config(hidden=(8,))
+    assert kinds(auto, vector()) == ["dense", "tanh"]
+    assert kinds(auto, image(35, 84, 1)) == ["scale", "flatten", "dense", "tanh"]
+    assert kinds(auto, image(36, 36, 1)) == ["scale", *["conv", "relu"] * 3, "flatten", "dense", "relu"]
+    assert kinds(networks.Config(hidden=(8, 8), activation="relu", lstm=3), vector()) == ["dense", "relu"] * 2 + [
+        "lstm"
+    ]
+
+
+def test_bytes_are_scaled_to_the_unit_interval():
+    network = networks.build(networks.Config(hidden=()), image(1, 1, 2), {"policy": (2, 1.0)})
+    params = {"policy": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}}
+    outputs, _ = network.apply(params, jnp.array([[[255, 51]]], jnp.uint8), ())
+    np.testing.assert_allclose(outputs["policy"], [1.0, 0.2], rtol=1e-6)
+
+
+def test_a_trunk_each_shares_nothing():
+    network = networks.build(networks.Config(hidden=(8,), shared=False), vector(), HEADS)
+    params, obs = jax.jit(network.init)(jax.random.key(0)), jnp.ones(4)
+    gradient = jax.grad(lambda params: network.apply(params, obs, ())[0]["policy"].sum())(params)
+    assert not np.any(gradient["value_trunk_dense_0"]["kernel"])
+    assert np.any(gradient["policy_trunk_dense_0"]["kernel"])
+    assert [trunk for trunk, _ in network.spec.heads.values()] == ["policy_trunk", "value_trunk"]
+
+
+def test_an_lstm_remembers_and_the_zero_state_begins():
+    network = networks.build(networks.Config(hidden=(8,), lstm=5), vector(), HEADS)
+    params = jax.jit(network.init)(jax.random.key(0))
+    apply = jax.jit(network.apply)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(network.carry))
+    one, carry = apply(params, jnp.ones(4), network.carry)
+    two, _ = apply(params, jnp.ones(4), carry)
+    assert np.any(one["value"] != two["value"])
+
+
+@pytest.mark.parametrize("shape", [(64, 16), (16, 64)])
+def test_orthogonal_kernels_are_orthogonal_with_their_gain(shape):
+    rows, columns = shape
+    network = networks.build(networks.Config(hidden=(columns,)), vector(rows), HEADS)
+    params = jax.jit(network.init)(jax.random.key(0))
+    kernel = np.asarray(params["trunk_dense_0"]["kernel"], np.float64) / math.sqrt(2.0)
+    product = kernel.T @ kernel if rows >= columns else kernel @ kernel.T
+    np.testing.assert_allclose(product, np.eye(min(shape)), atol=1e-5)
+    for name, gain in (("policy", 0.01), ("value", 1.0)):
+        norms = np.linalg.norm(params[name]["kernel"], axis=0)
+        np.testing.assert_allclose(norms, gain, rtol=1e-4)
+    assert not any(np.any(layer["bias"]) for layer in params.values())
+
+
+def test_fan_in_draws_weights_and_biases_within_one_over_the_root():
+    config = networks.Config(torso="dqn_2013", initialiser="fan_in")
+    params = jax.jit(networks.build(config, image(36, 36, 4), HEADS).init)(jax.random.key(0))
+    for layer in params.values():
+        fan_in = layer["kernel"][..., 0].size
+        bound = 1.0 / math.sqrt(fan_in)
+        assert np.abs(layer["kernel"]).max() <= bound
+        assert np.abs(layer["bias"]).max() <= bound
+        assert np.any(layer["bias"])
+    kernel = np.asarray(params["trunk_dense_0"]["kernel"])  # large enough to look like a uniform law
+    bound = 1.0 / math.sqrt(kernel.shape[0])
+    assert kernel.std() == pytest.approx(bound / math.sqrt(3.0), rel=0.02)
+    assert np.abs(kernel).max() > 0.99 * bound
+
+
+def test_keys_decide_the_parameters():
+    network = networks.build(networks.Config(hidden=(4,)), vector(), HEADS)
+    one, two, other = (jax.jit(network.init)(jax.random.key(seed)) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert np.any(one["policy"]["kernel"] != other["policy"]["kernel"])
+
+
+@pytest.mark.parametrize("torso", ["dqn_2013", "nature"])
+@pytest.mark.parametrize("observation", [vector(), image(35, 84, 4), image(84, 35, 4)])
+def test_convolutions_that_do_not_fit_are_refused(torso, observation):
+    with pytest.raises(errors.Refused, match=f"network.torso={torso}.*36x36.*use network.torso=mlp") as caught:
+        networks.specify(networks.Config(torso=torso), observation, HEADS)
+    assert str(list(observation.shape)) in str(caught.value)
+
+
+def test_a_network_is_data_that_compares():
+    one, two = (networks.specify(networks.Config(), vector(), HEADS) for _ in range(2))
+    assert one == two
+    assert one != networks.specify(networks.Config(hidden=(64,)), vector(), HEADS)

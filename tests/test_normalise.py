@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shoal import normalise
+
+
+def batches():
+    rng = np.random.default_rng(0)
+    return [rng.normal(3.0, [0.1, 1.0, 20.0], (n, 3)).astype(np.float32) for n in (1, 7, 64, 200)]
+
+
+def numpy(statistics):
+    return jax.tree.map(np.asarray, statistics)
+
+
+@pytest.mark.parametrize("convert", [lambda s: s, numpy], ids=["jax", "numpy"])
+def test_merging_in_pieces_equals_at_once(convert):
+    merged = convert(normalise.init((3,)))
+    for batch in batches():
+        merged = normalise.merge(merged, convert(normalise.of(batch, (3,))))
+    everything = np.concatenate(batches()).astype(np.float64)
+    assert merged.count == len(everything)
+    np.testing.assert_allclose(merged.mean, everything.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(merged.m2 / merged.count, everything.var(0), rtol=1e-4)
+
+
+def test_order_does_not_matter_and_nothing_adds_nothing():
+    a, b = (normalise.of(batch, (3,)) for batch in batches()[1:3])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), normalise.merge(a, b), normalise.merge(b, a))
+    empty = normalise.init((3,))
+    for merged in (normalise.merge(a, empty), normalise.merge(empty, a)):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), merged, a)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(normalise.merge(empty, empty)))
+
+
+def test_leading_axes_are_all_samples():
+    flat = batches()[2]
+    one, two = normalise.of(flat, (3,)), normalise.of(flat.reshape(4, 16, 3), (3,))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), one, two)
+    assert one.mean.shape == one.m2.shape == (3,)
+
+
+@pytest.mark.parametrize("way", [lambda f: f, jax.jit], ids=["plain", "jit"])
+def test_apply_by_hand(way):
+    # Mean (1, 2), variance (4, 9) of 10 observations: (5 - 1)/2 = 2, (-1 - 2)/3 = -1.
+    seen = normalise.Statistics(jnp.float32(10), jnp.array([1.0, 2.0]), jnp.array([40.0, 90.0]))
+    np.testing.assert_allclose(way(normalise.apply)(seen, jnp.array([5.0, -1.0])), [2.0, -1.0], rtol=1e-6)
+    np.testing.assert_array_equal(way(normalise.apply)(seen, jnp.array([1e6, -1e6])), [normalise.CLIP, -normalise.CLIP])
+
+
+def test_statistics_of_nothing_leave_observations_as_they_are():
+    obs = jnp.array([0.5, -3.0, 7.0])
+    np.testing.assert_allclose(normalise.apply(normalise.init((3,)), obs), obs, rtol=1e-6)
+
+
+def test_what_was_seen_comes_out_with_zero_mean_and_unit_variance():
+    batch = batches()[-1]
+    out = jax.vmap(normalise.apply, in_axes=(None, 0))(normalise.of(batch, (3,)), batch)
+    np.testing.assert_allclose(out.mean(0), np.zeros(3), atol=1e-4)
+    np.testing.assert_allclose(out.std(0), np.ones(3), rtol=1e-4)
+
+
+def test_a_constant_feature_stays_finite():
+    out = normalise.apply(normalise.of(jnp.full((50, 2), 3.0), (2,)), jnp.array([3.0, 4.0]))
+    np.testing.assert_allclose(out, [0.0, normalise.CLIP], atol=1e-3)
+
+
+def test_acting_leaves_the_statistics_frozen_and_learning_moves_them(env_spec, build_agent, rollout):
+    spec = env_spec((3,), choices=2)
+    agent = build_agent(spec, algorithm={"normalise_observations": True, "rollout_length": 6})
+    state = jax.jit(agent.init)(jax.random.key(0))
+    assert agent.snapshot(state).normaliser is state.normaliser
+    experience = rollout(spec, 6, 2, seed=1)
+    following, _ = jax.jit(agent.update)(state, experience, jax.random.key(0))
+    expected = normalise.of(experience.transitions.obs, (3,))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), following.normaliser, expected)
+    policy = agent.snapshot(following)
+    before = jax.tree.map(np.array, policy.normaliser)
+    for i in range(3):
+        agent.act(policy, (), jnp.full(3, 100.0), jax.random.key(i))
+    jax.tree.map(np.testing.assert_array_equal, policy.normaliser, before)

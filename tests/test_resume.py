@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+import signal
+import time
+
+import pytest
+
+from shoal import cli
+from tests import faults
+
+STEPS = 40_000
+DEVICE = (
+    "a2c", "--env", "gymnax:CartPole-v1", "--runtime.environments", 16, "--runtime.chunk-steps", 160,
+    "--steps", STEPS, "--eval-episodes", 0,
+)  # fmt: skip
+KILLS = 3
+ALL = {"SHOAL_SAVE_EVERY": 0}  # a checkpoint at every report
+
+
+def steps_of(folder):
+    return [line["step"] for line in faults.metrics(folder)]
+
+
+def episodes(folder):
+    """Finished episodes, their wall time apart."""
+    rows = csv.DictReader((folder / "episodes.csv").read_text().splitlines())
+    return [{name: value for name, value in row.items() if name != "wall_s"} for row in rows]
+
+
+def check_logs(folder):
+    """Nothing is told twice, and nothing out of order."""
+    steps = steps_of(folder)
+    assert steps == sorted(set(steps))
+    ends = [int(row["env_steps"]) for row in episodes(folder)]
+    assert ends == sorted(ends)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run that the disturbed ones must come to."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert cli.main(["train", *map(str, DEVICE), "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def killed(folder, *typed, moment):
+    """A command killed with kill -9, `moment` seconds after its first new checkpoint."""
+    before = set((folder / "checkpoints").glob("step-*"))
+    with faults.Process(*typed, **ALL) as process:
+        faults.wait(
+            lambda: set((folder / "checkpoints").glob("step-*")) - before or not process.runs(), "a new checkpoint"
+        )
+        time.sleep(moment)  # the moment of the kill is what is drawn
+        alive = process.runs()
+        process.signal(signal.SIGKILL)
+        ended = process.ended()
+    assert ended.code in (0, -signal.SIGKILL), ended.err
+    return alive
+
+
+@pytest.fixture(scope="module")
+def dead(tmp_path_factory):
+    """A run killed early, as a folder to copy."""
+    folder = tmp_path_factory.mktemp("dead") / "run"
+    assert killed(folder, "train", *DEVICE, "--out", folder, moment=0.1)
+    assert len(list((folder / "checkpoints").glob("step-*"))) > 1, "there must be one before the newest"
+    return folder
+
+
+@pytest.fixture
+def copy(dead, tmp_path):
+    return shutil.copytree(dead, tmp_path / "run")
+
+
+def test_killed_at_random_moments_it_reaches_the_same_bits(undisturbed, copy, capsys):
+    chance, kills = random.Random(20), 1
+    while kills < KILLS and killed(copy, "resume", copy, "--eval-episodes", 0, moment=chance.uniform(0.0, 0.2)):
+        kills += 1
+    assert kills == KILLS, "the run is too short to be killed so often"
+    ended = faults.call(capsys, "resume", copy, "--json", "--eval-episodes", 0)
+    assert ended.code == 0, ended.err
+    summary, expected = ended.json, faults.summary(undisturbed)
+    assert summary["status"] == "completed"
+    assert summary["params_sha256"] == expected["params_sha256"]
+    assert summary["exact"] is True
+    for key in ("env_steps", "updates", "episodes", "return_mean", "return_std", "best_return_mean"):
+        assert summary[key] == expected[key], key
+    assert episodes(copy) == episodes(undisturbed)
+    check_logs(copy)
+    assert steps_of(copy)[-1] == summary["env_steps"]
+    assert not list(copy.rglob(".tmp-*")), "what killed saves left is cleared"
+
+
+def newest(folder):
+    return max((folder / "checkpoints").glob("step-*"))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(undisturbed, copy, capsys):
+    bad = newest(copy)
+    flip(bad / "arrays.bin")
+    ended = faults.call(capsys, "resume", copy, "--json", "--eval-episodes", 0)
+    assert ended.code == 0, ended.err
+    assert f"checkpoint {bad.name} is damaged" in ended.err
+    assert "the one before" in ended.err
+    assert ended.json["params_sha256"] == faults.summary(undisturbed)["params_sha256"]
+    assert episodes(copy) == episodes(undisturbed)
+    check_logs(copy)
+    assert list((copy / "checkpoints").glob(f"bad-{bad.name}-*")), "set aside, not deleted"
+
+
+def test_without_a_usable_checkpoint_it_ends_with_4(copy, capsys):
+    for folder in (copy / "checkpoints").glob("step-*"):
+        flip(folder / "manifest.json")
+    for verb in ("eval", "export", "resume"):
+        ended = faults.call(capsys, verb, copy)
+        assert ended.code == 4, ended.err
+        assert "no usable checkpoint" in ended.err
+        assert ended.out == ""
+    assert json.loads((copy / "config.json").read_text())["steps"] == STEPS, "nothing else is touched"
+
+
+def test_a_run_that_never_saved_cannot_be_resumed(copy, capsys):
+    shutil.rmtree(copy / "checkpoints")
+    ended = faults.call(capsys, "resume", copy)
+    assert (ended.code, ended.err.count("\n")) == (4, 1)
+    assert "none was saved" in ended.err
+    assert "anew" in ended.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("steps", STEPS * 2), ("parts.algorithm.discount", 0.9), ("parts.network.hidden", [8]), ("seed", 5)],
+    ids=lambda change: change[0],
+)
+def test_an_edited_config_is_refused(change, copy, capsys):
+    path, value = change
+    config = json.loads((copy / "config.json").read_text())
+    *above, last = path.split(".")
+    place = config
+    for name in above:
+        place = place[name]
+    place[last] = value
+    (copy / "config.json").write_text(json.dumps(config))
+    before = sorted(copy.rglob("*"))
+    ended = faults.call(capsys, "resume", copy)
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    assert "config.json" in ended.err
+    assert "restore it" in ended.err
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_a_run_in_use_is_left_alone(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with faults.Process("train", *DEVICE[:-4], "--steps", 10**9, "--out", folder) as process:
+        faults.wait_for_training(process, folder)
+        ended = faults.call(capsys, "resume", folder)
+        assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+        assert f"in use by another process (id {process.pid})" in ended.err
+        assert process.runs()
+    assert not (folder / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("a2c", "--env", "tests.faults.envs:Slow-v0", "--runtime.processes", 0, "--runtime.environments", 2),
+        ("a2c", "--env", "tests.faults.envs:Slow-v0", "--runtime.processes", 2, "--runtime.environments", 2),
+        ("a3c", "--env", "tests.faults.envs:Slow-v0", "--workers", 2),
+    ],
+    ids=["host", "host-processes", "hogwild"],
+)
+def test_counters_go_on_where_simulators_cannot_be_saved(typed, tmp_path, capsys):
+    folder, steps = tmp_path / "run", 1200
+    with faults.Process("train", *typed, "--steps", steps, "--out", folder, "--json") as process:
+        faults.wait_for_training(process, folder, 100)
+        process.signal(signal.SIGTERM)
+        stopped = process.ended()
+    assert stopped.code == 75, stopped.err
+    before = stopped.json
+    assert 0 < before["env_steps"] < steps
+    told = episodes(folder)
+    ended = faults.call(capsys, "resume", folder, "--json", "--eval-episodes", 0)
+    assert ended.code == 0, ended.err
+    after = ended.json
+    assert after["status"] == "completed"
+    assert after["stopped_by"] is None
+    assert steps <= after["env_steps"] <= steps + 100
+    assert after["updates"] > before["updates"]
+    assert after["wall_s"] > before["wall_s"]
+    assert after["train_s"] > before["train_s"]
+    assert after["episodes"] == len(episodes(folder)) > before["episodes"]
+    assert episodes(folder)[: len(told)] == told, "episodes before the stop stay as they were"
+    assert after["exact"] is False, "the episodes under way were lost, and that is said"
+    check_logs(folder)
+    if "workers" in after and "env_steps" in after["workers"]:
+        assert sum(after["workers"]["env_steps"]) == after["env_steps"]
+
+
+def test_a_goal_met_before_the_stop_stays_met(tmp_path, capsys):
+    """Interrupted while it was being saved, a solved run must not train on."""
+    folder = tmp_path / "run"
+    typed = ("a2c", "--env", "probe:constant", "--runtime.environments", 10, "--runtime.chunk-steps", 200)
+    faults.train(capsys, folder, *typed, "--steps", 40_000, "--until", 1)
+    whole = faults.summary(folder)
+    (folder / "summary.json").unlink()  # killed after the last checkpoint, before the summary
+    ended = faults.call(capsys, "resume", folder, "--json", "--eval-episodes", 0)
+    assert ended.code == 0, ended.err
+    assert ended.json["solved_at_step"] == whole["solved_at_step"]
+    assert ended.json["env_steps"] == whole["env_steps"]
+    assert ended.json["params_sha256"] == whole["params_sha256"]

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import csv
+import json
+import signal
+
+import numpy as np
+import pytest
+
+import shoal
+from shoal import errors, experiment, session
+from tests import faults
+
+WHOLE = ("config.json", "metrics.jsonl", "episodes.csv", "summary.json", "report.html")  # of a completed run
+HOST = ("a2c", "--env", "CartPole-v1", "--runtime.environments", 4, "--steps", 600)
+DEVICE = ("a2c", "--env", "gymnax:CartPole-v1", "--runtime.environments", 8, "--steps", 2000)
+ALONE = ("a3c", "--workers", 1, "--steps", 600)
+
+
+def episodes(folder):
+    return list(csv.DictReader((folder / "episodes.csv").read_text().splitlines()))
+
+
+def check_folder(folder, summary):
+    """A completed run's folder holds what the design page says, and its files agree with each other."""
+    for name in WHOLE:
+        assert (folder / name).stat().st_size, name
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert list((folder / "checkpoints").iterdir())
+    assert not list(folder.rglob(".tmp*"))
+    assert faults.summary(folder) == summary
+    assert summary["status"] == "completed"
+    lines = faults.metrics(folder)
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+    assert lines[-1]["step"] == summary["env_steps"]
+    assert summary["episodes"] == len(episodes(folder))
+    if summary["goal"] is None:
+        assert lines[-1]["episodes"] == summary["episodes"]
+    assert np.isfinite([line["loss"] for line in lines if line.get("loss") is not None]).all()
+    made = experiment.from_json(json.loads((folder / "config.json").read_text()))
+    assert (made.preset, made.env, made.seed) == (summary["preset"], summary["env"], summary["seed"])
+    assert (folder / "config.json").read_text().count("experiment_sha256") == 1
+
+
+# ------------------------------------------------------------------------------------------------ each way of running
+
+
+def test_a3c_trains_cartpole_with_two_workers(capsys, tmp_path):
+    out = tmp_path / "run"
+    summary = faults.train(capsys, out, "a3c", "--env", "CartPole-v1", "--workers", 2, "--steps", 3000, evaluate=2)
+    check_folder(out, summary)
+    assert summary["runtime"] == "hogwild"
+    assert 3000 <= summary["env_steps"] < 3200
+    workers = summary["workers"]
+    assert workers["of"] == 2
+    assert sum(workers["env_steps"]) == summary["env_steps"]
+    assert sum(workers["updates"]) == summary["updates"]
+    assert min(workers["env_steps"]) > 0, "both work"
+    assert workers["lag_mean"] >= 0
+    assert {row["worker"] for row in episodes(out)} == {"0", "1"}
+    assert summary["faults"] == {"restarts": 0, "non_finite": 0}
+    lengths = sum(int(row["length"]) for row in episodes(out))
+    assert lengths <= summary["env_steps"] < lengths + 2 * 500
+    assert all(float(row["episode_return"]) == int(row["length"]) for row in episodes(out)), "CartPole pays 1 a step"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "typed"),
+    [
+        ("on_device", DEVICE),
+        ("host", HOST),
+        ("host", ("a2c", "--env", "tests.scripted:Dict-v0", "--runtime.environments", 3, "--steps", 90)),
+        (
+            "hogwild",
+            ("a3c_lstm", "--env", "CartPole-v1", "--environment.observe", 0, 2, "--workers", 1, "--steps", 400),
+        ),
+        ("hogwild", ("a3c_continuous", "--env", "Pendulum-v1", "--workers", 1, "--steps", 600)),
+        ("hogwild", ("a3c", "--env", "probe:match", "--workers", 1, "--steps", 300)),
+    ],
+    ids=["on_device", "host", "own-env", "lstm", "continuous", "hogwild-jax"],
+)
+def test_every_preset_trains(runtime, typed, capsys, tmp_path):
+    summary = faults.train(capsys, tmp_path / "run", *typed)
+    check_folder(tmp_path / "run", summary)
+    assert summary["runtime"] == runtime
+    assert summary["env_steps"] >= typed[-1]
+    assert summary["episodes"] > 0
+    assert summary["updates"] > 0
+
+
+@pytest.mark.parametrize("preset", ["a2c", "a3c"])
+def test_a_run_ends_early_when_its_goal_is_reached(preset, capsys, tmp_path):
+    out, steps = tmp_path / "run", 300_000
+    short = ("--runtime.environments", 10, "--runtime.chunk-steps", 200) if preset == "a2c" else ("--workers", 1)
+    ended = faults.call(
+        capsys, "train", preset, "--env", "probe:constant", "--steps", steps, "--until", 1, "--out", out, "--json",
+        "--eval-episodes", 0, *short,
+    )  # fmt: skip
+    summary = ended.json
+    check_folder(out, summary)
+    assert 100 <= summary["solved_at_step"] <= summary["env_steps"] < steps / 100
+    assert (summary["goal"], summary["return_mean"]) == (1.0, 1.0)
+    assert f"reached 1 after {summary['solved_at_step']} steps" in ended.err
+
+
+def test_a_goal_out_of_reach_is_said_to_be_missed(capsys, tmp_path):
+    ended = faults.call(
+        capsys, "train", "a2c", "--env", "probe:constant", "--steps", 320, "--until", 2, "--out", tmp_path / "run"
+    )
+    assert ended.code == 0
+    assert "the goal of 2 was not reached" in ended.err
+    assert faults.summary(tmp_path / "run")["solved_at_step"] is None
+
+
+# ------------------------------------------------------------------------------------------------ seeds
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [DEVICE, (*HOST, "--runtime.processes", 0), ALONE, (*ALONE[:-1], 20_000, "--env", "probe:action", "--until", 0.5)],
+    ids=["on_device", "host", "hogwild-alone", "hogwild-until"],
+)
+def test_same_seed_same_bits(typed, capsys, tmp_path):
+    first, again, other = (
+        faults.train(capsys, tmp_path / name, *typed, "--seed", seed) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    assert first["params_sha256"] == again["params_sha256"]
+    assert (first["env_steps"], first["episodes"]) == (again["env_steps"], again["episodes"])
+    assert (first["return_mean"], first["solved_at_step"]) == (again["return_mean"], again["solved_at_step"])
+    assert first["params_sha256"] != other["params_sha256"]
+
+
+def test_host_gives_the_same_bits_wherever_environments_are_stepped(capsys, tmp_path):
+    here, there, uneven = (
+        faults.train(capsys, tmp_path / str(processes), *HOST, "--runtime.processes", processes)
+        for processes in (0, 2, 3)
+    )
+    assert here["params_sha256"] == there["params_sha256"] == uneven["params_sha256"]
+    assert (there["workers"]["of"], uneven["workers"]["of"]) == (2, 3)
+    assert episodes(tmp_path / "0")
+    assert episodes(tmp_path / "0") == _without_time(tmp_path, "2")
+
+
+def _without_time(tmp_path, name):
+    """Episodes of another run, with the wall time of run 0 in place of its own."""
+    return [
+        {**row, "wall_s": reference["wall_s"]}
+        for row, reference in zip(episodes(tmp_path / name), episodes(tmp_path / "0"), strict=True)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ signals
+
+LONG = {
+    "on_device": ("a2c", "--env", "gymnax:CartPole-v1", "--steps", 10**9, "--runtime.chunk-steps", 2000),
+    "host": ("a2c", "--env", "CartPole-v1", "--steps", 10**9, "--runtime.processes", 0),
+    "host-processes": ("a2c", "--env", "CartPole-v1", "--steps", 10**9, "--runtime.processes", 2),
+    "hogwild": ("a3c", "--workers", 2, "--steps", 10**9),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "number"),
+    [
+        ("on_device", "SIGINT"),
+        ("host", "SIGTERM"),
+        ("host-processes", "SIGINT"),
+        ("hogwild", "SIGINT"),
+        ("hogwild", "SIGTERM"),
+    ],
+)
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(way, number, tmp_path):
+    out = tmp_path / "run"
+    with faults.Process("train", *LONG[way], "--out", out, "--json") as process:
+        faults.wait_for_training(process, out)
+        process.ctrl_c() if number == "SIGINT" else process.signal(signal.SIGTERM)
+        ended = process.ended()
+    assert ended.code == 75, ended.err
+    summary = ended.json
+    assert summary == faults.summary(out)
+    assert (summary["status"], summary["stopped_by"]) == ("interrupted", number)
+    assert 0 < summary["env_steps"] < 10**9
+    assert f"shoal resume {out}" in ended.err
+    assert "Traceback" not in ended.err
+    newest = max(path.name for path in (out / "checkpoints").iterdir())
+    assert newest == f"step-{summary['env_steps']:012d}", "what was learned last is saved"
+    assert "\x1b" not in ended.err, "no control characters where there is no terminal"
+    assert "\r" not in ended.err
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path):
+    out = tmp_path / "run"
+    with faults.Process("train", "a3c", "--env", "tests.faults.envs:Viscous-v0", "--out", out) as process:
+        process.says("step=")  # workers are ready
+        process.ctrl_c()
+        process.says("Ctrl-C again")
+        process.ctrl_c()
+        ended = process.ended()
+        faults.wait(lambda: not process.left(), "its workers to end", faults.ENDING)
+    assert ended.code == 130
+    assert "what was saved before is intact" in ended.err
+    assert "Traceback" not in ended.err
+    assert faults.summary(out)["status"] == "interrupted"
+
+
+# ------------------------------------------------------------------------------------------------ from Python
+
+
+def test_python_trains_loads_and_evaluates(tmp_path):
+    made = shoal.train(
+        "a2c", env="probe:match", steps=20_000, seed=1, out=tmp_path / "run", eval_episodes=0, quiet=True,
+        algorithm={"entropy_cost": 0.0},
+    )  # fmt: skip
+    assert made.summary["status"] == "completed"
+    assert made.experiment.configs["algorithm"].entropy_cost == 0.0
+    played = made.evaluate(20)
+    assert played.returns == [1.0] * 20, "the greedy policy names the cue"
+    again = shoal.load(tmp_path / "run")
+    assert again.summary == made.summary
+    assert again.evaluate(20) == played
+    assert again.experiment == made.experiment
+
+
+def test_python_refuses_what_the_command_line_refuses(tmp_path):
+    out = tmp_path / "run"
+    for arguments, words in (
+        ({"preset": "a4c"}, "did you mean 'a3c'"),
+        ({"preset": "a3c", "env": "CartPol-v1"}, "did you mean 'CartPole-v1'"),
+        ({"preset": "a3c", "steps": 0}, "at least 1"),
+        ({"preset": "a3c", "steps": 1.5}, "steps"),
+        ({"preset": "a3c", "seed": -1}, "between 0"),
+        ({"preset": "a3c", "workers": 0}, "between 1"),
+        ({"preset": "a2c", "workers": 2}, "workers"),
+        ({"preset": "a3c", "runtime": "cluster"}, "unknown runtime 'cluster'"),
+        ({"preset": "a3c", "until": "never"}, "'never'"),
+        ({"preset": "a3c", "eval_episodes": -1}, "-1"),
+        ({"preset": "a3c", "algorithm": {"entropy_csot": 1.0}}, "did you mean 'algorithm.entropy_cost'"),
+        ({"preset": "a3c", "algorithm": {"discount": "high"}}, "wrong type"),
+        ({"preset": "a3c", "algorithm": {"discount": float("nan")}}, "not a number"),
+        ({"preset": "a3c", "algoritm": {"discount": 0.9}}, "did you mean 'algorithm'"),
+    ):
+        with pytest.raises(errors.Refused) as refused:
+            shoal.train(**arguments, out=out, quiet=True)
+        assert words in str(refused.value), arguments
+        assert "\n" not in str(refused.value)
+        assert not out.exists()
+    with pytest.raises(errors.Refused, match="not a run folder"):
+        shoal.load(out)
+    with pytest.raises(errors.Refused, match="not a run folder"):
+        shoal.resume(out)
+
+
+def test_pace_of_checkpoints_is_checked_before_anything_is_made(monkeypatch, tmp_path):
+    monkeypatch.setenv("SHOAL_SAVE_EVERY", "often")
+    with pytest.raises(errors.Refused, match="SHOAL_SAVE_EVERY='often'"):
+        shoal.train("a2c", env="probe:constant", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("SHOAL_SAVE_EVERY", "0.5")
+    assert session.save_every() == 0.5
