@@ -92,7 +92,7 @@ def one_count(stand: _peers.Stand, envs: int, steps: int, quick: bool) -> dict[s
             stand.fail(PEER, str(reason))
             continue
         sides[name] = lambda request=request: stand.rate(PEER, **request)
-    rates = _common.alternate(sides, 2 if quick else 5)
+    rates = _common.alternate(sides, 2 if quick else 3)
     rates = {name: rates.get(name, []) for name in ("a2c", "purejaxrl", "one_pass")}
 
     results = {"compile_s": cold["startup_s"] - min(warm), "warm_startup_s": min(warm)}

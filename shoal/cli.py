@@ -114,15 +114,17 @@ def _parse(cls: type, verb: str, arguments: list[str], default: Any = None) -> A
 
 
 def _flat(box: str) -> str:
-    """The first message in tyro's box, as one line."""
-    lines = [re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    body = [line for line in lines if line and not line.startswith("─")][: 3 if "─" in box else None]
-    message = []
-    for line in lines[1:]:
-        if line.startswith("─"):
-            break
-        message.append(line)
-    text = " ".join(filter(None, message)) or " ".join(body) or "wrong arguments"
+    """The first message in tyro's box (which is drawn in ASCII where the terminal asks for it), as one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    groups: list[list[str]] = [[]]  # what stands between the lines of the box
+    for line in (re.sub(r"[│╭╮╰╯]|^\||\|$", " ", line).strip() for line in plain.splitlines()):
+        if re.match(r"(─|---|\+-)", line):
+            groups.append([])
+        elif line:
+            groups[-1].append(line)
+    filled = [group for group in groups if group]
+    message = next(iter(filled if "╭" in plain else filled[1:]), [])  # in ASCII the title has lines of its own
+    text = " ".join(message) or "wrong arguments"
     optional = re.search(r"Error parsing (--\S+): no type matching \{None\}\|(\w+) .* from \['(.*?)'\]", text)
     return "{0} {2!r} is not of type {1}".format(*optional.groups()) if optional else text
 

@@ -5,6 +5,7 @@ What is tuned for one environment was tuned on seeds 1000 and up; results are re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -245,6 +246,9 @@ def _goal(until: float | str | None, spec: types.EnvSpec) -> types.Goal | None:
             )
         return types.Goal(spec.solved_at)
     try:
-        return types.Goal(float(until))
+        target = float(until)
+        if not math.isfinite(target):
+            raise ValueError(until)
+        return types.Goal(target)
     except ValueError:
         raise errors.Refused(f"--until {until!r} is neither a return nor 'solved'; give e.g. --until 475") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import contextlib
 import hashlib
 import json
 import math
@@ -91,8 +92,12 @@ class Session:
         return self.stopped_by is None and self.solved_at is None
 
     def fault(self, kind: str, message: str) -> None:
-        """Show what failed and was mended."""
+        """Show what failed and was mended, and keep it in ``faults.log``."""
         self._log.fault(kind, message)
+        with contextlib.suppress(OSError), (self.folder / "faults.log").open("a", encoding="utf-8") as file:
+            file.write(
+                f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} after {self.wall_s:.1f} s: {kind}\n{message.rstrip()}\n\n"
+            )
 
     # ---------------------------------------------------------------- signals
 
@@ -308,7 +313,7 @@ class Session:
 
 
 def _resumes_exactly(made: experiment.Experiment) -> bool:
-    return getattr(registry.load("runtime", made.runtime), "EXACT_RESUME", True)
+    return bool(registry.load("runtime", made.runtime).EXACT_RESUME)
 
 
 def save_every() -> float:

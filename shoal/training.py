@@ -92,7 +92,7 @@ def resume(
     """
     since = since or time.time()
     folder = Path(folder)
-    session.save_every()
+    _check(eval_episodes)
     config = session.read_config(folder)
     made = experiment.from_json(config)
     if config.get("experiment_sha256") != session.digest(made):

@@ -35,8 +35,10 @@ def check_logs(folder):
     """Nothing is told twice, and nothing out of order."""
     steps = steps_of(folder)
     assert steps == sorted(set(steps))
-    ends = [int(row["env_steps"]) for row in episodes(folder)]
-    assert ends == sorted(ends)
+    rows = episodes(folder)
+    for worker in {row["worker"] for row in rows}:  # reports of several workers may overtake each other
+        ends = [int(row["env_steps"]) for row in rows if row["worker"] == worker]
+        assert ends == sorted(ends)
 
 
 @pytest.fixture(scope="module")

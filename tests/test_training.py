@@ -188,6 +188,20 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(way, number, tmp_path):
     assert "\r" not in ended.err
 
 
+def test_ctrl_c_while_workers_start_meets_none_of_them(tmp_path):
+    """A terminal's Ctrl-C goes to every process, also to one that has just begun to import."""
+    out = tmp_path / "run"
+    with faults.Process("train", *LONG["hogwild"], "--out", out, "--json") as process:
+        faults.wait(lambda: len(process.workers()) == 2, "both workers")
+        process.ctrl_c()
+        ended = process.ended()
+    assert ended.code == 75, ended.err
+    assert "Traceback" not in ended.err
+    assert ended.json["faults"]["restarts"] == 0
+    assert f"shoal resume {out}" in ended.err
+    assert list((out / "checkpoints").glob("step-*")), "there is something to resume from"
+
+
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     out = tmp_path / "run"
     with faults.Process("train", "a3c", "--env", "tests.faults.envs:Viscous-v0", "--out", out) as process:

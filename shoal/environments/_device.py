@@ -27,12 +27,14 @@ class DeviceEnv:
         self.spec = spec
         self._begin, self._advance = begin, advance
         self._state: types.Tree = None
-        self._seed, self._steps = 0, 0
+        self._seed: Any = 0
+        self._steps = 0
 
     def reset(self, seed: int) -> np.ndarray:
         """Begin anew, all randomness from `seed`."""
-        self._seed, self._steps = seed, 0
-        self._state, obs = self._begin(seed)
+        self._steps = 0
+        self._seed = np.uint32(seed)  # a plain int of 2^31 and more would not enter a compiled call
+        self._state, obs = self._begin(self._seed)
         return np.asarray(obs)
 
     def step(self, action: Any) -> tuple[np.ndarray, types.Outcome]:

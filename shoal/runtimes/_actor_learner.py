@@ -239,7 +239,7 @@ def merge(block: _shared.Block, observations: np.ndarray) -> None:
 
 def _latest(block: _shared.Block, window: int) -> list[float]:
     """The returns of the last `window` episodes of all workers, oldest first."""
-    ended = block["ended_at"].ravel()
+    ended = block["ended_at"].ravel().copy()  # others write it: NumPy refuses to search what changes meanwhile
     known = np.flatnonzero(ended)
     order = known[np.argsort(ended[known], kind="stable")][-window:]
     return block["returns"].ravel()[order].tolist()

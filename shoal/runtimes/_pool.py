@@ -124,7 +124,6 @@ class Pool:
         self._target, self._arguments, self._on_fault = target, arguments, on_fault
         self._context = multiprocessing.get_context("spawn")
         self._workers = [_Worker() for _ in range(count)]
-        self.restarts = 0
         try:
             for worker in range(count):
                 self._start(worker)
@@ -248,7 +247,6 @@ class Pool:
             raise errors.GaveUp(f"worker {worker} died {w.deaths} times without progress; the last time:\n{story}")
         wait = min(LONGEST_WAIT, 0.1 * 2 ** (w.deaths - 1))
         w.start_at = time.monotonic() + wait
-        self.restarts += 1
         self._on_fault(f"worker {worker} died ({ending}); restarting it in {wait:.1f} s", story)
 
 

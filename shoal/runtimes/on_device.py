@@ -34,6 +34,7 @@ class Config:
     """Environment steps between two looks of the host: progress, checkpoints, and the goal are seen this often."""
 
 
+EXACT_RESUME = True
 CAPTURES = False
 
 

@@ -105,7 +105,16 @@ class Viscous(Slow):
     pause = 0.5
 
 
-class NotFinite(Calm):
+class Stuck(Calm):
+    """One simulator of the run never comes back from a step."""
+
+    def step(self, action):
+        if self.steps == MISBEHAVES_AT and first():
+            time.sleep(3600.0)
+        return super().step(action)
+
+
+class PaysNaN(Calm):
     """Every 50th step pays NaN, every 70th shows infinity."""
 
     def step(self, action):
@@ -122,6 +131,6 @@ def only_in_the_parent():
     return Calm()
 
 
-for kind in (Calm, RaisesOnce, RaisesInReset, RaisesAlways, NeverResets, Dies, Slow, Viscous, NotFinite):
+for kind in (Calm, RaisesOnce, RaisesInReset, RaisesAlways, NeverResets, Dies, Slow, Viscous, Stuck, PaysNaN):
     gymnasium.register(f"{kind.__name__}-v0", kind)
 gymnasium.register("OnlyInTheParent-v0", only_in_the_parent)

@@ -16,19 +16,24 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("ending", ["success", "failure", "Ctrl-C", "SIGTERM", "kill -9", "kill -9 early"])
+@pytest.mark.parametrize(
+    "ending", ["success", "failure", "Ctrl-C", "SIGTERM", "kill -9", "kill -9 early", "kill -9 stuck"]
+)
 def test_nothing_stays(way, ending, tmp_path):
     out, temporary = tmp_path / "run", tmp_path / "tmp"
     temporary.mkdir()
     shared = set(Path("/dev/shm").iterdir())
-    env = "RaisesAlways" if ending == "failure" else "Slow"
+    env = {"failure": "OnlyInTheParent", "kill -9 stuck": "Stuck"}.get(ending, "Slow")
+    once = tmp_path / "once"
     steps = 400 if ending == "success" else 10**9
     with faults.Process(
         "train", *WAYS[way], "--env", f"tests.faults.envs:{env}-v0", "--steps", steps, "--out", out,
-        "--eval-episodes", 0, TMPDIR=temporary,
+        "--eval-episodes", 0, TMPDIR=temporary, SHOAL_TEST_ONCE=once,
     ) as process:  # fmt: skip
         if ending == "kill -9 early":
             faults.wait(process.workers, "the first worker")
+        elif ending == "kill -9 stuck":
+            faults.wait(once.exists, "a worker that no word reaches")
         elif ending not in ("success", "failure"):
             faults.wait_for_training(process, out)
             assert len(process.workers()) == 2

@@ -115,7 +115,7 @@ def test_a_crash_loop_ends_with_3_and_its_traceback(way, env, story, capsys, tmp
 @pytest.mark.parametrize("way", WAYS)
 def test_numbers_that_are_not_finite_are_dropped_and_counted(way, capsys, tmp_path, once):
     del once
-    ended = train(capsys, tmp_path / "run", way, "NotFinite")
+    ended = train(capsys, tmp_path / "run", way, "PaysNaN")
     assert ended.code == 0, ended.err
     dropped = ended.json["faults"]["non_finite"]
     assert 0 < dropped < ended.json["updates"] + dropped

@@ -1,0 +1,107 @@
+"""What hogwild workers share: words, blocks, statistics; read while somebody else writes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shoal import normalise, types
+from shoal.runtimes import _actor_learner, _shared, _words
+
+LAYOUT = {"theta": ((5,), "f4"), "steps": ((2,), "i8"), "flag": ((1,), "i4")}
+
+
+def _write(block):
+    block["theta"][2] = 7.0
+    block["steps"][1] = 2**40
+    with block.locked():
+        block["flag"][0] += 1
+
+
+def test_block_is_the_same_memory_in_a_spawned_process():
+    block = _shared.Block(LAYOUT)
+    process = multiprocessing.get_context("spawn").Process(target=_write, args=(block,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert block["theta"].tolist() == [0, 0, 7, 0, 0]
+    assert block["steps"].tolist() == [0, 2**40]
+    assert block["flag"][0] == 1
+    process.close()
+    block.close()
+
+
+def test_arrays_begin_on_cache_lines():
+    block = _shared.Block(LAYOUT)
+    assert all(block[name].ctypes.data % 64 == 0 for name in LAYOUT)
+
+
+def test_words_bring_every_bit_back():
+    tree = {
+        "f": np.array([[1.5, -0.0, np.nan]], np.float32),
+        "i": np.array([1, -2, 2**31 - 1], np.int32),
+        "u": np.array(2**32 - 1, np.uint32),
+        "b": np.array([True, False]),
+        "none": (),
+    }
+    words, views, unpack = _words.make(tree)
+    jax.tree.map(lambda room, leaf: room.__setitem__(..., leaf), views, tree)
+    back = jax.jit(unpack)(words)
+    for name in "fiub":
+        assert back[name].dtype == tree[name].dtype
+        assert np.asarray(back[name]).tobytes() == tree[name].tobytes()
+    packed = np.asarray(jax.jit(lambda vector: _words.pack(unpack(vector)))(words))
+    np.testing.assert_array_equal(packed, words)
+
+
+def test_words_refuse_what_does_not_fit():
+    assert not _words.fits({"image": np.zeros(3, np.uint8)})
+    assert _words.fits({"x": np.zeros(3, np.float32), "empty": ()})
+
+
+def test_latest_returns_can_be_read_while_they_are_written():
+    block = _shared.Block(_actor_learner.layout(1, 4, 5000, 0))
+    stop = threading.Event()
+
+    def toggle():  # NumPy lets other threads run while it copies: the race of two processes
+        while not stop.is_set():
+            block["ended_at"][:] = 1
+            block["ended_at"][:] = 0
+
+    writer = threading.Thread(target=toggle)
+    writer.start()
+    try:
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            assert len(_actor_learner._latest(block, 5000)) <= 5000
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_latest_returns_come_in_the_order_of_steps():
+    block = _shared.Block(_actor_learner.layout(1, 2, 3, 0))
+    block["ended_at"][:] = [[10, 40, 20], [30, 0, 0]]
+    block["returns"][:] = [[1, 4, 2], [3, 9, 9]]
+    assert _actor_learner._latest(block, 3) == [2, 3, 4]
+    assert types.Goal(3.0, 3).met(_actor_learner._latest(block, 3))
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_shared_statistics_equal_those_taken_at_once(pieces):
+    observations = np.random.default_rng(0).normal(3.0, 2.0, (60, 1, 4)).astype(np.float32)
+    block = _shared.Block(_actor_learner.layout(1, 1, 1, 4))
+    for piece in np.array_split(observations, pieces):
+        _actor_learner.merge(block, piece)
+    like = normalise.init((4,))
+    found = _actor_learner.normaliser(block, like)
+    wanted = normalise.of(jnp.asarray(observations), (4,))
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert _actor_learner.normaliser(block, ()) == ()
