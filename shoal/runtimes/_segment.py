@@ -156,8 +156,8 @@ class DeviceSegments:
     def collect(self, policy: types.Policy | None) -> Segment:
         """See `Segments`; simulator and decisions are one program, so all its time counts as the environment's."""
         started = time.perf_counter()
-        self._actors, rollout, ended = self._segment(policy, self._actors, self._key)
-        self._key[2] += 1
+        self._actors, rollout, ended = self._segment(policy, self._actors, self._key.copy())
+        self._key[2] += 1  # the copy above: a compiled call may read its argument's memory after it has returned
         over = np.asarray(ended.over)[:, 0]
         finished = [
             Finished(int(t) + 1, float(ended.episode_return[t, 0]), int(ended.length[t, 0]))
