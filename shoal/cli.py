@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -186,7 +187,8 @@ def _train(arguments: list[str]) -> int:
     since = _process_start()
     first = _peek(arguments)
     if first is None:
-        _parse(TrainOptions, "train", arguments)
+        if {"-h", "--help"} & set(arguments):
+            _parse(TrainOptions, "train", ["--help"])
         raise errors.Refused("give a preset, e.g. `shoal train a3c`; `shoal list presets` describes them")
     request = presets.Request(
         first, env=_value(arguments, "--env"), runtime=_value(arguments, "--runtime"),
@@ -324,15 +326,17 @@ def _eval(arguments: list[str]) -> int:
     given = _parse(EvalOptions, "eval", arguments)
     if given.episodes < 1:
         raise errors.Refused(f"--episodes {given.episodes}, but at least 1 is needed")
+    if given.seed < 0:
+        raise errors.Refused(f"--seed {given.seed} is negative; give 0 or more")
     built, made, policy = training.load(given.run, _say)
     played = evaluation.evaluate(built.parts, policy, given.episodes, given.seed, greedy=not given.sample)
+    returns = [value if math.isfinite(value) else None for value in played.returns]
     result = {"run": str(given.run), "preset": made.preset, "env": made.env, "seed": given.seed,
-              "greedy": not given.sample, **played.summary(), "returns": played.returns,
+              "greedy": not given.sample, **played.summary(), "returns": returns,
               "lengths": played.lengths}  # fmt: skip
-    _say(
-        f"{made.preset} on {made.env}: return {result['eval_return_mean']:.2f} ± {result['eval_return_std']:.2f} "
-        f"over {result['eval_episodes']} episodes"
-    )
+    mean, spread = result["eval_return_mean"], result["eval_return_std"]
+    told = "not measured (the simulator paid NaN)" if mean is None else f"{mean:.2f} ± {spread:.2f}"
+    _say(f"{made.preset} on {made.env}: return {told} over {given.episodes} episodes")
     if given.json:
         _print_json(result)
     return 0

@@ -26,11 +26,12 @@ class Evaluation(NamedTuple):
     returns: list[float]
     lengths: list[int]
 
-    def summary(self) -> dict[str, float | int]:
+    def summary(self) -> dict[str, float | int | None]:
         """The keys of ``summary.json``."""
+        finite = bool(np.isfinite(self.returns).all())  # a simulator may pay NaN: that is not a measurement
         return {
-            "eval_return_mean": float(np.mean(self.returns)),
-            "eval_return_std": float(np.std(self.returns)),
+            "eval_return_mean": float(np.mean(self.returns)) if finite else None,
+            "eval_return_std": float(np.std(self.returns)) if finite else None,
             "eval_episodes": len(self.returns),
         }
 

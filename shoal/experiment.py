@@ -110,6 +110,10 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
     Raises:
         Refused: Says what was given, what is allowed and what to do.
     """
+    for name in ("steps", "seed"):
+        value = getattr(experiment, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise errors.Refused(f"{name}={value!r} is not a whole number; give one, e.g. {name}=100000")
     if experiment.steps < 1:
         raise errors.Refused(f"steps={experiment.steps}, but at least 1 environment step is needed")
     if not 0 <= experiment.seed < 2**63:

@@ -44,6 +44,13 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     return Statistics(count, a.mean + delta * share, a.m2 + b.m2 + delta**2 * a.count * share)
 
 
+def update(statistics: Statistics, observations: Any, shape: tuple[int, ...]) -> Statistics:
+    """Statistics with a batch ``[..., *shape]`` added; a batch that holds NaN or infinity is passed over."""
+    new = merge(statistics, of(observations, shape))
+    finite = jnp.all(jnp.isfinite(new.m2))
+    return Statistics(*(jnp.where(finite, a, b) for a, b in zip(new, statistics, strict=True)))
+
+
 def apply(statistics: Statistics, obs: Any) -> Any:
     """One observation, shifted and scaled to about zero mean and unit variance, clipped to ±`CLIP`."""
     variance = jnp.where(statistics.count > 1, statistics.m2 / jnp.maximum(statistics.count, 1.0), 1.0)

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,7 +191,7 @@ def _run(
             kept.finish(result)
             summary = kept.summary("interrupted" if kept.stopped_by else "completed", result, began)
             if eval_episodes and not kept.stopped_by:
-                summary |= evaluation.evaluate(built.parts, result.policy, eval_episodes, made.seed).summary()
+                summary |= _evaluated(built, made, result.policy, eval_episodes, kept)
             return _written(folder, made, result.policy, summary)
         except BaseException as error:
             failed = kept.summary("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", None, began)
@@ -200,6 +201,17 @@ def _run(
             raise
         finally:
             kept.close()
+
+
+def _evaluated(
+    built: experiment.Built, made: experiment.Experiment, policy: types.Policy, episodes: int, kept: session.Session
+) -> dict[str, Any]:
+    """The evaluation's keys of the summary; a simulator that raises now does not undo the training."""
+    try:
+        return evaluation.evaluate(built.parts, policy, episodes, made.seed).summary()
+    except Exception:  # noqa: BLE001  whatever the simulator raised is told, and the numbers stay null
+        kept.fault("the evaluation failed; its numbers are not measured", traceback.format_exc())
+        return {}
 
 
 def _newest(

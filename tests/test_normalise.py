@@ -83,3 +83,12 @@ def test_acting_leaves_the_statistics_frozen_and_learning_moves_them(env_spec, b
     for i in range(3):
         agent.act(policy, (), jnp.full(3, 100.0), jax.random.key(i))
     jax.tree.map(np.testing.assert_array_equal, policy.normaliser, before)
+
+
+def test_a_batch_that_is_not_finite_is_passed_over():
+    statistics = normalise.of(jnp.arange(8.0).reshape(4, 2), (2,))
+    broken = jnp.array([[1.0, 2.0], [jnp.nan, 0.0]])
+    for ours, theirs in zip(normalise.update(statistics, broken, (2,)), statistics, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    sound = normalise.update(statistics, jnp.ones((3, 2)), (2,))
+    assert float(sound.count) == 7.0

@@ -107,8 +107,8 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
     def update(state: State, rollout: types.Rollout, key: types.Key) -> tuple[State, types.Metrics]:
         del key
         if config.normalise_observations:
-            seen = normalise.of(rollout.transitions.obs, shape)
-            state = state._replace(normaliser=normalise.merge(state.normaliser, seen))
+            seen = normalise.update(state.normaliser, rollout.transitions.obs, shape)
+            state = state._replace(normaliser=seen)
         gradient, metrics = jax.grad(functools.partial(loss, rule), has_aux=True)(state.params, state, rollout)
         params, optimiser, norm = given.optimiser.update(gradient, state.optimiser, state.params, state.env_steps)
         env_steps = state.env_steps + rollout.transitions.reward.size

@@ -2,7 +2,7 @@
 
 The habits hidden here: `step` resets by itself and keeps the true successor in ``info``, time limits sit in the
 parameters, and rewards, observations and weak types differ from one environment to the next. `step_env` and
-`reset_env` are called instead of `step`: no key is split at every step, which on a CPU costs as much as the physics.
+`reset_env` are called instead of `step`, so that no key is split at every step: many streams at once run faster.
 """
 
 from __future__ import annotations

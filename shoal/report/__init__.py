@@ -29,7 +29,13 @@ def write(runs: Sequence[Path], out: Path) -> Path:
             f"{str(out)!r} is a folder; the report is one file: give a name such as {out.name}/report.html"
         )
     content = page.render(groups.split(run_folders.read_all(runs)))
-    out.parent.mkdir(parents=True, exist_ok=True)
     # A lone surrogate, which JSON can spell but UTF-8 cannot, becomes a question mark instead of losing the page.
-    out.write_bytes(content.encode("utf-8", "replace"))
+    body = content.encode("utf-8", "replace")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(body)
+    except OSError as error:
+        raise errors.Refused(
+            f"cannot write {out} ({error.strerror or error}); choose another file with --out"
+        ) from None
     return out

@@ -13,6 +13,9 @@ SPLIT = ("environment", "inference", "learning", "waiting")
 BARS = 12  # more runs than this share a bar for each group
 
 
+HIDDEN = ("parts", "versions", "machine", "command", "experiment_sha256")  # shown elsewhere, or of no use to a reader
+
+
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]], class_: str = "") -> markup.Markup:
     """A table that scrolls by itself where the page is narrow; the first column names the row."""
     header = markup.tag("tr", *(markup.tag("th", cell, scope="col") for cell in head))
@@ -173,7 +176,7 @@ def _owner(found: Sequence[experiments.Group], group: experiments.Group, name: s
 def _section(config: Mapping[str, Any], section: str) -> Any:
     if section:
         return config.get(section, {})
-    return {key: value for key, value in config.items() if key not in ("parts", "versions", "machine", "command")}
+    return {key: value for key, value in config.items() if key not in HIDDEN}
 
 
 def _value(owners: Mapping[str, Sequence[str]]) -> Any:

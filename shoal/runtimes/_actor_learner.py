@@ -178,7 +178,8 @@ class _Learner:
         self._dropped_in_a_row = 0
         lag = int(block["updates"].sum()) - version
         hyper = self._letter.rest.optimiser.hyper
-        eta = float(optimise.rate(hyper, int(block["steps"].sum())))
+        before = int(block["steps"].sum()) - self._steps  # as `optimise.local`: the steps this update does not hold
+        eta = float(optimise.rate(hyper, before))
         self._rule.apply(block["theta"], block["g"], gradient, hyper, eta)
         block["updates"][worker] += 1
         block["lag_sum"][worker] += lag
@@ -230,6 +231,8 @@ def merge(block: _shared.Block, observations: np.ndarray) -> None:
     shared = block["normaliser"]
     shape = (len(shared) // 2,)
     seen = observations.reshape(-1, *shape).astype(np.float64)
+    if not np.isfinite(seen).all():  # as `normalise.update`
+        return
     new = normalise.Statistics(float(len(seen)), seen.mean(axis=0), ((seen - seen.mean(axis=0)) ** 2).sum(axis=0))
     with block.locked():
         old = normalise.Statistics(shared[0], *shared[1:].reshape(2, *shape))
