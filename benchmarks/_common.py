@@ -183,7 +183,8 @@ def _command(name: str, arguments: argparse.Namespace) -> str:
     for key, value in vars(arguments).items():
         if key == "json" or value in (None, False):
             continue
-        words.append(f"--{key}" if value is True else f"--{key} {'DIR' if isinstance(value, Path) else value}")
+        option = f"--{key.replace('_', '-')}"
+        words.append(option if value is True else f"{option} {'DIR' if isinstance(value, Path) else value}")
     return " ".join(words)
 
 

@@ -15,7 +15,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import venv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,8 @@ from _common import ROOT, say
 # Asked for by exactly this version first and alone, because a plain `torch` pulls gigabytes of CUDA libraries.
 TORCH = "torch==2.13.0"
 CLASSIC_CONTROL = "gymnasium[classic-control]==1.3.0"
+JAX = ("jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8")
+OLD_GYMNAX = ("gymnax==0.0.9", "distrax==0.1.9", "tfp-nightly==0.26.0.dev20261027")  # the peers' own JAX loops need it
 
 
 class Peer(NamedTuple):
@@ -37,16 +41,13 @@ PEERS = {
     "sb3": Peer("sb3_a2c.py", ((TORCH,), ("stable-baselines3==2.9.2", CLASSIC_CONTROL))),
     # PFRL imports `packaging` without asking for it.
     "pfrl": Peer("pfrl_a3c.py", ((TORCH,), ("pfrl==0.4.0", "packaging==26.3", CLASSIC_CONTROL))),
-    # Not on the package index: the benchmark is given a checkout. It needs gymnax before 1.0; our own JAX works.
-    "purejaxrl": Peer(
-        "purejaxrl_ppo.py",
-        (
-            (
-                *("jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8"),
-                *("gymnax==0.0.9", "distrax==0.1.9", "tfp-nightly==0.26.0.dev20261027"),
-            ),
-        ),
+    "sbx": Peer(
+        "stable_baselines.py",
+        ((TORCH,), (*JAX, "sbx-rl==0.28.0", "stable-baselines3==2.9.2", CLASSIC_CONTROL)),
     ),
+    # Not on the package index: the benchmark is given a checkout. It needs gymnax before 1.0; our own JAX works.
+    "purejaxrl": Peer("purejaxrl_ppo.py", ((*JAX, *OLD_GYMNAX),)),
+    "rejax": Peer("rejax_ppo.py", ((*JAX, *OLD_GYMNAX, "rejax==0.1.3"),)),
 }
 
 
@@ -104,12 +105,30 @@ def _end(text: str | bytes | None) -> str:
 class Session:
     """A peer's script, started and answering until it is closed."""
 
-    def __init__(self, name: str, *words: str, may_install: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        *words: str,
+        may_install: bool = True,
+        script: str | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it.
+
+        Args:
+            name: A key of `PEERS`.
+            words: Of its command line.
+            may_install: False refuses to install it.
+            script: Another script than the peer's own.
+            variables: Added to the environment.
+        """
         python = install(name, allowed=may_install)
-        command = [str(python), str(ROOT / "benchmarks" / "peers" / PEERS[name].script), *words]
+        command = [str(python), str(ROOT / "benchmarks" / "peers" / (script or PEERS[name].script)), *words]
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the session
+        environment = _environment() | dict(variables or {})
+        self.began = time.monotonic()  # the same clock in every process
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
         try:
             self.versions = self._answer()["versions"]
@@ -158,30 +177,53 @@ class Stand(contextlib.ExitStack):
         super().__init__()
         self.report: dict[str, dict[str, Any]] = {}  # peer -> {"versions": ...} or {"error": ...}
         self.sessions: dict[str, Session] = {}
+        self.peers: dict[str, str] = {}  # session -> peer
+        self.failed: set[str] = set()  # sessions
 
-    def start(self, name: str, *words: str, may_install: bool = True) -> bool:
-        """Start a peer; False if that failed, now or before."""
-        if name not in self.report:
+    def start(self, name: str, *words: str, peer: str | None = None, **how: Any) -> bool:
+        """Start a peer; False if that failed, now or before.
+
+        Args:
+            name: How the session is called from here on.
+            words: Of its command line.
+            peer: A key of `PEERS`; None: `name` is one. Reports are under this one.
+            how: See `Session`.
+        """
+        peer = peer or name
+        if name not in self.sessions and name not in self.failed:
             try:
-                session = Session(name, *words, may_install=may_install)
+                session = Session(peer, *words, **how)
                 self.sessions[name] = self.enter_context(contextlib.closing(session))
-                self.report[name] = {"versions": self.sessions[name].versions}
+                self.peers[name] = peer
+                self.note(peer, versions=session.versions)
             except PeerError as reason:
-                self.fail(name, str(reason))
-        return "error" not in self.report[name]
+                self.failed.add(name)
+                self.fail(peer, str(reason))
+        return name not in self.failed
 
-    def fail(self, name: str, reason: str) -> None:
+    def note(self, peer: str, **told: Any) -> None:
+        """Put something about a peer into the report."""
+        if told:
+            self.report[peer] = self.report.get(peer, {}) | told
+
+    def fail(self, peer: str, reason: str) -> None:
         """Note why a peer has no numbers."""
-        say(f"{name}: {reason}")
-        self.report[name] = self.report.get(name, {}) | {"error": reason}
+        say(f"{peer}: {reason}")
+        self.note(peer, error=reason)
+
+    def answer(self, name: str, **request: Any) -> dict[str, Any] | None:
+        """What a started peer answers to one request; None, and a note, if it failed."""
+        try:
+            return self.sessions[name].ask(**request)
+        except PeerError as reason:
+            self.failed.add(name)
+            self.fail(self.peers[name], str(reason))
+            return None
 
     def rate(self, name: str, **request: Any) -> float | None:
         """One measurement of a started peer, in environment steps per second; None, and a note, if it failed."""
-        try:
-            return float(self.sessions[name].ask(**request)["steps_per_s"])
-        except PeerError as reason:
-            self.fail(name, str(reason))
-            return None
+        answer = self.answer(name, **request)
+        return answer and float(answer["steps_per_s"])
 
 
 def _environment() -> dict[str, str]:

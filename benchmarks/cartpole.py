@@ -7,11 +7,11 @@ kept in the JSON one by one, so a part that was stopped goes on where it was (if
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from typing import Any, NamedTuple
 
 import _common
+import _seeds
 
 from shoal.report import statistics as seeds_statistics
 
@@ -37,44 +37,26 @@ KEYS = tuple(f"parts.*.{key}" for key in ("complete", "solved", "of", "solved_at
 
 def main() -> None:
     """Measure what is missing, and print the record."""
-    parser = _common.parser(__doc__)
-    parser.add_argument("--only", choices=sorted(PARTS), help="this part only")
-    parser.add_argument("--seeds", type=int, default=10, help="seeds 0 to K-1")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is there already")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.seeds = 1
+    arguments = _seeds.arguments(__doc__, list(PARTS)).parse_args()
+    arguments.seeds = 1 if arguments.quick else arguments.seeds or 10
     wanted = [arguments.only] if arguments.only else list(QUICK if arguments.quick else PARTS)
     kept = earlier(arguments, wanted)
-    for name in wanted:
-        for seed in map(str, range(arguments.seeds)):
-            if seed not in kept[name]:
-                kept[name][seed] = run(PARTS[name], int(seed))
-                _common.say(f"{name} seed {seed}: {kept[name][seed]}")
-                if arguments.json:
-                    _common.save(arguments.json, made(arguments, kept))
+    _seeds.gather(arguments, kept, dict.fromkeys(wanted, arguments.seeds), run, lambda: made(arguments, kept))
     _common.finish(arguments, made(arguments, kept))
 
 
-def run(part: Part, seed: int) -> dict[str, Any]:
+def run(name: str, seed: int) -> dict[str, Any]:
     """One seed of one part."""
+    part = PARTS[name]
     goal = f"--until={part.target}"  # in one word, for the sake of the minus
     summary = _common.train(*part.words, "--steps", part.steps, "--seed", seed, goal)
-    return {key: summary.get(key) for key in KEPT} | {"command_s": summary["command_s"], "commit": _common.commit()}
+    return {key: summary.get(key) for key in KEPT} | {"command_s": summary["command_s"]}
 
 
-def earlier(arguments: argparse.Namespace, wanted: list[str]) -> dict[str, dict[str, Any]]:
-    """The runs already in the JSON: part -> seed -> run. Of the wanted parts, only those of this very code."""
-    kept: dict[str, dict[str, Any]] = {name: {} for name in PARTS}
-    if not (arguments.json and arguments.json.exists()):
-        return kept
-    commit = _common.commit()
-    parts = json.loads(arguments.json.read_text(encoding="utf-8"))["results"]["parts"]
-    for name, part in PARTS.items():
-        if name in parts and (parts[name]["target"], parts[name]["steps"]) == (part.target, part.steps):
-            usable = {seed: one for seed, one in parts[name]["runs"].items() if one["commit"] == commit}
-            kept[name] = parts[name]["runs"] if name not in wanted else {} if arguments.fresh else usable
-    return kept
+def earlier(arguments: argparse.Namespace, wanted: list[str]) -> dict[str, _seeds.Runs]:
+    """The runs already in the JSON: part -> seed -> run."""
+    claims = {name: {"target": part.target, "steps": part.steps} for name, part in PARTS.items()}
+    return _seeds.earlier(arguments, claims, wanted)
 
 
 def made(arguments: argparse.Namespace, kept: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -106,7 +88,7 @@ def conclude(part: Part, runs: dict[str, Any], seeds: int) -> dict[str, Any]:
         results[key] = statistics.median(known) if known else None
         results[f"{key}_iqm"] = seeds_statistics.iqm(known) if known else None
         results[f"{key}_interval"] = list(seeds_statistics.interval(known)) if len(known) > 1 else None
-    return results | {"runs": dict(sorted(runs.items(), key=lambda item: int(item[0])))}
+    return results | {"runs": _seeds.in_order(runs)}
 
 
 if __name__ == "__main__":

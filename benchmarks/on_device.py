@@ -1,118 +1,213 @@
-"""The compiled training loop on gymnax's CartPole-v1 against purejaxrl's PPO, in environment steps per second.
+"""PPO, SAC and TD3 with the whole loop compiled, against purejaxrl, rejax, sbx and Stable-Baselines3.
 
-Both run environments, network and learning in one compiled loop on the same cores; compilation is shown apart.
+Three parts, each kept in the JSON, so that `--only PART` measures one again and leaves the others as they are:
+
+* `ppo`: environment steps per second on gymnax's CartPole-v1, start-up and compilation left out. In every comparison
+  both sides have the same environments, rollout, passes, minibatches and networks: once the peer's own CartPole
+  settings, then its defaults with 64 and with 1024 environments. `ratio_purejaxrl` and `ratio_rejax` are the smallest.
+* `time_to_475`: seconds from the start of the command to a mean return of 475, see `_time_to_score.py`.
+* `off_policy`: SAC and TD3 on Pendulum-v1, see `_off_policy.py`.
+
 purejaxrl is a set of scripts and not on the package index: clone it and give its folder by `--purejaxrl` or by
-`PUREJAXRL_DIR`. Its own PPO learns four times from every batch where A2C learns once, so it is measured a second time
-with one pass over the batch and our rollout length ("one pass"): the fairer, and harder, comparison of the loops.
+`PUREJAXRL_DIR`.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
 import os
 import subprocess
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import _common
+import _off_policy
 import _peers
+import _time_to_score
 
 KEYS = (
-    *("ratio_purejaxrl", "ratio_one_pass", "envs.*.a2c_steps_per_s", "envs.*.purejaxrl_steps_per_s"),
-    *("envs.*.ratio_purejaxrl", "envs.*.compile_s", "envs.*.purejaxrl_compile_s"),
+    *("ppo_steps_per_s", "ratio_purejaxrl", "ratio_rejax"),
+    *("time_to_475_total_s", "best_peer_time_to_475_total_s", "ratio_time_to_475"),
+    *("time_to_475_cold_total_s", "best_peer_time_to_475_cold_total_s", "ratio_time_to_475_cold"),
+    *("ratio_sbx_sac", "ratio_sb3_sac", "ratio_sbx_td3", "ratio_sb3_td3"),
+    *("compile_s", "cold_start_s", "warm_start_s"),
+    *("parts.*.commit", "parts.*.date"),
+    *("ppo.*.ours_steps_per_s", "ppo.*.peer_steps_per_s", "ppo.*.ratio", "ppo.*.peer_compile_s"),
+    *("time_to_475.*.total_s", "time_to_475.*.cold_total_s", "time_to_475.*.reached"),
+    *("off_policy.*.steps_per_s",),
 )
-STEPS = {4: 1_000_000, 64: 1_000_000, 1024: 2_000_000}  # environments -> environment steps; purejaxrl's own count is 4
-QUICK = {4: 100_000}  # all that --quick measures
-PEER = "purejaxrl"
+PARTS = ("ppo", "time_to_475", "off_policy")
+
+
+class Work(NamedTuple):
+    """What an update is made of, on both sides."""
+
+    environments: int
+    rollout: int
+    epochs: int
+    minibatches: int
+
+
+class Contest(NamedTuple):
+    """One comparison of speed; all have separate networks of two layers of 64 units with tanh."""
+
+    peer: str
+    settings: str  # whose they are, for the table
+    work: Work
+    steps: int
+
+
+CONTESTS = {
+    "purejaxrl": Contest("purejaxrl", "its own settings", Work(4, 128, 4, 4), 1_000_000),
+    "purejaxrl_64": Contest("purejaxrl", "64 environments", Work(64, 128, 4, 4), 1_000_000),
+    "purejaxrl_1024": Contest("purejaxrl", "1024 environments", Work(1024, 128, 4, 4), 2_000_000),
+    # Its configuration for CartPole, then what its class has by default (64 environments are that default).
+    "rejax": Contest("rejax", "its CartPole settings", Work(5, 100, 5, 5), 500_000),
+    "rejax_64": Contest("rejax", "64 environments", Work(64, 64, 8, 16), 1_000_000),
+    "rejax_1024": Contest("rejax", "1024 environments", Work(1024, 64, 8, 16), 2_000_000),
+}
+QUICK = {"purejaxrl": 100_000}  # all that --quick measures
 
 
 def main() -> None:
     """Measure, and print the record."""
     parser = _common.parser(__doc__)
     parser.add_argument("--purejaxrl", type=Path, default=os.environ.get("PUREJAXRL_DIR"), help="a purejaxrl checkout")
+    parser.add_argument("--only", choices=PARTS, help="this part only; the others stay as the JSON has them")
     arguments = parser.parse_args()
-    quick = arguments.quick
-    measured = {}
+    results, peers = earlier(arguments)
     with _peers.Stand() as stand:
-        start(stand, arguments.purejaxrl and Path(arguments.purejaxrl))
-        for envs, steps in STEPS.items():
-            if not quick or envs in QUICK:
-                measured[envs] = one_count(stand, envs, QUICK[envs] if quick else steps, quick)
-    empty = {key.rpartition(".")[2]: None for key in KEYS if "*" in key}
-    results: dict[str, Any] = {"envs": {str(envs): measured.get(envs, empty) for envs in STEPS}}
-    for key in ("ratio_purejaxrl", "ratio_one_pass"):  # the claim is the smallest
-        results[key] = min((one[key] for one in measured.values() if one[key] is not None), default=None)
-    _common.finish(arguments, _common.record("on_device", arguments, results, stand.report))
+        for part in [arguments.only] if arguments.only else PARTS:
+            results[part] = measure(part, stand, arguments)
+            for name, told in stand.report.items():
+                peers[name] = {key: value for key, value in peers.get(name, {}).items() if key != "error"} | told
+            now = _common.record("on_device", arguments, {})
+            results["parts"][part] = {"commit": now["commit"], "date": now["date"]}
+            made = _common.record("on_device", arguments, results | conclude(results), peers)
+            if arguments.json:
+                _common.save(arguments.json, made)
+    _common.finish(arguments, made)
 
 
-def start(stand: _peers.Stand, checkout: Path | None) -> None:
-    """Start purejaxrl, or note why not, and note which version it is."""
+def earlier(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the JSON holds of the parts not measured now, and of the peers; empty parts where it holds nothing."""
+    speeds = {name: one_contest(contest, [], [], None) for name, contest in CONTESTS.items()}
+    results = {"ppo": speeds, "time_to_475": _time_to_score.blank(), "off_policy": _off_policy.blank(), "parts": {}}
+    if not (arguments.only and arguments.json and arguments.json.exists()):
+        return results, {}
+    record = json.loads(arguments.json.read_text(encoding="utf-8"))
+    if record["quick"] or "parts" not in record["results"]:
+        return results, {}
+    return {key: record["results"][key] for key in results}, record["peers"]
+
+
+def measure(part: str, stand: _peers.Stand, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One part's numbers."""
+    checkout = arguments.purejaxrl and Path(arguments.purejaxrl)
+    if part == "ppo":
+        return speed(stand, checkout, arguments.quick)
+    if part == "time_to_475":
+        return _time_to_score.measure(stand, purejaxrl(stand, checkout), arguments.quick)
+    return _off_policy.measure(stand, arguments.quick)
+
+
+def conclude(results: dict[str, Any]) -> dict[str, Any]:
+    """The keys at the top, from the parts."""
+    made: dict[str, Any] = _common.spread("ppo_steps_per_s", results["ppo"]["purejaxrl"]["ours_steps_per_s_repeats"])
+    for peer in ("purejaxrl", "rejax"):  # the claim is the smallest of the three
+        ratios = [results["ppo"][name]["ratio"] for name, contest in CONTESTS.items() if contest.peer == peer]
+        made[f"ratio_{peer}"] = min((ratio for ratio in ratios if ratio is not None), default=None)
+    return made | _time_to_score.conclude(results["time_to_475"]) | _off_policy.conclude(results["off_policy"])
+
+
+# ------------------------------------------------------------------------------------------------ purejaxrl's checkout
+
+
+def purejaxrl(stand: _peers.Stand, checkout: Path | None) -> Path | None:
+    """The checkout if it is one, and which version it is in the report; None, and why, if not."""
     if checkout is None:
-        return stand.fail(PEER, "no checkout given: clone github.com/luchris429/purejaxrl and set PUREJAXRL_DIR")
+        stand.fail("purejaxrl", "no checkout given: clone github.com/luchris429/purejaxrl and set PUREJAXRL_DIR")
+        return None
     script = checkout / "purejaxrl" / "ppo.py"
     if not script.is_file():
-        return stand.fail(PEER, f"the checkout given holds no {script.relative_to(checkout)}")
-    if stand.start(PEER, str(checkout)):
-        ask = ["git", "-C", str(checkout), "rev-parse", "HEAD", "--show-prefix"]
-        head, _, inside = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.partition("\n")
-        # A prefix means that git found some other repository around the folder.
-        commit = head if head and not inside.strip() else None
-        stand.report[PEER] |= {"commit": commit, "sha256": hashlib.sha256(script.read_bytes()).hexdigest()}
-    return None
+        stand.fail("purejaxrl", "the checkout given holds no purejaxrl/ppo.py")
+        return None
+    ask = ["git", "-C", str(checkout), "rev-parse", "HEAD", "--show-prefix"]
+    head, _, inside = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.partition("\n")
+    # A prefix means that git found some other repository around the folder.
+    commit = head if head and not inside.strip() else None
+    told = {"commit": commit, "sha256": hashlib.sha256(script.read_bytes()).hexdigest()}
+    stand.note("purejaxrl", **told)
+    return checkout
 
 
-def one_count(stand: _peers.Stand, envs: int, steps: int, quick: bool) -> dict[str, Any]:
-    """Both sides at one count of environments.
+# ------------------------------------------------------------------------------------------------ environment steps/s
 
-    Args:
-        stand: Where purejaxrl runs.
-        envs: Parallel environments.
-        steps: Environment steps.
-        quick: Two rounds, and purejaxrl with its own settings only.
-    """
-    cache = stand.enter_context(tempfile.TemporaryDirectory())
-    cold = shoal(envs, steps, cache)  # of the same steps: the compiled program depends on them
-    warm: list[float] = []
 
-    def ours() -> float:
-        summary = shoal(envs, steps, cache)
-        warm.append(summary["startup_s"])
-        return summary["env_steps_per_s"]
-
-    one_pass = {"UPDATE_EPOCHS": 1, "NUM_MINIBATCHES": 1, "NUM_STEPS": rollout_length(cold)}
-    sides, compiling = {"a2c": ours}, {}
-    for name, settings in {"purejaxrl": {}, "one_pass": one_pass}.items():
-        if "error" in stand.report[PEER] or (quick and settings):
-            continue
-        request = {"envs": envs, "steps": steps} | settings
-        try:
-            compiling[name] = stand.sessions[PEER].ask(**request)["compile_s"]  # the rounds below find it compiled
-        except _peers.PeerError as reason:
-            stand.fail(PEER, str(reason))
-            continue
-        sides[name] = lambda request=request: stand.rate(PEER, **request)
-    rates = _common.alternate(sides, 2 if quick else 3)
-    rates = {name: rates.get(name, []) for name in ("a2c", "purejaxrl", "one_pass")}
-
-    results = {"compile_s": cold["startup_s"] - min(warm), "warm_startup_s": min(warm)}
-    for name, rate in rates.items():
-        results |= _common.spread(f"{name}_steps_per_s", rate)
-        if name != "a2c":
-            results |= _common.spread(f"ratio_{name}", _common.ratios(rates["a2c"], rate))
-            results[f"{name}_compile_s"] = compiling.get(name)
+def speed(stand: _peers.Stand, checkout: Path | None, quick: bool) -> dict[str, Any]:
+    """All comparisons: name -> numbers."""
+    results = {}
+    for name, contest in CONTESTS.items():
+        ours: list[float] = []
+        theirs: list[float] = []
+        compile_s = None
+        if not quick or name in QUICK:
+            steps = QUICK[name] if quick else contest.steps
+            ours, theirs, compile_s = one_race(stand, checkout, contest, steps, 1 if quick else 3)
+        results[name] = one_contest(contest, ours, theirs, compile_s)
     return results
 
 
-def rollout_length(run: dict[str, Any]) -> int:
-    """Environment steps per update and environment in our run."""
-    return run["config"]["parts"]["algorithm"]["rollout_length"]
+def one_race(
+    stand: _peers.Stand, checkout: Path | None, contest: Contest, steps: int, repeats: int
+) -> tuple[list[float], list[float], float | None]:
+    """Both sides in turn: (our steps/s, the peer's, the peer's seconds of compiling)."""
+    words, compile_s = [], None
+    if contest.peer == "purejaxrl":
+        checked = purejaxrl(stand, checkout)
+        words = [str(checked)] if checked else None
+    sides = {"shoal": lambda: ours(contest.work, steps)}
+    if words is not None and stand.start(contest.peer, *words):
+        asked = request(contest, steps)
+        first = stand.answer(contest.peer, **asked)  # compiles; the rounds find it compiled
+        if first is not None:
+            compile_s = first["compile_s"]
+            sides[contest.peer] = lambda: stand.rate(contest.peer, **asked)
+    rates = _common.alternate(sides, repeats)
+    return rates["shoal"], rates.get(contest.peer, []), compile_s
 
 
-def shoal(envs: int, steps: int, cache: str) -> dict[str, Any]:
-    """Train `a2c` in the compiled loop; the summary."""
-    words = ("--env", "gymnax:CartPole-v1", "--runtime", "on_device", "--runtime.environments", envs)
-    return _common.train("a2c", *words, "--steps", steps, "--seed", 0, *_common.SHORT, cache=cache)
+def one_contest(contest: Contest, ours: list[float], theirs: list[float], compile_s: float | None) -> dict[str, Any]:
+    """The numbers of one comparison, nulls where a side was not measured."""
+    results: dict[str, Any] = contest._asdict() | {"work": contest.work._asdict(), "peer_compile_s": compile_s}
+    results |= _common.spread("ours_steps_per_s", ours) | _common.spread("peer_steps_per_s", theirs)
+    return results | _common.spread("ratio", _common.ratios(ours, theirs))
+
+
+def request(contest: Contest, steps: int) -> dict[str, Any]:
+    """What a peer's script is asked."""
+    work = contest.work
+    if contest.peer == "purejaxrl":
+        names = {"NUM_STEPS": work.rollout, "UPDATE_EPOCHS": work.epochs, "NUM_MINIBATCHES": work.minibatches}
+        return {"envs": work.environments, "steps": steps} | names
+    size = {"num_envs": work.environments, "num_steps": work.rollout, "total_timesteps": steps}
+    learning = {"num_epochs": work.epochs, "num_minibatches": work.minibatches, "agent_kwargs": {"activation": "tanh"}}
+    return {"settings": size | learning}
+
+
+def ours(work: Work, steps: int) -> float:
+    """Our environment steps per second."""
+    words = (
+        *("--env", "gymnax:CartPole-v1", "--runtime", "on_device", "--runtime.environments", work.environments),
+        *("--algorithm.rollout-length", work.rollout, "--algorithm.epochs", work.epochs),
+        *("--algorithm.minibatches", work.minibatches, "--algorithm.value-clip", 0.2),
+        *("--algorithm.no-normalise-observations", "--algorithm.no-normalise-returns"),
+        *("--network.hidden", 64, 64, "--network.activation", "tanh", "--network.no-shared"),
+    )
+    summary = _common.train("ppo", *words, "--steps", steps, "--seed", 0, *_common.SHORT)
+    return summary["env_steps_per_s"]
 
 
 if __name__ == "__main__":

@@ -69,29 +69,94 @@ def hogwild(results: Mapping[str, Any]) -> str:
 
 
 def on_device(results: Mapping[str, Any]) -> str:
-    """Steps per second at each count of environments."""
-    columns = ("a2c_steps_per_s", "purejaxrl_steps_per_s", "ratio_purejaxrl", "one_pass_steps_per_s", "ratio_one_pass")
+    """Speed of PPO, time to the score and start-up, speed of SAC and TD3."""
+    told = {"cold cache": "cold_start_s", "warm cache": "warm_start_s", "saved by the cache": "compile_s"}
+    start = "; ".join(f"{name}: {spread(results, key)} s" for name, key in told.items())
+    return "\n\n".join(
+        [
+            ppo_speed(results),
+            time_to_score(results),
+            f"Of that until Shoal's first learning step, {start}.",
+            off_policy(results),
+        ]
+    )
+
+
+def ppo_speed(results: Mapping[str, Any]) -> str:
+    """PPO's steps per second at every setting."""
     rows = []
-    for envs, one in results["envs"].items():
-        cells = [spread(one, key, "x" if key.startswith("ratio") else "") for key in columns]
-        compiling = " / ".join(number(one.get(key)) for key in ("compile_s", "purejaxrl_compile_s"))
-        rows.append([f"{envs} environments", *cells, compiling])
-    smallest = [
-        "smallest",
-        "",
-        "",
-        *[spread(results, "ratio_purejaxrl", "x"), "", spread(results, "ratio_one_pass", "x"), ""],
+    for one in results["ppo"].values():
+        work = "{environments} x {rollout}, {epochs} x {minibatches}".format(**one["work"])
+        rates = [spread(one, "ours_steps_per_s"), spread(one, "peer_steps_per_s"), spread(one, "ratio", "x")]
+        rows.append([f"{one['peer']}, {one['settings']}", work, *rates, number(one["peer_compile_s"])])
+    for peer in ("purejaxrl", "rejax"):
+        ratio = results[f"ratio_{peer}"]
+        rows.append([f"smallest against {peer}", "", "", "", "–" if ratio is None else f"{number(ratio)}x", ""])
+    head = ["PPO, env steps/s", "environments x steps, passes x minibatches", "Shoal", "peer", "ratio"]
+    return grid([*head, "its compiling, s"], rows)
+
+
+def time_to_score(results: Mapping[str, Any]) -> str:
+    """Seconds to 475, and the ratios."""
+    rows = []
+    for one in results["time_to_475"].values():
+        reached = f"{one['reached']} of {one['of']}" if one["of"] else "–"
+        rows.append([one["name"], reached, number(one["steps"]), spread(one, "total_s"), spread(one, "cold_total_s")])
+    best = [f"{spread(results, f'ratio_time_to_475{end}', 'x')}" for end in ("", "_cold")]
+    names = {results[f"best_peer_to_475{end}"] for end in ("", "_cold")} - {None}
+    rows.append([f"best peer ({', '.join(sorted(names)) or '–'}) over Shoal", "", "", *best])
+    return grid(["seconds from the command to 475", "reached", "steps", "warm cache", "cold cache"], rows)
+
+
+def off_policy(results: Mapping[str, Any]) -> str:
+    """Steps per second of SAC and TD3."""
+    sides = {"Shoal": "shoal", "sbx": "sbx", "SB3": "sb3", "SB3, one thread": "sb3_1"}
+    rows = [
+        [name, *[spread(results["off_policy"][f"{algorithm}_{side}"], "steps_per_s") for algorithm in ("sac", "td3")]]
+        for name, side in sides.items()
     ]
-    head = [
-        "env steps/s",
-        "Shoal `a2c`",
-        "purejaxrl PPO",
-        "ratio",
-        "purejaxrl, one pass",
-        "ratio",
-        "compile, s (ours / its)",
-    ]
-    return grid(head, [*rows, smallest])
+    for name, peer in {"Shoal over sbx": "sbx", "Shoal over SB3": "sb3"}.items():
+        rows.append([name, *[spread(results, f"ratio_{peer}_{algorithm}", "x") for algorithm in ("sac", "td3")]])
+    return grid(["Pendulum-v1, env steps/s", "SAC", "TD3"], rows)
+
+
+def presets(results: Mapping[str, Any]) -> str:
+    """What was learned, part by part, beside the first published figure; parts without a run are left out."""
+    rows = []
+    for part in results["parts"].values():
+        if not part["of"]:
+            continue
+        seeds = f"{part['of']}" + ("" if part["complete"] else f" of {part['seeds']}")
+        scores = [with_interval(part, key) for key in ("eval_return_mean", "return_mean")]
+        told = published(part["references"][0]) if part["references"] else "–"
+        rows.append(
+            [
+                f"`{part['preset']}` on {part['env']}",
+                number(part["steps"]),
+                seeds,
+                *scores,
+                number(part["train_s"]),
+                told,
+            ]
+        )
+    head = ["", "steps", "seeds", "evaluation, IQM [95 %]", "training, IQM [95 %]", "training, s", "published"]
+    waiting = [f"`{name}`" for name, part in results["parts"].items() if not part["of"]]
+    return grid(head, rows) + (f"\n\nNot measured yet: {', '.join(waiting)}." if waiting else "")
+
+
+def with_interval(part: Mapping[str, Any], key: str) -> str:
+    """The interquartile mean with its interval."""
+    bounds = part[f"{key}_interval"]
+    middle = number(part[f"{key}_iqm"])
+    return f"{middle} [{number(bounds[0])}, {number(bounds[1])}]" if bounds else middle
+
+
+def published(reference: Mapping[str, Any]) -> str:
+    """A published figure with its steps and a link."""
+    spread_of = f" ± {number(reference['spread'])}" if reference["spread"] is not None else ""
+    version = f" on {reference['env']}" if reference["env"] else ""
+    link = f"[{reference['source']}]({reference['url']})"
+    return f"{number(reference['value'])}{spread_of} at {number(reference['steps'])}{version} ({link})"
 
 
 def cartpole(results: Mapping[str, Any]) -> str:
@@ -123,6 +188,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "on_device": on_device,
     "cartpole": cartpole,
     "startup": startup,
+    "presets": presets,
 }
 
 

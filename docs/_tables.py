@@ -7,55 +7,132 @@ python docs/_tables.py --check    tells whether they are up to date (exit code 1
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shoal import experiment, presets, registry
 
 DOCS = Path(__file__).parent
-FAMILY = ("a2c", "a3c", "a3c_lstm", "a3c_continuous")
+
+
+class Family(NamedTuple):
+    """The presets of one page: one learning rule and the symbols its page writes."""
+
+    algorithm: str
+    presets: tuple[str, ...]
+    symbols: Mapping[str, str]  # by option, on top of `SYMBOLS`
+
+
 SYMBOLS = {
-    "algorithm.rollout_length": "T = t_max",
     "algorithm.discount": "γ",
-    "algorithm.entropy_cost": "β",
-    "algorithm.value_cost": "c",
     "optimiser.learning_rate": "η₀",
-    "optimiser.decay": "α",
-    "optimiser.epsilon": "ε",
     "optimiser.max_norm": "m",
-    "corrector.lambda_": "λ",
     "runtime.environments": "B",
+}
+REPLAY = {
+    "algorithm.rollout_length": "T",
+    "algorithm.updates": "K",
+    "algorithm.batch": "N",
+    "algorithm.n_step": "n",
+    "algorithm.tau": "τ",
+}
+FAMILIES = {
+    "presets/actor_critic.md": Family(
+        "actor_critic",
+        ("a2c", "a3c", "a3c_lstm", "a3c_continuous"),
+        {
+            "algorithm.rollout_length": "T = t_max",
+            "algorithm.entropy_cost": "β",
+            "algorithm.value_cost": "c",
+            "optimiser.decay": "α",
+            "optimiser.epsilon": "ε",
+            "corrector.lambda_": "λ",
+        },
+    ),
+    "presets/ppo.md": Family(
+        "ppo",
+        ("ppo",),
+        {
+            "algorithm.rollout_length": "T",
+            "algorithm.epochs": "E",
+            "algorithm.minibatches": "M",
+            "algorithm.clip": "ε",
+            "algorithm.value_clip": "ε_V",
+            "algorithm.entropy_cost": "β",
+            "algorithm.value_cost": "c",
+            "optimiser.decay": "α",
+            "optimiser.epsilon": "ε_opt",
+            "corrector.lambda_": "λ",
+        },
+    ),
+    "presets/dqn.md": Family(
+        "dqn",
+        ("dqn",),
+        {
+            **REPLAY,
+            "algorithm.target_period": "C",
+            "algorithm.priority_exponent": "α",
+            "algorithm.priority_correction": "β",
+            "algorithm.huber": "δ",
+        },
+    ),
+    "presets/td3.md": Family(
+        "td3",
+        ("td3",),
+        {
+            **REPLAY,
+            "algorithm.policy_delay": "d",
+            "algorithm.noise": "σ",
+            "algorithm.target_noise": "σ'",
+            "algorithm.target_noise_clip": "c",
+        },
+    ),
+    "presets/sac.md": Family(
+        "sac",
+        ("sac",),
+        {**REPLAY, "algorithm.temperature": "α₀", "algorithm.entropy_target": "H̄ / dim"},
+    ),
 }
 
 
-def settings() -> str:
+def settings(family: Family) -> str:
     """Every option, its default, and what the presets set."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for kind in ("algorithm", "network", "optimiser", "environment"):
-        rows += _rows(kind, experiment.config_class(kind, "actor_critic"), FAMILY)
-    rows += _rows("corrector", experiment.config_class("corrector", "none"), FAMILY)
-    for name in registry.names("runtime"):
-        users = [preset for preset in FAMILY if presets.PRESETS[preset].runtime in (name, None)]
-        rows += _rows("runtime", experiment.config_class("runtime", name), users, f" ({name})")
-    return _table(("symbol", "option", "default", *(f"`{name}`" for name in FAMILY)), rows)
+        # The settings every environment has; those of one adapter are on the page of environments.
+        cls = experiment.config_class(kind, "CartPole-v1" if kind == "environment" else family.algorithm)
+        rows += _rows(family, kind, cls, family.presets)
+    if "corrector.lambda_" in family.symbols:  # rules that learn from a memory use no corrector
+        rows += _rows(family, "corrector", experiment.config_class("corrector", "none"), family.presets)
+    for name in filter(functools.partial(_takes, family), registry.names("runtime")):
+        users = [preset for preset in family.presets if presets.PRESETS[preset].runtime in (name, None)]
+        rows += _rows(family, "runtime", experiment.config_class("runtime", name), users, f" ({name})")
+    return _table(("symbol", "option", "default", *(f"`{name}`" for name in family.presets)), rows)
 
 
-def _rows(kind: str, cls: type, users: Iterable[str], which: str = "") -> Iterable[tuple[str, ...]]:
+def _takes(family: Family, runtime: str) -> bool:
+    """Whether a runtime can run the rule in some setting."""
+    rule = registry.load("algorithm", family.algorithm)
+    least = {"epochs": 1, "minibatches": 1}  # with which an update is one gradient step
+    config = rule.Config(**{name: value for name, value in least.items() if name in rule.Config.__dataclass_fields__})
+    return not (registry.load("runtime", runtime).CAPTURES and rule.shareable(config))
+
+
+def _rows(family: Family, kind: str, cls: type, users: Iterable[str], which: str = "") -> Iterable[tuple[str, ...]]:
+    symbols = SYMBOLS | dict(family.symbols)
     for field in dataclasses.fields(cls):
         option = f"`--{kind}.{_flag(field.name)}`{which}"
-        values = [_value(presets.PRESETS[p].settings.get(kind, {}), field.name) if p in users else "" for p in FAMILY]
-        yield (SYMBOLS.get(f"{kind}.{field.name}", ""), option, show(field.default), *values)
+        given = [presets.PRESETS[p].settings.get(kind, {}) if p in users else {} for p in family.presets]
+        values = [show(one[field.name]) if field.name in one else "" for one in given]
+        yield (symbols.get(f"{kind}.{field.name}", ""), option, show(field.default), *values)
 
 
 def _flag(name: str) -> str:
     return name if name.endswith("_") else name.replace("_", "-")
-
-
-def _value(given: Any, name: str) -> str:
-    return show(given[name]) if name in given else ""
 
 
 def show(value: Any) -> str:
@@ -67,26 +144,26 @@ def show(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def tuned() -> str:
+def tuned(family: Family) -> str:
     """What each preset sets for single environments, on top of the table above."""
     rows = []
-    for name in FAMILY:
+    for name in family.presets:
         preset = presets.PRESETS[name]
-        rows.append((f"`{name}`", "any other", f"{preset.steps:,}", ""))
         for env, found in preset.tuned.items():
             given = [
                 f"`--{kind}.{_flag(field)}` {show(value)}"
                 for kind, values in found.settings.items()
                 for field, value in values.items()
             ]
-            rows.insert(len(rows) - 1, (f"`{name}`", f"`{env}`", f"{found.steps:,}", ", ".join(given)))
+            rows.append((f"`{name}`", f"`{env}`", f"{found.steps:,}", ", ".join(given)))
+        rows.append((f"`{name}`", "any other", f"{preset.steps:,}", ""))
     return _table(("preset", "environment", "steps", "settings"), rows)
 
 
-def facts() -> str:
+def facts(family: Family) -> str:
     """Where each preset runs unless told otherwise."""
     rows = []
-    for name in FAMILY:
+    for name in family.presets:
         preset = presets.PRESETS[name]
         runtime = f"`{preset.runtime}`" if preset.runtime else "`on_device` (pure JAX), else `host`"
         rows.append((f"`{name}`", preset.summary, runtime, f"`{preset.env}`"))
@@ -99,7 +176,10 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-TABLES = {"presets/actor_critic.md": {"facts": facts, "settings": settings, "tuned": tuned}}
+TABLES = {
+    page: {make.__name__: functools.partial(make, family) for make in (facts, settings, tuned)}
+    for page, family in FAMILIES.items()
+}
 
 
 def main() -> int:

@@ -12,21 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
-    from shoal.training import Run
+    from shoal.training import Group, Run
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "resume", "train"]
 
 
+@overload
+def train(preset: str, env: str | None = None, *, seeds: None = None, **given: Any) -> Run: ...
+@overload
+def train(preset: str, env: str | None = None, *, seeds: int, **given: Any) -> Group: ...
 def train(
     preset: str,
     env: str | None = None,
     *,
     steps: int | None = None,
     seed: int = 0,
+    seeds: int | None = None,
     workers: int | None = None,
     runtime: str | Mapping[str, Any] | None = None,
     corrector: str | Mapping[str, Any] | None = None,
@@ -35,14 +40,15 @@ def train(
     eval_episodes: int = 20,
     quiet: bool = False,
     **parts: Mapping[str, Any],
-) -> Run:
-    """Train a preset and return the run.
+) -> Run | Group:
+    """Train a preset and return the run; with `seeds`, the group of runs.
 
     Args:
         preset: A name of `shoal list presets`.
         env: An environment id; the preset's own when None.
         steps: Environment steps; the preset's tuned number when None.
         seed: Seed of everything random.
+        seeds: Train so many seeds, from `seed` on, in one program; for the on_device runtime.
         workers: Worker processes, for runtimes that have them.
         runtime: Overrides the preset's runtime: a name, or settings (``{"name": "host", "environments": 16}``; the
             name may be left out).
@@ -68,11 +74,13 @@ def train(
     if workers is not None:
         settings["runtime"] = {"workers": workers, **settings["runtime"]}
     request = presets.Request(preset, env, steps, seed, **names, until=until, settings=settings)
-    return training.train(request, out, console=log.pick(quiet), eval_episodes=eval_episodes)
+    if seeds is None:
+        return training.train(request, out, console=log.pick(quiet), eval_episodes=eval_episodes)
+    return training.train_seeds(request, seeds, out, console=log.pick(quiet), eval_episodes=eval_episodes)
 
 
-def resume(folder: str | Path, *, quiet: bool = False) -> Run:
-    """Continue an interrupted run from its newest good checkpoint (see `shoal.training.resume`)."""
+def resume(folder: str | Path, *, quiet: bool = False) -> Run | Group:
+    """Continue an interrupted run, or group of seeds, from its newest good checkpoint (see `shoal.training.resume`)."""
     from shoal import log, training
 
     return training.resume(folder, console=log.pick(quiet))

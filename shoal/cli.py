@@ -6,14 +6,10 @@ Options are dataclass fields read by tyro; a preset's own parts become option gr
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-import io
 import json
 import math
 import os
-import re
 import shlex
 import sys
 import time
@@ -23,7 +19,7 @@ from typing import Annotated, Any
 
 from etils import epy
 
-from shoal import __version__, environments, errors, presets, registry
+from shoal import __version__, arguments, environments, errors, options, presets, registry
 
 with epy.lazy_imports():
     import tyro
@@ -55,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    typed = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        return _dispatch(typed)
     except errors.ShoalError as error:
         print(f"shoal: {error}", file=sys.stderr)
         return error.exit_code
@@ -69,77 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+def _dispatch(typed: list[str]) -> int:
+    if not typed or typed[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
-        return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version", "version"):
+        return 0 if typed else 2
+    if typed[0] in ("-V", "--version", "version"):
         print(f"shoal {__version__}")
         return 0
-    verb, rest = arguments[0], arguments[1:]
+    verb, rest = typed[0], typed[1:]
     if verb not in VERBS:
         raise errors.unknown("command", verb, VERBS, "`shoal --help` lists them.")
     return VERBS[verb](rest)
 
 
-# ================================================================================================ parsing
-
-
-def _parse(cls: type, verb: str, arguments: list[str], default: Any = None) -> Any:
-    """The options of a verb; every mistake becomes one line.
-
-    Raises:
-        Refused: An unknown option, a missing or wrong value.
-    """
-    shown = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(shown):
-            parsed, left = tyro.cli(
-                cls, prog=f"shoal {verb}", args=arguments, default=default, return_unknown_args=True
-            )
-    except SystemExit as leaving:
-        if leaving.code in (0, None):
-            raise
-        raise errors.Refused(f"{_flat(shown.getvalue())} (`shoal {verb} --help` tells more)") from None
-    if left:
-        known = sorted(_flags(cls))
-        name = left[0].partition("=")[0].replace("_", "-")
-        if not name.startswith("-"):
-            raise errors.Refused(f"unexpected argument {left[0]!r}; `shoal {verb} --help` tells what is expected")
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        last = [flag for flag in known if flag.rpartition(".")[2].lstrip("-") == name.lstrip("-")]
-        hint = (last or near)[:1]
-        also = f"did you mean {hint[0]}?" if hint else "there is nothing like it;"
-        raise errors.Refused(f"unknown option {left[0]!r}; {also} (`shoal {verb} --help` lists all)")
-    return parsed
-
-
-def _flat(box: str) -> str:
-    """The first message in tyro's box (which is drawn in ASCII where the terminal asks for it), as one line."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    groups: list[list[str]] = [[]]  # what stands between the lines of the box
-    for line in (re.sub(r"[│╭╮╰╯]|^\||\|$", " ", line).strip() for line in plain.splitlines()):
-        if re.match(r"(─|---|\+-)", line):
-            groups.append([])
-        elif line:
-            groups[-1].append(line)
-    filled = [group for group in groups if group]
-    message = next(iter(filled if "╭" in plain else filled[1:]), [])  # in ASCII the title has lines of its own
-    text = " ".join(message) or "wrong arguments"
-    optional = re.search(r"Error parsing (--\S+): no type matching \{None\}\|(\w+) .* from \['(.*?)'\]", text)
-    return "{0} {2!r} is not of type {1}".format(*optional.groups()) if optional else text
-
-
-def _flags(cls: type, prefix: str = "--") -> list[str]:
-    """Every option of a dataclass and of those inside it."""
-    found = []
-    for field in dataclasses.fields(cls):
-        name = re.sub(r"_(?!$)", "-", field.metadata.get("flag", field.name))  # lambda_ keeps its underscore
-        if dataclasses.is_dataclass(field.default):
-            found += _flags(type(field.default), f"{prefix}{name}.")
-        elif field.default is not dataclasses.MISSING:
-            found.append(f"{prefix}{name}")
-    return found
+# ================================================================================================ output
 
 
 def _say(text: str) -> None:
@@ -165,6 +104,8 @@ class TrainOptions:
     """Environment steps in all."""
     seed: int = 0
     """Seed of everything random."""
+    seeds: int | None = None
+    """Train so many seeds, from --seed on, in one program; needs the on_device runtime."""
     workers: int | None = None
     """Worker processes (short for --runtime.workers)."""
     runtime: str | None = None
@@ -174,7 +115,7 @@ class TrainOptions:
     until: str | None = None
     """Stop early at this mean return of the last 100 episodes; "solved" takes the environment's own number."""
     out: Path | None = None
-    """The run folder; must not exist. Default: runs/PRESET-ENV-SEED-TIME."""
+    """The run folder; must not exist. Default: runs/PRESET-ENV-SEED-TIME (of several seeds: FIRSTtoLAST)."""
     eval_episodes: int = 20
     """Episodes of the evaluation at the end; 0 for none."""
     quiet: bool = False
@@ -183,19 +124,19 @@ class TrainOptions:
     """Print the summary as one JSON object."""
 
 
-def _train(arguments: list[str]) -> int:
+def _train(typed: list[str]) -> int:
     since = _process_start()
-    first = _peek(arguments)
+    first = arguments.peek(typed)
     if first is None:
-        if {"-h", "--help"} & set(arguments):
-            _parse(TrainOptions, "train", ["--help"])
+        if {"-h", "--help"} & set(typed):
+            arguments.parse(TrainOptions, "train", ["--help"])
         raise errors.Refused("give a preset, e.g. `shoal train a3c`; `shoal list presets` describes them")
     request = presets.Request(
-        first, env=_value(arguments, "--env"), runtime=_value(arguments, "--runtime"),
-        corrector=_value(arguments, "--corrector"),
+        first, env=arguments.value(typed, "--env"), runtime=arguments.value(typed, "--runtime"),
+        corrector=arguments.value(typed, "--corrector"),
     )  # fmt: skip
     cls = _with_parts(request)
-    given = _parse(cls, f"train {first}", [first, *_without_first(arguments, first)])
+    given = arguments.parse(cls, f"train {first}", [first, *arguments.without_first(typed, first)])
     configs = {kind: getattr(given, f"{kind}_config") for kind in experiment.kinds()}
     if given.workers is not None:
         if not hasattr(configs["runtime"], "workers"):
@@ -207,15 +148,15 @@ def _train(arguments: list[str]) -> int:
     if given.eval_episodes < 0:
         raise errors.Refused(f"--eval-episodes {given.eval_episodes} is negative; 0 turns the evaluation off")
     request = request._replace(steps=given.steps, seed=given.seed, until=given.until, configs=configs)
-    run = training.train(
-        request,
-        given.out,
-        console=log.pick(given.quiet),
-        eval_episodes=given.eval_episodes,
-        since=since,
-        command=shlex.join(["shoal", "train", *arguments]),
-    )
-    return _ended(run, given.json, given.quiet)
+    asked: dict[str, Any] = {
+        "console": log.pick(given.quiet),
+        "eval_episodes": given.eval_episodes,
+        "since": since,
+        "command": shlex.join(["shoal", "train", *typed]),
+    }
+    if given.seeds is None:
+        return _ended(training.train(request, given.out, **asked), given.json, given.quiet)
+    return _ended(training.train_seeds(request, given.seeds, given.out, **asked), given.json, given.quiet)
 
 
 def _with_parts(request: presets.Request) -> type:
@@ -231,37 +172,6 @@ def _with_parts(request: presets.Request) -> type:
     return made
 
 
-FLAGS = ("--quiet", "--json", "--no-quiet", "--no-json", "-h", "--help")
-
-
-def _peek(arguments: list[str]) -> str | None:
-    """The first argument that is neither an option nor an option's value."""
-    skip = False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument.startswith("-"):
-            skip = "=" not in argument and argument not in FLAGS
-        else:
-            return argument
-    return None
-
-
-def _without_first(arguments: list[str], value: str) -> list[str]:
-    at = arguments.index(value)
-    return arguments[:at] + arguments[at + 1 :]
-
-
-def _value(arguments: list[str], flag: str) -> str | None:
-    """The value of an option, before the options are known."""
-    for at, argument in enumerate(arguments):
-        if argument == flag and at + 1 < len(arguments):
-            return arguments[at + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-    return None
-
-
 def _process_start() -> float:
     """``time.time()`` at which this process began, so that start-up includes the interpreter."""
     try:
@@ -272,11 +182,12 @@ def _process_start() -> float:
         return time.time()
 
 
-def _ended(run: training.Run, as_json: bool, quiet: bool) -> int:
+def _ended(run: training.Run | training.Group, as_json: bool, quiet: bool) -> int:
     from shoal.report import closing
 
     if not quiet:
-        _say(closing.text(run.summary, run.folder))
+        tell = closing.group if isinstance(run, training.Group) else closing.text
+        _say(tell(run.summary, run.folder))
     if as_json:
         _print_json(run.summary)
     return 75 if run.summary["status"] == "interrupted" else 0
@@ -290,7 +201,7 @@ class ResumeOptions:
     """Continue an interrupted run from its newest good checkpoint."""
 
     run: tyro.conf.Positional[Path]
-    """The run folder."""
+    """The run folder; of several seeds, the folder that holds theirs."""
     eval_episodes: int = 20
     """Episodes of the evaluation at the end; 0 for none."""
     quiet: bool = False
@@ -299,9 +210,9 @@ class ResumeOptions:
     """Print the summary as one JSON object."""
 
 
-def _resume(arguments: list[str]) -> int:
+def _resume(typed: list[str]) -> int:
     since = _process_start()
-    given = _parse(ResumeOptions, "resume", arguments)
+    given = arguments.parse(ResumeOptions, "resume", typed)
     run = training.resume(given.run, console=log.pick(given.quiet), eval_episodes=given.eval_episodes, since=since)
     return _ended(run, given.json, given.quiet)
 
@@ -322,8 +233,8 @@ class EvalOptions:
     """Print the result as one JSON object."""
 
 
-def _eval(arguments: list[str]) -> int:
-    given = _parse(EvalOptions, "eval", arguments)
+def _eval(typed: list[str]) -> int:
+    given = arguments.parse(EvalOptions, "eval", typed)
     if given.episodes < 1:
         raise errors.Refused(f"--episodes {given.episodes}, but at least 1 is needed")
     if given.seed < 0:
@@ -347,15 +258,15 @@ class ReportOptions:
     """One self-contained HTML page about one or more runs."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders; runs that differ only in their seed are aggregated, others compared."""
+    """Run folders, or folders of several seeds; runs that differ only in their seed are aggregated, others compared."""
     out: Path | None = None
     """The file; default: report.html in the run folder, or in the current one for several runs."""
     json: bool = False
     """Print the path as one JSON object."""
 
 
-def _report(arguments: list[str]) -> int:
-    given = _parse(ReportOptions, "report", arguments)
+def _report(typed: list[str]) -> int:
+    given = arguments.parse(ReportOptions, "report", typed)
     if not given.runs:
         raise errors.Refused("give one or more run folders, e.g. `shoal report runs/*`")
     out = given.out or ((given.runs[0] if len(given.runs) == 1 else Path()) / "report.html")
@@ -380,8 +291,8 @@ class ExportOptions:
     """Print the path as one JSON object."""
 
 
-def _export(arguments: list[str]) -> int:
-    given = _parse(ExportOptions, "export", arguments)
+def _export(typed: list[str]) -> int:
+    given = arguments.parse(ExportOptions, "export", typed)
     if given.format != "onnx":
         raise errors.unknown("format", given.format, ["onnx"])
     built, made, policy = training.load(given.run, _say)
@@ -410,8 +321,14 @@ class CheckEnvOptions:
     """Print the findings as one JSON object."""
 
 
-def _check_env(arguments: list[str]) -> int:
-    given = _parse(CheckEnvOptions, "check-env", arguments)
+def _check_env(typed: list[str]) -> int:
+    env_id = arguments.peek(typed)
+    config = environments.config_class(env_id)() if env_id else environments.Config()
+    fields = [("environment", type(config), dataclasses.field(default=config))]  # the adapter's own settings
+    made = dataclasses.make_dataclass("CheckEnvOptions", fields, bases=(CheckEnvOptions,), frozen=True)
+    made.__doc__ = CheckEnvOptions.__doc__
+    given = arguments.parse(made, "check-env", typed)
+    options.check(given.environment, "environment")
     if given.steps < 1:
         raise errors.Refused(f"--steps {given.steps}, but at least 1 is needed")
     found = check_env.check(given.id, given.environment, given.steps)
@@ -435,8 +352,8 @@ class ListOptions:
     """Print as one JSON object."""
 
 
-def _list(arguments: list[str]) -> int:
-    given = _parse(ListOptions, "list", arguments)
+def _list(typed: list[str]) -> int:
+    given = arguments.parse(ListOptions, "list", typed)
     if given.kind not in KINDS:
         raise errors.unknown("kind", given.kind, KINDS)
     found = {"presets": _presets, "envs": _envs}.get(given.kind, lambda: _parts(given.kind))()
@@ -469,7 +386,7 @@ def _parts(kind: str) -> dict[str, str]:
     return found
 
 
-def _bench(arguments: list[str]) -> int:
+def _bench(typed: list[str]) -> int:
     """Run ``benchmarks/NAME.py`` of the checkout in a process of its own."""
     import subprocess
 
@@ -477,13 +394,13 @@ def _bench(arguments: list[str]) -> int:
     if folder is None:
         raise errors.Refused("benchmarks belong to a checkout of Shoal, and there is none here; run from one")
     names = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_") and p.stem != "table")
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not typed or typed[0] in ("-h", "--help"):
         print(f"usage: shoal bench NAME [--json FILE] [--quick]\n\n  {', '.join(names)}")
-        return 0 if arguments else 2
-    if arguments[0] not in names:
-        raise errors.unknown("benchmark", arguments[0], names)
-    script = folder / f"{arguments[0]}.py"
-    return subprocess.call([sys.executable, str(script), *arguments[1:]])
+        return 0 if typed else 2
+    if typed[0] not in names:
+        raise errors.unknown("benchmark", typed[0], names)
+    script = folder / f"{typed[0]}.py"
+    return subprocess.call([sys.executable, str(script), *typed[1:]])
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {

@@ -102,3 +102,74 @@ GAUSSIAN = Distribution(
 def suited(action: types.ActionSpec) -> Distribution:
     """The distribution for an action space: categorical for choices, diagonal Gaussian for vectors."""
     return CATEGORICAL if action.discrete else GAUSSIAN
+
+
+# ------------------------------------------------------------------------------------------------ action values
+
+
+def epsilon_greedy(values: Any, epsilon: Any, key: Any) -> Any:
+    """The best action, or with probability epsilon any of them.
+
+    Args:
+        values: ``[n]`` action values.
+        epsilon: In [0, 1].
+        key: Consumed.
+    """
+    n = values.shape[-1]
+    bits = jax.random.bits(key, (2,))
+    chance = (bits[0] >> 8).astype(jnp.float32) / jnp.float32(1 << 24)
+    anything = (bits[1] % jnp.uint32(n)).astype(jnp.int32)
+    return jnp.where(chance < epsilon, anything, jnp.argmax(values).astype(jnp.int32))
+
+
+# ------------------------------------------------------------------------------------------------ squashed Gaussian
+
+LOG_DEVIATION = (-20.0, 2.0)  # bounds of the log standard deviation (haarnoja/sac)
+
+
+def squashed_moments(output: Any) -> tuple[Any, Any]:
+    """Mean and log standard deviation ``[d]`` before the tanh, from a head's output ``[2 d]``."""
+    mean, raw = jnp.split(output, 2, axis=-1)
+    return mean, jnp.clip(raw, *LOG_DEVIATION)
+
+
+def squashed_sample(output: Any, noise: Any) -> tuple[Any, Any]:
+    """An action in (-1, 1)^d and its log probability; differentiable in the output.
+
+    Args:
+        output: ``[2 d]`` of the head.
+        noise: ``[d]`` standard normal; given, so that a batch draws all of it at once.
+
+    a = tanh u, u = μ + σ · noise, log π(a) = log N(u) - Σ log(1 - tanh² u), the last term written
+    2 (log 2 - u - softplus(-2u)), which does not lose its digits where the tanh is flat.
+
+    Source: Haarnoja et al. 2018, arXiv:1801.01290, appendix C; the last term: TensorFlow Probability, `Tanh`.
+    """
+    mean, log_deviation = squashed_moments(output)
+    u = mean + jnp.exp(log_deviation) * noise
+    log_normal = -0.5 * (noise * noise + LOG_2_PI) - log_deviation
+    log_slope = 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))
+    return jnp.tanh(u), jnp.sum(log_normal - log_slope)
+
+
+class Bounds(NamedTuple):
+    """A box of actions as its middle and half its width, ``[d]`` each."""
+
+    middle: Any
+    half: Any
+
+
+def bounds(action: types.ActionSpec) -> Bounds:
+    """The box of a bounded action space."""
+    low, high = (jnp.asarray(bound, jnp.float32) for bound in (action.low, action.high))
+    return Bounds((low + high) / 2.0, (high - low) / 2.0)
+
+
+def stretch(bounds: Bounds, action: Any) -> Any:
+    """From [-1, 1]^d to the box."""
+    return bounds.middle + bounds.half * action
+
+
+def shrink(bounds: Bounds, action: Any) -> Any:
+    """From the box to [-1, 1]^d."""
+    return (action - bounds.middle) / bounds.half

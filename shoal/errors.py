@@ -47,9 +47,11 @@ def unknown(kind: str, given: str, allowed: Iterable[str], remedy: str = "") -> 
         The error, to be raised by the caller.
     """
     names = sorted(allowed)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.65) or [
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.65) or [
         name for name in names if name.lower() == given.lower()
     ]
+    # Of names that are equally near, the one that begins alike.
+    near.sort(key=lambda name: (-difflib.SequenceMatcher(None, name, given).ratio(), name[:1] != given[:1]))
     hint = f"; did you mean {near[0]!r}?" if near else ""
     shown = ", ".join(names) if len(names) <= 16 else f"{', '.join(names[:16])}, and {len(names) - 16} more"
     tail = f" {remedy}" if remedy else ""

@@ -5,6 +5,7 @@ Every stream contributes the same number of episodes, so short episodes are not 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +62,8 @@ def _carry(agent: types.Agent, streams: int) -> Any:
 
 def _on_host(parts: types.Parts, policy: types.Policy, streams: int, seed: int) -> list[tuple[float, int]]:
     act = jax.jit(jax.vmap(parts.agent.act, in_axes=(None, 0, 0, 0)))
-    envs = [parts.make_host() for _ in range(streams)]
+    make = parts.make_eval or parts.make_host  # e.g. whole games, where a lost life ends an episode of training
+    envs = [make() for _ in range(streams)]
     try:
         obs = np.stack([env.reset(seeds.derive(seed, "environment", i)) for i, env in enumerate(envs)])
         carry = _carry(parts.agent, streams)
@@ -85,7 +87,7 @@ def _on_device(parts: types.Parts, policy: types.Policy, streams: int, seed: int
     env, agent = parts.device_env, parts.agent
     assert env is not None
 
-    def step(at: Any) -> Any:
+    def step(policy: types.Policy, at: Any) -> Any:
         state, obs, carry, total, length, running, key = at
         key, act_key, env_key = jax.random.split(key, 3)
         act = jax.vmap(agent.act, in_axes=(None, 0, 0, 0))
@@ -96,12 +98,14 @@ def _on_device(parts: types.Parts, policy: types.Policy, streams: int, seed: int
         running = running & ~(outcome.truncated | (outcome.discount == 0))
         return state, obs, carry, total, length, running, key
 
-    def play(key: Any) -> Any:
+    def play(policy: types.Policy, key: Any) -> Any:
         first, key = jax.random.split(key)
         state, obs = jax.vmap(env.init)(jax.random.split(first, streams))
         zeros = jnp.zeros(streams), jnp.zeros(streams, jnp.int32), jnp.ones(streams, bool)
         at = (state, obs, _carry(agent, streams), *zeros, key)
-        return jax.lax.while_loop(lambda at: at[5].any() & (at[4].max() < LONGEST), step, at)[3:5]
+        going = lambda at: at[5].any() & (at[4].max() < LONGEST)  # noqa: E731
+        return jax.lax.while_loop(going, functools.partial(step, policy), at)[3:5]
 
-    returns, lengths = jax.device_get(jax.jit(play)(seeds.key(seed)))
+    # The policy is an argument, not a constant of the program: one compilation serves every policy.
+    returns, lengths = jax.device_get(jax.jit(play)(policy, seeds.key(seed)))
     return list(zip(returns.tolist(), lengths.tolist(), strict=True))

@@ -64,12 +64,14 @@ def config_class(kind: str, name: str) -> type:
 
     Args:
         kind: One of `kinds`.
-        name: The choice, for kinds that have one.
+        name: The choice, for kinds that have one; of an environment, its id.
 
     Raises:
         Refused: No such choice.
     """
-    fixed = {"environment": environments.Config, "network": networks.Config, "optimiser": optimise.Config}
+    if kind == "environment":
+        return environments.config_class(name)
+    fixed = {"network": networks.Config, "optimiser": optimise.Config}
     return fixed[kind] if kind in fixed else registry.load(kind, name).Config
 
 
@@ -86,7 +88,8 @@ def from_json(data: Mapping[str, Any]) -> Experiment:
             )
         parts = {kind: dict(data["parts"].get(kind, {})) for kind in kinds()}
         names = {kind: parts[kind].pop("name") for kind in NAMED}
-        configs: dict[str, Any] = {k: options.build(config_class(k, names.get(k, "")), parts[k], k) for k in kinds()}
+        classes = {"environment": data["env"], **names}
+        configs: dict[str, Any] = {k: options.build(config_class(k, classes.get(k, "")), parts[k], k) for k in kinds()}
         goal = types.Goal(**data["goal"]) if data["goal"] else None
         return Experiment(
             preset=data["preset"], env=data["env"], steps=data["steps"], seed=data["seed"], goal=goal, **names,
@@ -120,11 +123,37 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
         raise errors.Refused(f"seed={experiment.seed} is out of range; it must be between 0 and 2^63 - 1")
     for kind in kinds():
         options.check(experiment.configs[kind], kind)
+    _check_algorithm(experiment, opened.spec)
     if getattr(experiment.configs["algorithm"], "normalise_observations", False) and opened.spec.observation.image:
         raise errors.Refused(
             f"algorithm.normalise_observations needs vector observations, but {experiment.env} gives images"
         )
     registry.load("runtime", experiment.runtime).check(experiment.configs["runtime"], experiment, opened)
+
+
+def _check_algorithm(experiment: Experiment, spec: types.EnvSpec) -> None:
+    kind = "discrete" if spec.action.discrete else "continuous"
+    module = registry.load("algorithm", experiment.algorithm)
+    if kind not in module.ACTIONS:
+        fitting = [name for name in registry.names("algorithm") if kind in registry.load("algorithm", name).ACTIONS]
+        raise errors.Refused(
+            f"{experiment.algorithm} learns {' and '.join(module.ACTIONS)} actions, but those of {experiment.env} are "
+            f"{kind}; algorithms that fit: {', '.join(fitting)}"
+        )
+    if experiment.corrector != "none" and not module.CORRECTS:
+        raise errors.Refused(
+            f"{experiment.algorithm} has no use for a corrector, but --corrector {experiment.corrector} was given; "
+            "drop it"
+        )
+    configs = experiment.configs
+    if reason := module.fits(configs["algorithm"], configs["network"], spec):
+        raise errors.Refused(f"{experiment.algorithm} on {experiment.env}: {reason}")
+    runtime = registry.load("runtime", experiment.runtime)
+    if runtime.CAPTURES and (reason := module.shareable(configs["algorithm"])):
+        raise errors.Refused(
+            f"the {experiment.runtime} runtime applies gradients itself, but {reason}; "
+            "or use --runtime on_device or host"
+        )
 
 
 def build(experiment: Experiment, opened: environments.Opened | None = None) -> Built:
@@ -139,9 +168,11 @@ def build(experiment: Experiment, opened: environments.Opened | None = None) -> 
     runtime = registry.load("runtime", experiment.runtime)
     optimiser = (optimise.capture if runtime.CAPTURES else optimise.local)(configs["optimiser"], experiment.steps)
     corrector = registry.load("corrector", experiment.corrector).build(configs["corrector"])
-    given = algorithms.Ingredients(opened.spec, configs["network"], optimiser, corrector)
+    streams = runtime.streams(configs["runtime"])
+    given = algorithms.Ingredients(opened.spec, configs["network"], optimiser, corrector, streams)
     agent = registry.load("algorithm", experiment.algorithm).build(configs["algorithm"], given)
-    parts = types.Parts(agent, opened.spec, opened.device, opened.make_host, functools.partial(rebuild, experiment))
+    parts = types.Parts(agent, opened.spec, opened.device, opened.make_host, functools.partial(rebuild, experiment),
+        opened.make_eval, opened.make_vector)  # fmt: skip
     compressor = registry.load("compressor", experiment.compressor).build(configs["compressor"], agent)
     return Built(parts, runtime.build(configs["runtime"]), compressor)
 

@@ -8,6 +8,7 @@ from etils import epy
 
 with epy.lazy_imports():
     import jax
+    import jax.numpy as jnp
 
 
 def policy_gradient(log_prob: Any, advantage: Any) -> Any:
@@ -21,3 +22,46 @@ def policy_gradient(log_prob: Any, advantage: Any) -> Any:
 def squared_error(prediction: Any, target: Any) -> Any:
     """½ (target - prediction)², with the target a constant; dL/dprediction = prediction - target."""
     return 0.5 * (prediction - jax.lax.stop_gradient(target)) ** 2
+
+
+def clipped_policy_gradient(log_rho: Any, advantage: Any, clip: Any) -> Any:
+    """-min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with ρ = π(a|x) / μ(a|x).
+
+    Args:
+        log_rho: log π(a|x) - log μ(a|x), with μ's part a constant.
+        advantage: A, a constant.
+        clip: ε.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, equation 7.
+    """
+    advantage, rho = jax.lax.stop_gradient(advantage), jnp.exp(log_rho)
+    return -jnp.minimum(rho * advantage, jnp.clip(rho, 1.0 - clip, 1.0 + clip) * advantage)
+
+
+def clipped_squared_error(prediction: Any, before: Any, target: Any, clip: Any) -> Any:
+    """max(½ (y - v)², ½ (y - (v_old + clip(v - v_old, ±ε)))²): a value that moves no further than ε at a time.
+
+    Args:
+        prediction: v.
+        before: v_old, of the network that acted; a constant.
+        target: y, a constant.
+        clip: ε; `optimise.LARGEST` leaves `squared_error`.
+
+    Source: openai/baselines, `ppo2`; Andrychowicz et al. 2021, arXiv:2006.05990, section 3.2.
+    """
+    near = before + jnp.clip(prediction - before, -clip, clip)
+    return jnp.maximum(squared_error(prediction, target), squared_error(near, target))
+
+
+def huber(error: Any, threshold: Any) -> Any:
+    """½ e² up to the threshold δ, δ (|e| - ½ δ) beyond: a squared error with a bounded gradient.
+
+    Args:
+        error: e.
+        threshold: δ; `optimise.LARGEST` leaves the squared error.
+
+    Source: Huber 1964; Mnih et al. 2015 (errors clipped to ±1 in the update of Q).
+    """
+    size = jnp.abs(error)
+    inner = jnp.minimum(size, threshold)
+    return inner * (size - 0.5 * inner)

@@ -8,9 +8,10 @@ of their own. The data form is what compressors, the ONNX export and the global/
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from etils import epy
 
@@ -18,6 +19,7 @@ from shoal import errors, options, types
 
 with epy.lazy_imports():
     import jax
+    import jax.custom_batching
     import jax.numpy as jnp
     from flax import linen
 
@@ -36,8 +38,20 @@ class Config:
     """Cells of an LSTM after the last hidden layer; 0 for a feed-forward network."""
     shared: bool = True
     """Whether all heads stand on one trunk; false gives every head a trunk of its own."""
+    dueling: bool = False
+    """Action values as V + A - mean A (Wang et al. 2016); for algorithms that learn action values."""
     initialiser: Literal["orthogonal", "fan_in"] = "orthogonal"
     """Initial weights: orthogonal (openai/baselines), or uniform +-1/sqrt(fan in), the Torch default (A3C paper)."""
+
+
+class Head(NamedTuple):
+    """What an algorithm asks of one output of a network."""
+
+    size: int  # numbers that come out
+    gain: float  # of the initialiser
+    kind: str = "dense"
+    # dense; gaussian: a linear mean and, behind it, as many learned numbers that no observation changes;
+    # values: one for each action, dueling where the network's settings say so
 
 
 CONVOLUTIONS = {  # (channels, kernel, stride), then the dense layer after them
@@ -48,23 +62,30 @@ SMALLEST_IMAGE = 36  # pixels a side that both stacks of convolutions can take
 
 
 def specify(
-    config: Config, observation: types.ObservationSpec, heads: Mapping[str, tuple[int, float]]
+    config: Config, observation: types.ObservationSpec, heads: Mapping[str, Head | tuple[int, float]]
 ) -> types.NetworkSpec:
     """The layers of a network, as data.
 
     Args:
         config: The network's shape.
         observation: What it sees.
-        heads: For each head its number of outputs and the gain of its initialiser.
+        heads: What is asked of each head.
 
     Raises:
-        Refused: The convolutions do not fit the observation.
+        Refused: The convolutions do not fit the observation, or dueling was asked for and there are no action values.
     """
+    asked = {name: Head(*head) for name, head in heads.items()}
+    if config.dueling and not any(head.kind == "values" for head in asked.values()):
+        raise errors.Refused(
+            "network.dueling splits action values, and this algorithm learns none; drop it, or use dqn"
+        )
     names = {"trunk": tuple(heads)} if config.shared else {f"{head}_trunk": (head,) for head in heads}
     trunks = {trunk: _trunk(config, observation, trunk) for trunk in names}
     owner = {head: trunk for trunk, owned in names.items() for head in owned}
+    kinds = {"values": "dueling" if config.dueling else "dense"}
     layers = {
-        head: (owner[head], (types.Layer("dense", head, size, gain=gain),)) for head, (size, gain) in heads.items()
+        name: (owner[name], (types.Layer(kinds.get(head.kind, head.kind), name, head.size, gain=head.gain),))
+        for name, head in asked.items()
     }
     return types.NetworkSpec(observation, trunks, layers)
 
@@ -104,13 +125,15 @@ def _torso(torso: str, observation: types.ObservationSpec) -> str:
     return torso
 
 
-def build(config: Config, observation: types.ObservationSpec, heads: Mapping[str, tuple[int, float]]) -> types.Network:
+def build(
+    config: Config, observation: types.ObservationSpec, heads: Mapping[str, Head | tuple[int, float]]
+) -> types.Network:
     """The network as a pair of pure functions on one observation.
 
     Args:
         config: The network's shape.
         observation: What it sees.
-        heads: For each head its number of outputs and the gain of its initialiser.
+        heads: What is asked of each head.
 
     Returns:
         `types.Network`; `apply` returns ``{head: [outputs]}`` and the new recurrent state.
@@ -153,10 +176,39 @@ def build(config: Config, observation: types.ObservationSpec, heads: Mapping[str
     return types.Network(init, apply, carry or (), spec)
 
 
+def critic(config: Config, spec: types.EnvSpec) -> types.Network:
+    """A network that judges an action: it sees the observation and the action as one vector, and gives ``q [1]``."""
+    (seen,), (chosen,) = spec.observation.shape, spec.action.shape
+    both = types.ObservationSpec((seen + chosen,), "float32", False)
+    return build(config, both, {"q": Head(1, 1.0)})
+
+
+def unfit_for_critics(config: Config, spec: types.EnvSpec) -> str:
+    """Why no policy and critic of actions can be built so, ``""`` if they can."""
+    if config.lstm:
+        return "network.lstm is not for replayed single transitions; set it to 0, or use ppo"
+    if spec.observation.image:
+        return f"its critics see vectors, and {spec.id} gives images; use ppo"
+    if not all(-HUGE < low < high < HUGE for low, high in zip(spec.action.low, spec.action.high, strict=True)):
+        return f"its actions fill a box, and the actions of {spec.id} have no bounds, or no room between them; use ppo"
+    return ""
+
+
+HUGE = 1e30  # gymnax writes "unbounded" as the largest float
+
+
 def _apply(layer: types.Layer, x: Any, carry: Any, initialiser: str) -> tuple[Any, Any]:
     if layer.kind == "dense":
         kernel, bias = _initialisers(initialiser, layer.gain, x.shape[-1])
         x = linen.Dense(layer.size, kernel_init=kernel, bias_init=bias, name=layer.name)(x)
+    elif layer.kind == "gaussian":
+        kernel, bias = _initialisers(initialiser, layer.gain, x.shape[-1])
+        mean = linen.Dense(layer.size // 2, kernel_init=kernel, bias_init=bias, name=layer.name)(x)
+        x = jnp.concatenate([mean, _free()(layer.size // 2, name=f"{layer.name}_free")()])
+    elif layer.kind == "dueling":
+        kernel, bias = _initialisers(initialiser, layer.gain, x.shape[-1])
+        both = linen.Dense(layer.size + 1, kernel_init=kernel, bias_init=bias, name=layer.name)(x)
+        x = both[:1] + both[1:] - jnp.mean(both[1:], keepdims=True)
     elif layer.kind == "conv":
         kernel, bias = _initialisers(initialiser, layer.gain, layer.kernel**2 * x.shape[-1])
         x = linen.Conv(
@@ -176,6 +228,23 @@ def _apply(layer: types.Layer, x: Any, carry: Any, initialiser: str) -> tuple[An
     return x, carry
 
 
+UNIT_VARIANCE = math.log(math.e - 1.0)  # softplus of this is 1
+
+
+@functools.cache
+def _free() -> Any:
+    """A module of learned numbers that depend on no observation; made here so that importing this imports no flax."""
+
+    class Free(linen.Module):
+        size: int
+
+        @linen.compact
+        def __call__(self) -> Any:
+            return self.param("bias", linen.initializers.constant(UNIT_VARIANCE), (self.size,), jnp.float32)
+
+    return Free
+
+
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "tanh": lambda x: jnp.tanh(x),  # noqa: PLW0108 - naming jnp.tanh here would import JAX with this file
     "relu": lambda x: jax.nn.relu(x),  # noqa: PLW0108
@@ -184,9 +253,23 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def _orthogonal(gain: float) -> Callable[..., Any]:
+    """The orthogonal initialiser of flax, one matrix after the other also under `vmap`.
+
+    jaxlib's batched QR waits inside a thread of the pool for tasks that need a thread of the same pool: with as many
+    batched factorisations under way as there are cores, none ends. On two cores, two seeds' networks were enough.
+    """
+    initialise = linen.initializers.orthogonal(gain)
+
+    def one(key: types.Key, shape: Any, dtype: Any = jnp.float32) -> Any:
+        return jax.custom_batching.sequential_vmap(lambda key: initialise(key, shape, dtype))(key)
+
+    return one
+
+
 def _initialisers(initialiser: str, gain: float, fan_in: int) -> tuple[Any, Any]:
     if initialiser == "orthogonal":
-        return linen.initializers.orthogonal(gain), linen.initializers.zeros
+        return _orthogonal(gain), linen.initializers.zeros
     bound = 1.0 / math.sqrt(fan_in)
 
     def uniform(key: types.Key, shape: Any, dtype: Any = jnp.float32) -> Any:

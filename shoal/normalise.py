@@ -1,4 +1,4 @@
-"""Running mean and variance of observations: part of the policy artefact, frozen in `eval`, exported with it.
+"""Running moments of observations and of returns: part of the policy artefact, frozen in `eval`, exported with it.
 
 Merging is exact (Chan, Golub & LeVeque 1979), so statistics gathered in pieces equal those gathered at once.
 """
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from etils import epy
 
 with epy.lazy_imports():
+    import jax
     import jax.numpy as jnp
 
 CLIP = 10.0  # normalised observations are held in [-CLIP, CLIP]
@@ -55,3 +56,45 @@ def apply(statistics: Statistics, obs: Any) -> Any:
     """One observation, shifted and scaled to about zero mean and unit variance, clipped to ±`CLIP`."""
     variance = jnp.where(statistics.count > 1, statistics.m2 / jnp.maximum(statistics.count, 1.0), 1.0)
     return jnp.clip((obs - statistics.mean) / jnp.sqrt(variance + EPSILON), -CLIP, CLIP)
+
+
+class Returns(NamedTuple):
+    """Moments of the discounted return as it runs along each stream; rewards are divided by its deviation."""
+
+    moments: Statistics  # scalars
+    running: Any  # [B] f32, the discounted sum of the episode under way
+
+
+def init_returns(streams: int) -> Returns:
+    """Nothing seen: rewards stay as they are."""
+    return Returns(init(()), jnp.zeros(streams))
+
+
+def update_returns(returns: Returns, reward: Any, over: Any, discount: Any) -> Returns:
+    """Go on along a rollout.
+
+    R_t = γ R_{t-1} + r_t, begun anew after every end of an episode.
+
+    Args:
+        returns: So far.
+        reward: ``[T, B]``.
+        over: ``[T, B]`` bool, True where an episode ended at this step.
+        discount: γ.
+
+    Source: Gymnasium's `NormalizeReward`, which openai/baselines' `VecNormalize` began.
+    """
+
+    def step(running: Any, at: Any) -> tuple[Any, Any]:
+        r, ended = at
+        running = discount * running + r
+        return jnp.where(ended, 0.0, running), running
+
+    running, seen = jax.lax.scan(step, returns.running, (reward, over))
+    return Returns(update(returns.moments, seen, ()), running)
+
+
+def deviation(returns: Returns) -> Any:
+    """What rewards are divided by; 1 before anything was seen."""
+    count = returns.moments.count
+    variance = jnp.where(count > 1, returns.moments.m2 / jnp.maximum(count, 1.0), 1.0)
+    return jnp.sqrt(variance + EPSILON)

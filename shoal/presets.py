@@ -5,6 +5,7 @@ What is tuned for one environment was tuned on seeds 1000 and up; results are re
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -32,12 +33,54 @@ class Preset(NamedTuple):
     env: str  # when none is given
     steps: int  # when the environment has no tuned entry
     settings: Settings
-    tuned: Mapping[str, Tuned]  # by environment id, without adapter prefix
+    tuned: Mapping[str, Tuned]  # by environment id, with or without its adapter, or by pattern (`tuned_for`)
     corrector: str = "none"
     compressor: str = "identity"
 
 
 A3C = "Mnih et al. 2016, arXiv:1602.01783"
+
+ADAM = {"rule": "adam", "anneal": False, "decay": 0.999, "epsilon": 1e-8, "max_norm": 0.0}
+MINATAR: Settings = {  # as in the PPO settings of gymnax-blines and purejaxrl
+    "algorithm": {"minibatches": 8},
+    "optimiser": {"learning_rate": 5e-3},
+    "network": {"activation": "relu"},
+    "runtime": {"environments": 64, "chunk_steps": 65_536},
+}
+MUJOCO: Settings = {  # Huang et al. 2022, "The 37 Implementation Details of PPO", over eight environments
+    "algorithm": {
+        "rollout_length": 256,
+        "epochs": 10,
+        "minibatches": 32,
+        "entropy_cost": 0.0,
+        "normalise_observations": True,
+        "normalise_returns": True,
+    },
+    "runtime": {"environments": 8},
+}
+LUNAR: Settings = {  # discount and lambda as in rl-baselines3-zoo; more environments, fewer steps of each
+    "algorithm": {"rollout_length": 256, "epochs": 10, "minibatches": 16, "discount": 0.999},
+    "optimiser": {"learning_rate": 5e-4},
+    "corrector": {"lambda_": 0.98},
+    "runtime": {"environments": 16},
+}
+DQN_ATARI: Settings = {  # Mnih et al. 2015, with Adam and a tenth of the memory
+    "algorithm": {
+        "rollout_length": 4,
+        "updates": 1,
+        "batch": 32,
+        "n_step": 1,
+        "reward_clip": 1.0,
+        "capacity": 100_000,
+        "learning_starts": 20_000,
+        "target_period": 2_500,
+        "epsilon_steps": 250_000,
+        "epsilon_end": 0.1,
+        "epsilon_evaluation": 0.05,
+    },
+    "optimiser": {"learning_rate": 1e-4},
+    "runtime": {"environments": 1},
+}
 
 PRESETS: dict[str, Preset] = {
     "a2c": Preset(
@@ -137,6 +180,136 @@ PRESETS: dict[str, Preset] = {
             ),
         },
     ),
+    "dqn": Preset(
+        summary="deep Q-learning from a replay memory; double, and dueling, n-step or prioritised by a setting",
+        source="Mnih et al. 2015; van Hasselt et al. 2016, arXiv:1509.06461",
+        algorithm="dqn",
+        runtime=None,
+        env="gymnax:CartPole-v1",
+        steps=500_000,
+        settings={
+            "algorithm": {"n_step": 3, "updates": 8, "batch": 64, "epsilon_steps": 20_000, "epsilon_end": 0.02},
+            "optimiser": {**ADAM, "learning_rate": 5e-4, "max_norm": 10.0},
+            "network": {"hidden": (128, 128), "activation": "relu"},
+            "runtime": {"environments": 8, "chunk_steps": 4096},
+        },
+        tuned={
+            "CartPole-v1": Tuned(200_000, {"algorithm": {"target_period": 200, "capacity": 50_000}}),
+            "Acrobot-v1": Tuned(
+                200_000, {"algorithm": {"target_period": 200, "capacity": 50_000, "updates": 4, "batch": 128}}
+            ),
+            "LunarLander-v3": Tuned(300_000, {"algorithm": {"epsilon_steps": 40_000}}),
+            "ALE/*": Tuned(10_000_000, DQN_ATARI),
+            "envpool:*-v5": Tuned(10_000_000, DQN_ATARI),
+        },
+    ),
+    "ppo": Preset(
+        summary="proximal policy optimisation: several passes over each batch; choices or vectors",
+        source="Schulman et al. 2017, arXiv:1707.06347",
+        algorithm="ppo",
+        runtime=None,
+        env="gymnax:CartPole-v1",
+        steps=1_000_000,
+        settings={
+            "optimiser": {**ADAM, "learning_rate": 3e-4, "epsilon": 1e-5, "max_norm": 0.5, "anneal": True},
+            "network": {"shared": False},
+            "corrector": {"lambda_": 0.95},
+            "runtime": {"environments": 8},
+        },
+        tuned={
+            "CartPole-v1": Tuned(
+                200_000,
+                {
+                    "algorithm": {
+                        "rollout_length": 64,
+                        "epochs": 10,
+                        "minibatches": 2,
+                        "discount": 0.98,
+                        "entropy_cost": 0.0,
+                    },
+                    "optimiser": {"learning_rate": 2e-3},
+                    "corrector": {"lambda_": 0.9},
+                    "runtime": {"chunk_steps": 4096},
+                },
+            ),
+            "Acrobot-v1": Tuned(500_000, {"optimiser": {"learning_rate": 1e-3}, "runtime": {"environments": 16}}),
+            "MountainCarContinuous-v0": Tuned(
+                500_000,
+                {
+                    "algorithm": {"discount": 0.999, "normalise_observations": True, "normalise_returns": True},
+                    "runtime": {"environments": 16},
+                },
+            ),
+            "Pendulum-v1": Tuned(
+                500_000,
+                {
+                    "algorithm": {
+                        "rollout_length": 128,
+                        "epochs": 10,
+                        "minibatches": 8,
+                        "discount": 0.95,
+                        "entropy_cost": 0.0,
+                        "reward_scale": 0.05,
+                    },
+                    "optimiser": {"learning_rate": 1e-3},
+                    "runtime": {"environments": 16},
+                },
+            ),
+            "Breakout-MinAtar": Tuned(3_000_000, MINATAR),
+            "SpaceInvaders-MinAtar": Tuned(3_000_000, MINATAR),
+            "Asterix-MinAtar": Tuned(10_000_000, {**MINATAR, "optimiser": {"learning_rate": 2e-3}}),
+            "LunarLander-v3": Tuned(1_000_000, LUNAR),
+            "LunarLanderContinuous-v3": Tuned(
+                1_000_000, {**LUNAR, "algorithm": {**LUNAR["algorithm"], "entropy_cost": 1e-3}}
+            ),
+            "HalfCheetah-v5": Tuned(1_000_000, MUJOCO),
+            "Hopper-v5": Tuned(1_000_000, MUJOCO),
+        },
+    ),
+    "sac": Preset(
+        summary="soft actor-critic with a learned temperature, for bounded vectors",
+        source="Haarnoja et al. 2018, arXiv:1812.05905",
+        algorithm="sac",
+        runtime=None,
+        env="gymnax:Pendulum-v1",
+        steps=1_000_000,
+        settings={
+            "optimiser": {**ADAM, "learning_rate": 3e-4},
+            "network": {"hidden": (256, 256), "activation": "relu"},
+            "runtime": {"environments": 1, "chunk_steps": 1000},
+        },
+        tuned={
+            "Pendulum-v1": Tuned(
+                10_000,
+                {
+                    "algorithm": {"learning_starts": 1_000, "capacity": 20_000},
+                    "optimiser": {"learning_rate": 1e-3},
+                },
+            ),
+        },
+    ),
+    "td3": Preset(
+        summary="twin delayed deterministic policy gradient, for bounded vectors",
+        source="Fujimoto et al. 2018, arXiv:1802.09477",
+        algorithm="td3",
+        runtime=None,
+        env="gymnax:Pendulum-v1",
+        steps=1_000_000,
+        settings={
+            "optimiser": {**ADAM, "learning_rate": 3e-4},
+            "network": {"hidden": (256, 256), "activation": "relu"},
+            "runtime": {"environments": 1, "chunk_steps": 1000},
+        },
+        tuned={
+            "Pendulum-v1": Tuned(
+                10_000,
+                {
+                    "algorithm": {"learning_starts": 1_000, "capacity": 20_000},
+                    "optimiser": {"learning_rate": 1e-3},
+                },
+            ),
+        },
+    ),
 }
 
 
@@ -172,6 +345,7 @@ def parts(request: Request) -> dict[str, str]:
     chosen = request.runtime or preset.runtime or ("on_device" if environments.pure_jax(env) else "host")
     return {
         "env": env,
+        "environment": env,
         "algorithm": preset.algorithm,
         "corrector": request.corrector or preset.corrector,
         "compressor": preset.compressor,
@@ -184,7 +358,7 @@ def config(request: Request, kind: str) -> Any:
     preset, names = find(request.preset), parts(request)
     cls = experiment.config_class(kind, names.get(kind, ""))
     base: Any = options.build(cls, _fitting(cls, preset.settings.get(kind, {})), kind)
-    tuned = preset.tuned.get(bare(names["env"]))
+    tuned = tuned_for(preset, names["env"])
     return options.build(cls, _fitting(cls, tuned.settings.get(kind, {})) if tuned else {}, kind, base)
 
 
@@ -193,9 +367,16 @@ def _fitting(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in cls.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
-def bare(env: str) -> str:
-    """An id without its adapter: ``gymnax:CartPole-v1`` and ``CartPole-v1`` are tuned alike."""
-    return env.partition(":")[2] if environments.pure_jax(env) else env
+def tuned_for(preset: Preset, env: str) -> Tuned | None:
+    """What is tuned for an environment: its own entry, that of the same id elsewhere, or that of a pattern.
+
+    ``gymnax:CartPole-v1`` and ``envpool:CartPole-v1`` are tuned like ``CartPole-v1``; ``ALE/*`` serves every game.
+    """
+    bare = env.partition(":")[2] if environments.split(env)[0] != "gymnasium" else env
+    for name in (env, bare or env):
+        if name in preset.tuned:
+            return preset.tuned[name]
+    return next((tuned for name, tuned in preset.tuned.items() if fnmatch.fnmatchcase(env, name)), None)
 
 
 def resolve(request: Request) -> tuple[experiment.Experiment, environments.Opened]:
@@ -217,7 +398,7 @@ def resolve(request: Request) -> tuple[experiment.Experiment, environments.Opene
     for kind in request.settings:
         if kind not in experiment.kinds():
             raise errors.unknown("kind of part", kind, experiment.kinds())
-    tuned = preset.tuned.get(bare(names["env"]))
+    tuned = tuned_for(preset, names["env"])
     opened = environments.open(names["env"], configs["environment"])
     made = experiment.Experiment(
         preset=request.preset,

@@ -42,6 +42,32 @@ def counted(words: Any) -> jax.Array:
     return jax.random.fold_in(wrap(words[:2]), words[2])
 
 
+ROUNDS = 4  # of `permutation`; each mixes the upper half of the bits into the lower and multiplies
+
+
+def permutation(key: Any, n: int) -> Any:
+    """A random order of ``0 .. n - 1``, ``[n]`` i32, without a sort where `n` is a power of two.
+
+    A keyed hash that is one-to-one on k-bit numbers: x ← (x · odd + c) mod 2^k, x ← x ⊕ (x >> ⌈k/2⌉), four rounds with
+    random odd and c. It reaches only some of the n! orders, which is enough to deal experience into minibatches, and
+    takes microseconds where sorting takes a millisecond. Other sizes are sorted.
+
+    Args:
+        key: Consumed.
+        n: How many, at least 1.
+    """
+    bits = n.bit_length() - 1
+    if n != 1 << bits or bits < 2:
+        return jnp.argsort(jax.random.bits(key, (n,)), stable=False).astype(jnp.int32)
+    mask = jnp.uint32(n - 1)
+    x = jax.lax.iota(jnp.uint32, n)
+    words = jax.random.bits(key, (ROUNDS, 2))
+    for i in range(ROUNDS):
+        x = (x * (words[i, 0] | jnp.uint32(1)) + words[i, 1]) & mask
+        x = x ^ (x >> jnp.uint32((bits + 1) // 2))
+    return x.astype(jnp.int32)
+
+
 @functools.cache
 def implementation() -> Any:
     """The implementation, registered once a process."""

@@ -5,26 +5,24 @@ from __future__ import annotations
 import bisect
 import collections
 import contextlib
-import hashlib
-import json
 import math
 import os
-import platform
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epy
 
-from shoal import checkpoint, errors, experiment, registry, types
+from shoal import checkpoint, errors, experiment, registry, run_folder, types
 from shoal import log as logs
 
 with epy.lazy_imports():
-    from shoal import tree
+    from shoal import evaluation, tree
 
 WRITE_EVERY = 0.1  # seconds between metric lines at first; grows to 1 % of the run so far, 5 s at most
 SAVE_EVERY = 20.0  # seconds between checkpoints at least; the environment variable SHOAL_SAVE_EVERY overrides it
@@ -35,7 +33,15 @@ class Session:
     """The observer of a run (`types.Observer`), and the keeper of its folder."""
 
     def __init__(
-        self, folder: Path, experiment: experiment.Experiment, console: logs.Console, since: float, resumed: Any = None
+        self,
+        folder: Path,
+        experiment: experiment.Experiment,
+        console: logs.Console,
+        since: float,
+        resumed: Any = None,
+        *,
+        together: int = 1,
+        replay: Mapping[str, int] | None = None,
     ) -> None:
         """Open the logs.
 
@@ -45,14 +51,19 @@ class Session:
             console: What a person sees.
             since: ``time.time()`` when the command began.
             resumed: The `checkpoint.Loaded` to continue from.
+            together: Seeds that share the program, this one included.
+            replay: The summary's words on a replay memory, if there is one.
         """
         self.folder, self._experiment, self._since = folder, experiment, since
+        self._together, self._replay = together, replay
         meta: Mapping[str, Any] = resumed.meta if resumed else {}
         self._log = logs.Log(folder, console, meta.get("log_bytes") if resumed else None)
         self._wall_before: float = meta.get("wall_s", 0.0)
         self._train_before: float = meta.get("train_s", 0.0)
         self._faults_before: dict[str, int] = meta.get("faults", {})
-        self.exact: bool = meta.get("exact", True) and (not resumed or _resumes_exactly(experiment))
+        # Alone and together are different programs, which round differently.
+        same = meta.get("together", together) == together
+        self.exact: bool = meta.get("exact", True) and (not resumed or (same and _resumes_exactly(experiment)))
         self.episodes: int = meta.get("episodes", 0)
         self.solved_at: int | None = meta.get("solved_at_step")
         self.best: float | None = meta.get("best")
@@ -86,7 +97,7 @@ class Session:
         if now - self._status_at >= 5.0:
             self._status_at = now
             self._write_status(progress)
-        pace = self._saved.seconds if self._save_every else 0.0
+        pace = self._saved.seconds * self._together if self._save_every else 0.0
         if progress.updates and checkpoint.due(pace, now - self._saved_at, self._save_every):
             self.save(progress)
         return self.stopped_by is None and self.solved_at is None
@@ -101,16 +112,22 @@ class Session:
 
     # ---------------------------------------------------------------- signals
 
-    def listen(self) -> None:
-        """From here on the first signal asks for an orderly end; a second Ctrl-C leaves at once."""
+    def listen(self, others: Sequence[Session] = (), say: Callable[[str], None] | None = None) -> None:
+        """From here on the first signal asks for an orderly end; a second Ctrl-C leaves at once.
+
+        Args:
+            others: Sessions that end with this one.
+            say: Shows that it was heard; this session's own console when None.
+        """
         if threading.current_thread() is not threading.main_thread():
             return  # signals belong to the program that called us
 
         def ask(number: int, _: Any) -> None:
             if self.stopped_by and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.stopped_by = signal.Signals(number).name
-            self._log.note(f"{self.stopped_by}: finishing the update and saving; Ctrl-C again leaves at once")
+            for one in (self, *others):
+                one.stopped_by = signal.Signals(number).name
+            (say or self._log.note)(f"{self.stopped_by}: finishing the update and saving; Ctrl-C again leaves at once")
 
         self._handlers = {number: signal.signal(number, ask) for number in SIGNALS}
 
@@ -215,7 +232,7 @@ class Session:
             "workers": progress.workers.get("pids", []),
             "checkpoint": self._saved.folder.name if self._checkpointed_at else None,
         }
-        write_json(self.folder / "status.json", status)
+        run_folder.write_json(self.folder / "status.json", status)
 
     def faults(self, progress: types.Progress) -> dict[str, int]:
         """Faults of all lives of the run."""
@@ -251,9 +268,10 @@ class Session:
             "solved_at_step": self.solved_at,
             "faults": self.faults(progress),
             "log_bytes": self._log.lengths(),
-            "config_sha256": digest(self._experiment),
+            "config_sha256": run_folder.digest(self._experiment),
             "exact": self.exact,
-            "versions": versions(),
+            "together": self._together,
+            "versions": run_folder.versions(),
         }
         try:
             self._saved = checkpoint.save(self.folder / "checkpoints", progress.env_steps, progress.save(), meta)
@@ -307,9 +325,18 @@ class Session:
             "peak_rss_mb": self.rss_mb(final) if final else None,
             "exact": self.exact,
             **({"workers": workers} if workers else {}),
+            **({"replay": dict(self._replay)} if self._replay else {}),
             "faults": self.faults(final) if final else {},
             "split": dict(final.split) if final else {},
         }
+
+    def evaluated(self, built: experiment.Built, policy: types.Policy, episodes: int) -> dict[str, Any]:
+        """The evaluation's keys of the summary; a simulator that raises now does not undo the training."""
+        try:
+            return evaluation.evaluate(built.parts, policy, episodes, self._experiment.seed).summary()
+        except Exception:  # noqa: BLE001  whatever the simulator raised is told, and the numbers stay null
+            self.fault("the evaluation failed; its numbers are not measured", traceback.format_exc())
+            return {}
 
 
 def _resumes_exactly(made: experiment.Experiment) -> bool:
@@ -332,62 +359,3 @@ def save_every() -> float:
     if not 0.0 <= seconds < float("inf"):
         raise errors.Refused(f"SHOAL_SAVE_EVERY={given!r} is no number of seconds; give e.g. 20, or unset it")
     return seconds
-
-
-def digest(made: experiment.Experiment) -> str:
-    """SHA-256 of the experiment as data."""
-    return hashlib.sha256(json.dumps(made.to_json(), sort_keys=True).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """What the result depends on."""
-    from importlib import metadata
-
-    packages = {
-        name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "gymnax")
-    }
-    return {"shoal": metadata.version("shoal-rl"), "python": platform.python_version(), **packages}
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and memory of this machine."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass  # not Linux
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "memory_gb": round(memory, 1)}  # fmt: skip
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one step, so that nobody ever reads half of it."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a run folder.
-
-    Raises:
-        Refused: It is not a run folder.
-    """
-    path = folder / "config.json"
-    if not folder.is_dir():
-        raise errors.Refused(
-            f"{folder} is not a run folder: there is no such folder; `shoal train` makes one under runs/"
-        )
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise errors.Refused(
-            f"{folder} is not a run folder: it has no config.json; give the folder that `shoal train` printed"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise errors.Refused(f"{path} cannot be read ({error}); restore it, or train anew") from None
-    if not isinstance(data, dict):
-        raise errors.Refused(f"{path} is not one of Shoal's: it holds no JSON object")
-    return data

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
+import dataclasses
 import shlex
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import checkpoint, environments, errors, experiment, log, presets, session, types
+from shoal import (
+    checkpoint,
+    environments,
+    errors,
+    experiment,
+    log,
+    many,
+    memory,
+    presets,
+    registry,
+    run_folder,
+    session,
+    types,
+)
 
 with epy.lazy_imports():
     import jax
@@ -39,6 +49,25 @@ class Run(NamedTuple):
         return evaluation.evaluate(built.parts, self.policy, episodes, self.experiment.seed if seed is None else seed)
 
 
+class Group(NamedTuple):
+    """Several seeds that were trained in one program."""
+
+    folder: Path
+    runs: tuple[Run, ...]  # one a seed
+    summary: dict[str, Any]
+
+
+class _Ready(NamedTuple):
+    """A request that was found good; nothing is created yet."""
+
+    members: list[experiment.Experiment]  # one a seed; only the seed differs
+    folder: Path
+    built: experiment.Built
+    needed: memory.Need
+    note: str | None  # on the replay memory
+    command: str
+
+
 def train(
     request: presets.Request,
     out: str | Path | None = None,
@@ -59,23 +88,58 @@ def train(
         command: How the run was asked for, for the report.
 
     Raises:
-        Refused: The request or the folder; nothing was created.
+        Refused: The request or the folder, or it needs more memory than there is; nothing was created.
         GaveUp: A crash loop; the folder tells what happened.
     """
-    since = since or time.time()
-    _check(eval_episodes)
-    made, opened = presets.resolve(request)
-    folder = _free(_folder(made, out))
-    built = _build(made, opened)
-    _make(folder)
-    config = made.to_json() | {
-        "experiment_sha256": session.digest(made),
-        "command": command or _command(),
-        "versions": session.versions(),
-        "machine": session.machine(),
-    }
-    session.write_json(folder / "config.json", config)
-    return _run(folder, made, built, console, eval_episodes, since, resuming=False)
+    since, console = since or time.time(), console or log.pick()
+    ready = _ready(request, 1, out, eval_episodes, command)
+    run_folder.make(ready.folder)
+    run_folder.write_config(ready.folder, ready.members[0], ready.command)
+    if ready.note:
+        console.note(ready.note)
+    asked = many.Asked(console, eval_episodes, since, ready.needed.replay)
+    return _run(ready.folder, ready.members[0], ready.built, asked, resuming=False)
+
+
+def train_seeds(
+    request: presets.Request,
+    seeds: int,
+    out: str | Path | None = None,
+    *,
+    console: log.Console | None = None,
+    eval_episodes: int = EVAL_EPISODES,
+    since: float | None = None,
+    command: str | None = None,
+) -> Group:
+    """Train a preset with several seeds in one program.
+
+    Args:
+        request: What to train; its seed is the first.
+        seeds: How many.
+        out: The group's folder; must not exist. None: ``runs/<preset>-<env>-<first>to<last>-<time>``.
+        console: As in `train`, and the others too.
+        eval_episodes: Of each seed.
+        since: As in `train`.
+        command: As in `train`.
+
+    Raises:
+        Refused: As in `train`, or the runtime cannot run several seeds; nothing was created.
+    """
+    since, console = since or time.time(), console or log.pick()
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        raise errors.Refused(f"--seeds {seeds!r} is not a number of seeds; give at least 1, or leave it out")
+    ready = _ready(request, seeds, out, eval_episodes, command, together=True)
+    run_folder.make(ready.folder)
+    listed = {"seeds": [made.seed for made in ready.members]}
+    run_folder.write_config(ready.folder, ready.members[0], ready.command, listed)
+    for made in ready.members:
+        place = many.seed_folder(ready.folder, made.seed)
+        run_folder.make(place)
+        run_folder.write_config(place, made, ready.command)
+    if ready.note:
+        console.note(ready.note)
+    asked = many.Asked(console, eval_episodes, since, ready.needed.replay)
+    return _run_many(ready.folder, ready.members, ready.built, asked, resuming=False)
 
 
 def resume(
@@ -84,27 +148,57 @@ def resume(
     console: log.Console | None = None,
     eval_episodes: int = EVAL_EPISODES,
     since: float | None = None,
-) -> Run:
-    """Continue an interrupted run from its newest good checkpoint.
+) -> Run | Group:
+    """Continue an interrupted run, or group of seeds, from its newest good checkpoint.
 
     Raises:
         Refused: Not a run folder, one in use, or a run that is complete.
         NoCheckpoint: None is usable.
     """
-    since = since or time.time()
-    folder = Path(folder)
+    since, folder, console = since or time.time(), Path(folder), console or log.pick()
     _check(eval_episodes)
-    config = session.read_config(folder)
-    made = experiment.from_json(config)
-    if config.get("experiment_sha256") != session.digest(made):
-        raise errors.Refused(
-            f"{folder}/config.json was edited since the run began; restore it, or train anew with `shoal train`"
-        )
-    if _status(folder) == "completed":
+    config = run_folder.read_config(folder)
+    made = run_folder.unedited(folder, config)
+    if run_folder.status(folder) == "completed":
         raise errors.Refused(f"{folder} is complete: nothing is left to do; `shoal train` begins a new run")
     opened = environments.open(made.env, made.configs["environment"])
     experiment.validate(made, opened)
-    return _run(folder, made, _build(made, opened), console, eval_episodes, since, resuming=True)
+    built = _build(made, opened)
+    needed = _need(made, built)
+    members = [dataclasses.replace(made, seed=seed) for seed in _seeds(folder, config)]
+    if note := memory.check(needed, len(members)):
+        console.note(note)
+    asked = many.Asked(console, eval_episodes, since, needed.replay)
+    if "seeds" not in config:
+        return _run(folder, made, built, asked, resuming=True)
+    return _run_many(folder, members, built, asked, resuming=True)
+
+
+def _ready(
+    request: presets.Request,
+    seeds: int,
+    out: str | Path | None,
+    eval_episodes: int,
+    command: str | None,
+    *,
+    together: bool = False,
+) -> _Ready:
+    """Everything that can be refused, refused."""
+    _check(eval_episodes)
+    made, opened = presets.resolve(request)
+    members = [dataclasses.replace(made, seed=made.seed + more) for more in range(seeds)]
+    if together:
+        experiment.validate(members[-1], opened)
+        if not getattr(registry.load("runtime", made.runtime), "SEEDS", False):
+            raise errors.Refused(
+                f"--seeds needs the on_device runtime (a pure-JAX environment), but {made.env} is to run under "
+                f"{made.runtime}; run the seeds one by one, with --seed"
+            )
+    folder = run_folder.free(run_folder.named(made, [one.seed for one in members], out))
+    built = _build(made, opened)
+    needed = _need(made, built)
+    note = memory.check(needed, seeds)
+    return _Ready(members, folder, built, needed, note, command or _command())
 
 
 def _check(eval_episodes: int) -> None:
@@ -118,47 +212,16 @@ def _build(made: experiment.Experiment, opened: environments.Opened) -> experime
     return experiment.build(made, opened)
 
 
-def _status(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / "summary.json").read_text()).get("status")
-    except (OSError, ValueError, AttributeError):
-        return None
+def _need(made: experiment.Experiment, built: experiment.Built) -> memory.Need:
+    return memory.need(built.parts.agent, getattr(made.configs["algorithm"], "capacity", None))
 
 
-def _folder(made: experiment.Experiment, out: str | Path | None) -> Path:
-    name = f"{made.preset}-{made.env}-{made.seed}-{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "_").replace(":", "_")
-    return Path(out) if out else Path("runs") / name
-
-
-def _free(folder: Path) -> Path:
-    """The folder, if it can be made; asked before anything slow, and before anything is made."""
-    if os.path.lexists(folder):
-        raise errors.Refused(
-            f"the output folder {folder} exists; choose another with --out, or continue it with `shoal resume {folder}`"
-        )
-    above = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
-    if not above.is_dir():
-        raise errors.Refused(f"cannot make the output folder {folder} ({above} is a file); choose another with --out")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise errors.Refused(
-            f"cannot make the output folder {folder} ({above} cannot be written); choose another with --out"
-        )
-    return folder
-
-
-def _make(folder: Path) -> None:
-    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        _free(folder)  # made by another process since we looked
-    except OSError as error:
-        for path in missing:
-            with contextlib.suppress(OSError):  # never made, or another's by now
-                path.rmdir()
-        raise errors.Refused(
-            f"cannot make the output folder {folder} ({error.strerror}); choose another with --out"
-        ) from None
+def _seeds(folder: Path, config: dict[str, Any]) -> list[int]:
+    """The seeds of a group; of an ordinary run, its one."""
+    seeds = config.get("seeds", [config["seed"]])
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise errors.Refused(f"{folder}/config.json was edited: its seeds are no list of numbers; restore it")
+    return seeds
 
 
 def _command() -> str:
@@ -166,36 +229,30 @@ def _command() -> str:
 
 
 def _run(
-    folder: Path,
-    made: experiment.Experiment,
-    built: experiment.Built,
-    console: log.Console | None,
-    eval_episodes: int,
-    since: float,
-    *,
-    resuming: bool,
+    folder: Path, made: experiment.Experiment, built: experiment.Built, asked: many.Asked, *, resuming: bool
 ) -> Run:
-    console = console or log.pick()
     with checkpoint.lock(folder):
         checkpoint.remove_stale(folder / "checkpoints")
-        saved = _newest(folder, made, built, console) if resuming else None
-        kept = session.Session(folder, made, console, since, saved)
+        saved = run_folder.newest(folder, made, built, asked.console.note) if resuming else None
+        kept = session.Session(folder, made, asked.console, asked.since, saved, replay=asked.replay)
         kept.listen()
-        began = time.time() - since
+        began = time.time() - asked.since
         try:
             if saved and kept.solved_at is not None:
-                result = _as_saved(built, made, saved)  # killed after its goal was met: nothing is left to learn
+                result = run_folder.as_saved(built, made, saved)  # killed after its goal was met: nothing to learn
             else:
                 tree = saved.tree if saved else None
                 result = built.runtime.run(built.parts, made.seed, made.steps, made.goal, kept, tree)
             kept.finish(result)
             summary = kept.summary("interrupted" if kept.stopped_by else "completed", result, began)
-            if eval_episodes and not kept.stopped_by:
-                summary |= _evaluated(built, made, result.policy, eval_episodes, kept)
-            return _written(folder, made, result.policy, summary)
+            if asked.eval_episodes and not kept.stopped_by:
+                summary |= kept.evaluated(built, result.policy, asked.eval_episodes)
+            run_folder.write_json(folder / "summary.json", summary)
+            report.write([folder], folder / "report.html")
+            return Run(folder, made, result.policy, summary)
         except BaseException as error:
             failed = kept.summary("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", None, began)
-            session.write_json(folder / "summary.json", failed | {"error": f"{type(error).__name__}: {error}"})
+            run_folder.write_json(folder / "summary.json", failed | {"error": f"{type(error).__name__}: {error}"})
             if isinstance(error, errors.GaveUp):
                 report.write([folder], folder / "report.html")
             raise
@@ -203,38 +260,13 @@ def _run(
             kept.close()
 
 
-def _evaluated(
-    built: experiment.Built, made: experiment.Experiment, policy: types.Policy, episodes: int, kept: session.Session
-) -> dict[str, Any]:
-    """The evaluation's keys of the summary; a simulator that raises now does not undo the training."""
-    try:
-        return evaluation.evaluate(built.parts, policy, episodes, made.seed).summary()
-    except Exception:  # noqa: BLE001  whatever the simulator raised is told, and the numbers stay null
-        kept.fault("the evaluation failed; its numbers are not measured", traceback.format_exc())
-        return {}
-
-
-def _newest(
-    folder: Path, made: experiment.Experiment, built: experiment.Built, console: log.Console
-) -> checkpoint.Loaded:
-    """The newest good checkpoint; a damaged one is named and the one before is used."""
-    like = built.runtime.like(built.parts, made.seed)
-    loaded = checkpoint.newest(folder / "checkpoints", like, console.note)
-    if loaded.meta.get("config_sha256") != session.digest(made):
-        raise errors.Refused(f"{folder} holds checkpoints of another run; restore its own, or train anew")
-    return loaded
-
-
-def _as_saved(built: experiment.Built, made: experiment.Experiment, saved: checkpoint.Loaded) -> types.Result:
-    """What the runtime had come to when it was saved."""
-    final = types.Progress(saved.step, saved.meta["updates"], 0.0, [], {}, {}, {}, {}, lambda: saved.tree)
-    return types.Result(jax.device_get(built.runtime.policy(built.parts, made.seed, saved.tree)), final, 0.0)
-
-
-def _written(folder: Path, made: experiment.Experiment, policy: types.Policy, summary: dict[str, Any]) -> Run:
-    session.write_json(folder / "summary.json", summary)
-    report.write([folder], folder / "report.html")
-    return Run(folder, made, policy, summary)
+def _run_many(
+    folder: Path, members: list[experiment.Experiment], built: experiment.Built, asked: many.Asked, *, resuming: bool
+) -> Group:
+    ended = many.run(folder, members, built, asked, resuming=resuming)
+    folders = [many.seed_folder(folder, made.seed) for made in members]
+    runs = tuple(Run(*one) for one in zip(folders, members, ended.policies, ended.summaries, strict=True))
+    return Group(folder, runs, ended.summary)
 
 
 def load(
@@ -251,7 +283,11 @@ def load(
         NoCheckpoint: None is usable.
     """
     folder = Path(folder)
-    made = experiment.from_json(session.read_config(folder))
+    config = run_folder.read_config(folder)
+    if "seeds" in config:
+        first = many.seed_folder(folder, _seeds(folder, config)[0])
+        raise errors.Refused(f"{folder} holds the runs of several seeds; give the folder of one, e.g. {first}")
+    made = experiment.from_json(config)
     experiment.cache()
     built = experiment.build(made)
     like = built.runtime.like(built.parts, made.seed)

@@ -31,6 +31,7 @@ class ObservationSpec(NamedTuple):
     shape: tuple[int, ...]  # [features] for vectors, [height, width, channels] for images
     dtype: str  # "float32" or "uint8" (images)
     image: bool  # True: rank 3, channels last
+    stack: int = 1  # successive frames along the channels, newest last; a replay memory keeps each frame once
 
 
 class ActionSpec(NamedTuple):
@@ -124,10 +125,33 @@ class HostEnv(Protocol):
         ...
 
 
+class Batch(NamedTuple):
+    """One step of ``B`` environments."""
+
+    obs: Any  # [B, *obs] to act on next
+    outcome: Outcome  # leaves [B, ...]
+
+
+class HostVector(Protocol):
+    """``B`` environments stepped as one, with truthful episodes each (see `HostEnv`)."""
+
+    def reset(self) -> np.ndarray:
+        """First observations, ``[B, *obs]``."""
+        ...
+
+    def step(self, actions: np.ndarray) -> Batch:
+        """Act once in each."""
+        ...
+
+    def close(self) -> None:
+        """Release all of them; calling it twice is harmless."""
+        ...
+
+
 class Layer(NamedTuple):
     """One layer of a network as data."""
 
-    kind: str  # "scale", "flatten", "dense", "conv", "lstm", "tanh", "relu"
+    kind: str  # "scale", "flatten", "dense", "gaussian", "dueling", "conv", "lstm", "tanh", "relu"
     name: str  # path of its parameters in the tree, "" when it has none
     size: int = 0  # units or channels
     kernel: int = 0  # square kernel side (conv)
@@ -158,6 +182,8 @@ class Policy(NamedTuple):
     params: Params
     normaliser: Any  # running statistics of observations, () where there are none
     explore: Any  # f32 scalar: 1 acts as in training, 0 greedily
+    exploration: Any = ()  # what acting as in training needs besides: epsilon, the scale of noise; f32 scalars
+    returns: Any = ()  # running statistics that rewards were divided by, () where there are none
 
 
 SmallAct = Callable[[Params, Any], Callable[[Any], tuple[Any, Any]]]
@@ -177,9 +203,11 @@ class Agent(NamedTuple):
     update: Callable[[Any, Rollout, Key], tuple[Any, Metrics]]
     carry: Carry  # the recurrent state at the start of an episode
     rollout_length: int  # T
-    head: str  # how outputs become an action: "categorical" or "gaussian"
+    head: str  # how outputs become an action: categorical, gaussian, greedy, squashed or deterministic (see `export`)
     network: Network
     small_act: SmallAct | None  # None: the network is too large, or remembers
+    restart: Callable[[Any], Any] | None = None
+    # state -> state when all streams begin new episodes out of turn (a resume without the simulators); None: no matter
 
 
 class Corrected(NamedTuple):
@@ -235,6 +263,8 @@ class Parts(NamedTuple):
     device_env: Env | None  # None: not a pure-JAX environment
     make_host: Callable[[], HostEnv]  # opens one simulator in the calling process
     rebuild: Callable[[], Parts]  # picklable: the same parts, built again inside a worker process
+    make_eval: Callable[[], HostEnv] | None = None  # the simulator as it is evaluated; None: `make_host`
+    make_vector: Callable[[int, int], HostVector] | None = None  # (seed, B); None: the simulator steps one at a time
 
 
 class Progress(NamedTuple):
@@ -296,5 +326,32 @@ class Runtime(Protocol):
             goal: Early stop, or None.
             observe: Called a few times a second.
             saved: The checkpoint tree to continue from; None for a new run.
+        """
+        ...
+
+
+class Place(NamedTuple):
+    """One seed among several that run in one program."""
+
+    seed: int
+    observe: Observer | None  # None: it is done already, and only keeps its place
+    ended: Callable[[Result], None]  # takes its result at once: `final.save` works during this call only
+    saved: Tree | None  # the checkpoint tree to continue from; None: from the beginning
+
+
+class ManySeeds(Runtime, Protocol):
+    """A runtime whose file says ``SEEDS = True``: it can run several seeds in one program."""
+
+    def run_many(self, parts: Parts, places: Sequence[Place], steps: int, goal: Goal | None) -> None:
+        """Train every seed until `steps` environment steps, its goal, or its observer says stop.
+
+        Each seed computes what a run of its own would, up to rounding. A seed that is done hands its result over
+        while the others go on. Which seeds share the program may change roundings: a resumed program is given all.
+
+        Args:
+            parts: The agent and its environment.
+            places: The seeds; they need not be at the same step.
+            steps: Environment steps of each seed in all.
+            goal: Early stop, or None.
         """
         ...

@@ -26,6 +26,7 @@ STRICT = (
     "test_optimise",
     "test_small_policy",
     "test_actor_critic",
+    "test_ppo",
     "test_export",
     "test_correctors",
     "test_compressors",
@@ -74,23 +75,28 @@ def env_spec(
     return types.EnvSpec("test:spec", observation, action, None, None, False)
 
 
-def build_agent(spec: types.EnvSpec, *, corrector: str = "none", **settings: Any) -> types.Agent:
-    """An actor-critic for `spec` that captures its raw gradient unless ``local=True``.
+def build_agent(
+    spec: types.EnvSpec, *, rule: str = "actor_critic", corrector: str = "none", streams: int = 1, **settings: Any
+) -> types.Agent:
+    """An agent for `spec` that captures its raw gradient unless ``local=True``.
 
     Args:
         spec: The environment.
+        rule: The name of its algorithm.
         corrector: Its name.
+        streams: Environments it learns from.
         **settings: Fields of the configs of ``algorithm``, ``network``, ``optimiser``, ``correction``; ``local``.
     """
-    module = registry.load("algorithm", "actor_critic")
+    module = registry.load("algorithm", rule)
     correct = registry.load("corrector", corrector)
-    rule = options.build(optimise.Config, {"max_norm": 0.0} | settings.get("optimiser", {}), "optimiser")
+    optimiser = options.build(optimise.Config, {"max_norm": 0.0} | settings.get("optimiser", {}), "optimiser")
     make = optimise.local if settings.get("local") else optimise.capture
     given = algorithms.Ingredients(
         spec,
         options.build(networks.Config, {"hidden": (5,)} | settings.get("network", {}), "network"),
-        make(rule, 1000),
+        make(optimiser, 1000),
         correct.build(options.build(correct.Config, settings.get("correction", {}), "corrector")),
+        streams,
     )
     return module.build(options.build(module.Config, settings.get("algorithm", {}), "algorithm"), given)
 

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-BENCHES = ("hogwild", "on_device", "cartpole", "startup")
+BENCHES = ("hogwild", "on_device", "cartpole", "startup", "presets")
 
 
 @pytest.fixture(autouse=True)
@@ -112,14 +113,158 @@ def test_a_stopped_measurement_goes_on_but_never_mixes_code(tmp_path, monkeypatc
     cartpole, common = _load("cartpole"), _load("_common")
     path = tmp_path / "cartpole.json"
     runs = {"0": _run(0, 1), "1": _run(1, 1) | {"commit": "b"}}
-    arguments = argparse.Namespace(json=path, quick=False, seeds=10, fresh=False)
+    arguments = argparse.Namespace(json=path, quick=False, seeds=10, fresh=False, any_commit=False)
     common.save(path, cartpole.made(arguments, dict.fromkeys(cartpole.PARTS, runs)))
     monkeypatch.setattr(common, "commit", lambda: "b")
     kept = cartpole.earlier(arguments, wanted=["a3c"])
     assert list(kept["a3c"]) == ["1"]
     assert list(kept["a3c_lstm"]) == ["0", "1"]  # not measured now: left as it is
+    arguments.any_commit = True
+    assert list(cartpole.earlier(arguments, wanted=["a3c"])["a3c"]) == ["0", "1"]
     arguments.fresh = True
     assert cartpole.earlier(arguments, wanted=["a3c"])["a3c"] == {}
+
+
+# ---------------------------------------------------------------------------------------------- on_device
+
+
+@pytest.mark.parametrize(
+    ("contest", "count", "rollout", "epochs", "minibatches"),
+    [
+        ("purejaxrl_64", "envs", "NUM_STEPS", "UPDATE_EPOCHS", "NUM_MINIBATCHES"),
+        ("rejax_1024", "num_envs", "num_steps", "num_epochs", "num_minibatches"),
+    ],
+)
+def test_both_sides_of_a_speed_do_the_same_work(monkeypatch, contest, count, rollout, epochs, minibatches):
+    on_device, common = _load("on_device"), _load("_common")
+    given = []
+    monkeypatch.setattr(common, "train", lambda *words, **_: given.extend(words) or {"env_steps_per_s": 1.0})
+    race = on_device.CONTESTS[contest]
+    on_device.ours(race.work, 1000)
+    asked = on_device.request(race, 1000)
+    asked |= asked.get("settings", {})
+    pairs = {
+        "--runtime.environments": count,
+        "--algorithm.rollout-length": rollout,
+        "--algorithm.epochs": epochs,
+        "--algorithm.minibatches": minibatches,
+    }
+    assert {option: given[given.index(option) + 1] for option in pairs} == {
+        option: asked[name] for option, name in pairs.items()
+    }
+
+
+def test_the_claim_is_the_smallest_ratio_and_the_better_setting_of_a_peer():
+    on_device, off_policy = _load("on_device"), _load("_off_policy")
+    results, peers = on_device.earlier(argparse.Namespace(json=None, only=None))
+    for name, theirs in {"purejaxrl": 10.0, "purejaxrl_64": 50.0, "purejaxrl_1024": 20.0}.items():
+        results["ppo"][name] = on_device.one_contest(on_device.CONTESTS[name], [100.0, 100.0], [theirs, theirs], 1.0)
+    results["off_policy"]["sac_shoal"] = {"steps_per_s_repeats": [300.0, 330.0]}
+    results["off_policy"]["sac_sb3"] = {"steps_per_s_repeats": [10.0, 11.0]}
+    results["off_policy"]["sac_sb3_1"] = {"steps_per_s_repeats": [100.0, 110.0]}
+    made = on_device.conclude(results)
+    assert (made["ratio_purejaxrl"], made["ratio_rejax"]) == (2.0, None)
+    assert made["ratio_sb3_sac_repeats"] == [3.0, 3.0]
+    assert made["ratio_sbx_sac"] is None
+    assert peers == {}
+    assert set(off_policy.blank()) == {f"{a}_{side}" for a in ("sac", "td3") for side in off_policy.NAMES}
+
+
+def _round(total, cold, start=None, cold_start=None):
+    series = {"steps": 1000 if total else None, "train_s": 1.0, "command_s": None, "best_return": 480.0}
+    return {"total_s": total, "cold_total_s": cold, "start_s": start, "cold_start_s": cold_start} | series
+
+
+def test_a_run_that_does_not_reach_the_score_is_longer_than_any_other():
+    score = _load("_time_to_score")
+    sides = score.blank()
+    side = score.SIDES["sbx_ppo"]
+    assert sides["sbx_ppo"]["total_s"] is None
+    sides["shoal"] = score.one_side(score.SIDES["shoal"], [_round(2.0, 8.0, 1.5, 7.0), _round(4.0, 9.0, 1.5, 7.5)])
+    sides["sbx_ppo"] = score.one_side(side, [_round(5.0, 20.0), _round(10.0, 30.0)])
+    sides["rejax"] = score.one_side(score.SIDES["rejax"], [_round(1.0, 9.0), _round(None, None), _round(None, None)])
+    assert (sides["rejax"]["total_s"], sides["rejax"]["reached"], sides["rejax"]["of"]) == (None, 1, 3)
+    assert sides["rejax"]["total_s_repeats"] == [1.0, None, None]
+    results = score.conclude(sides)
+    assert (results["time_to_475_total_s"], results["best_peer_time_to_475_total_s"]) == (3.0, 7.5)
+    assert results["best_peer_to_475"] == "sbx PPO"
+    assert results["ratio_time_to_475_repeats"] == [2.5, 2.5]
+    assert results["ratio_time_to_475_cold_repeats"] == [2.5, 30 / 9]
+    assert (results["warm_start_s"], results["cold_start_s"], results["compile_s"]) == (1.5, 7.25, 5.75)
+    json.dumps(results | sides, allow_nan=False)
+
+
+def test_the_step_of_a_score_counts_whole_steps_of_all_environments(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
+    reached = _load("_score").reached
+    ended = np.array([[True, False], [True, True], [False, True]])
+    returns = np.array([[1.0, 9.0], [2.0, 4.0], [9.0, 6.0]])
+    assert reached(returns, ended, until=3.0, window=2) == (4, 5.0)  # 1, 2, 4, 6: means 1.5, 3, 5
+    assert reached(returns, ended, until=5.5, window=2) == (None, 5.0)
+    assert reached(returns, ended, until=1.0) == (None, None)  # fewer than 100 episodes
+
+
+def test_one_part_is_measured_again_and_the_others_stay(tmp_path):
+    on_device, common = _load("on_device"), _load("_common")
+    path = tmp_path / "on_device.json"
+    arguments = argparse.Namespace(json=path, only="off_policy", quick=False)
+    results, _ = on_device.earlier(arguments)
+    results |= {"time_to_475": {"shoal": "kept"}, "parts": {"time_to_475": {"commit": "a", "date": "b"}}}
+    common.save(path, common.record("on_device", arguments, results, {"rejax": {"error": "does not install"}}))
+    kept, peers = on_device.earlier(arguments)
+    assert kept["time_to_475"] == {"shoal": "kept"}
+    assert kept["parts"] == {"time_to_475": {"commit": "a", "date": "b"}}
+    assert peers == {"rejax": {"error": "does not install"}}
+    common.save(path, common.record("on_device", arguments, results) | {"quick": True})
+    assert on_device.earlier(arguments)[0]["parts"] == {}  # a quick look is never kept
+
+
+def test_results_of_nothing_have_every_key_and_a_table():
+    on_device, table = _load("on_device"), _load("table")
+    results, _ = on_device.earlier(argparse.Namespace(json=None, only=None))
+    results["parts"]["ppo"] = {"commit": "a", "date": "b"}
+    record = _record("on_device", results | on_device.conclude(results))
+    assert table.problems(record) == []
+    assert "| purejaxrl, its own settings | 4 x 128, 4 x 4 | – | – | – | – |" in table.render(record, "on_device")
+
+
+# ---------------------------------------------------------------------------------------------- presets
+
+
+def _scored(seed, score):
+    times = {"train_s": 5.0 + seed, "wall_s": 9.0, "command_s": 10.0}
+    scores = {"eval_return_mean": score, "return_mean": 480.0, "eval_episodes": 20}
+    return {"status": "completed", "env_steps": 500_000, "commit": "a"} | times | scores
+
+
+def test_a_presets_part_has_its_interval_and_what_was_published():
+    presets, table = _load("presets"), _load("table")
+    name = "ppo/gymnax:CartPole-v1"
+    kept = {part: {} for part in presets.PARTS} | {name: {str(s): _scored(s, 490.0 + s) for s in range(9, -1, -1)}}
+    results = presets.conclude(presets.PARTS[name], kept[name])
+    assert results["complete"]
+    assert results["eval_return_mean_iqm"] == pytest.approx(494.5)
+    assert results["eval_return_mean_interval"][0] < 494.5 < results["eval_return_mean_interval"][1]
+    assert results["command"] == "shoal train ppo --env gymnax:CartPole-v1 --steps 200000"
+    assert list(results["runs"]) == [str(seed) for seed in range(10)]
+    record = presets.made(argparse.Namespace(json=None, quick=False), kept)
+    assert table.problems(record) == []
+    text = table.render(record, "presets")
+    assert "| 494 [492, 497] | 480 [480, 480] |" in text
+    assert "490 ± 6.12 at 500,000 ([CleanRL, 3 seeds](https://" in text
+    assert "Not measured yet: `ppo/gymnax:Acrobot-v1`" in text
+
+
+def test_the_parts_name_presets_that_exist_and_sources_that_can_be_opened():
+    from shoal import presets as known
+
+    parts = _load("_preset_parts").PARTS
+    assert {part.preset for part in parts.values()} <= set(known.PRESETS)
+    references = [reference for part in parts.values() for reference in part.references]
+    assert all(reference.url.startswith("https://") and reference.steps > 0 for reference in references)
+
+
+# ---------------------------------------------------------------------------------------------- tables
 
 
 @pytest.mark.parametrize(
@@ -155,10 +300,10 @@ def test_a_page_is_filled_between_its_marks_and_filling_again_changes_nothing():
 
 def test_a_record_that_lacks_a_key_or_was_quick_is_told():
     table = _load("table")
-    record = _record("on_device", {"ratio_purejaxrl": 2.0, "envs": {"4": {}}}, quick=True)
+    record = _record("on_device", {"ratio_purejaxrl": 2.0, "ppo": {"rejax": {}}}, quick=True)
     found = table.problems(record)
-    assert "on_device: no 'ratio_one_pass' in the results" in found
-    assert "on_device: no 'envs.4.compile_s' in the results" in found
+    assert "on_device: no 'ratio_rejax' in the results" in found
+    assert "on_device: no 'ppo.rejax.peer_compile_s' in the results" in found
     assert "on_device: measured with --quick" in found
     assert "hogwild: no 'machine'" in table.problems({"bench": "hogwild"})
 
@@ -199,4 +344,7 @@ def test_a_peer_answers_each_request_with_one_line(tmp_path, monkeypatch):
     with peers.Stand() as stand:
         assert stand.start("echo")
         assert stand.rate("echo", threads=2) == 2.0
-    assert stand.report == {"echo": {"versions": {"echo": "1"}}}
+        assert stand.start("again", peer="echo", script=str(script))  # a second session of the same peer
+        assert stand.answer("again", threads=3) == {"steps_per_s": 3}
+        stand.note("echo", commit="a")
+    assert stand.report == {"echo": {"versions": {"echo": "1"}, "commit": "a"}}

@@ -6,14 +6,17 @@ import sys
 
 import pytest
 
-from shoal import check_env, environments, errors, registry
+from shoal import check_env, cli, environments, errors, registry
 
 
 def check(env_id, steps=60, **config):
     return check_env.check(env_id, environments.Config(**config), steps)
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "gymnax:CartPole-v1", "probe:memory", "tests.scripted:Dict-v0"])
+SOUND = ["CartPole-v1", "gymnax:CartPole-v1", "probe:memory", "tests.scripted:Dict-v0", "envpool:CartPole-v1"]
+
+
+@pytest.mark.parametrize("env_id", SOUND)
 def test_a_sound_environment_has_no_problems(env_id):
     findings = check(env_id)
     assert findings.problems == ()
@@ -86,6 +89,33 @@ def test_lines_show_what_the_agent_sees():
     assert "image [12, 10, 4] uint8" in told
     assert "channels in front" in told
     assert "one of 3 choices" in told
+
+
+def test_a_game_is_sound():
+    findings = check("ALE/Breakout-v5", time_limit=25)
+    assert findings.ok, findings.problems
+    assert (findings.terminated, findings.truncated) == (0, 2)
+    assert "image [84, 84, 4] uint8" in "\n".join(check_env.lines(findings))
+
+
+def test_the_adapters_own_settings_are_options(capsys):
+    asked = [
+        "check-env",
+        "ALE/Breakout-v5",
+        "--steps",
+        "120",
+        "--environment.repeat",
+        "8",
+        "--environment.episodic-life",
+    ]
+    assert cli.main([*asked, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["spec"]["time_limit"] == 13_500
+    assert told["terminated"] > 1
+    assert any("whole games" in note for note in told["spec"]["notes"])
+    for wrong in (["CartPole-v1", "--environment.repeat", "8"], ["ALE/Pong-v5", "--environment.repeat", "0"]):
+        assert cli.main(["check-env", *wrong]) == 2
+        assert "repeat" in capsys.readouterr().err
 
 
 def test_an_environment_that_cannot_be_opened_is_refused():

@@ -124,3 +124,76 @@ def test_the_action_space_picks_the_distribution():
     vector = types.ActionSpec(False, 0, (3,), (-1.0,) * 3, (1.0,) * 3)
     assert (distributions.suited(choices).name, distributions.suited(vector).name) == ("categorical", "gaussian")
     assert (CATEGORICAL.outputs(choices), GAUSSIAN.outputs(vector)) == (5, 6)
+
+
+def squashed_log_prob(output, action):
+    """By the change of variables, in float64: of tanh of a normal law."""
+    mean, raw = np.split(np.asarray(output, np.float64), 2)
+    laws = scipy.stats.norm(mean, np.exp(np.clip(raw, -20, 2)))
+    return (laws.logpdf(np.arctanh(action)) - np.log1p(-(np.asarray(action, np.float64) ** 2))).sum()
+
+
+SQUASHED = np.array([0.5, -1.0, 0.2, -1.5], np.float32)
+
+
+@WAYS
+def test_squashed_log_prob_is_that_of_the_change_of_variables(way):
+    for seed in range(5):
+        noise = jax.random.normal(jax.random.key(seed), (2,))
+        action, log_prob = way(distributions.squashed_sample)(SQUASHED, noise)
+        mean, raw = np.split(np.asarray(SQUASHED, np.float64), 2)
+        exact = np.tanh(mean + np.exp(raw) * np.asarray(noise, np.float64))
+        np.testing.assert_allclose(action, exact, rtol=1e-5)
+        assert log_prob == pytest.approx(squashed_log_prob(SQUASHED, exact), rel=1e-4)
+
+
+def test_the_squashed_density_integrates_to_one():
+    """In one dimension; noise is what leads to an action, so each action's density is asked for by its noise."""
+    output = jnp.array([0.4, -0.3])
+
+    actions = np.linspace(-0.9999, 0.9999, 20_001)
+    noise = jnp.asarray((np.arctanh(actions) - 0.4) / np.exp(-0.3), jnp.float32)[:, None]
+    found, log_prob = jax.jit(jax.vmap(distributions.squashed_sample, in_axes=(None, 0)))(output, noise)
+    np.testing.assert_allclose(found[:, 0], actions, atol=1e-5)
+    assert scipy.integrate.trapezoid(np.exp(log_prob), actions) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_squashed_law_keeps_its_digits_where_the_tanh_is_flat():
+    output = jnp.array([30.0, -1.0])
+    action, log_prob = distributions.squashed_sample(output, jnp.zeros(1))
+    assert action[0] == 1.0
+    u = 30.0  # log(1 - tanh² u) = 2 (log 2 - u) to all digits
+    assert log_prob == pytest.approx(-0.5 * np.log(2 * np.pi) + 1.0 - 2 * (np.log(2) - u), rel=1e-5)
+    gradient = jax.grad(lambda out: distributions.squashed_sample(out, jnp.ones(1))[1])(output)
+    assert jnp.isfinite(gradient).all()
+
+
+def test_the_squashed_deviation_is_held():
+    mean, log_deviation = distributions.squashed_moments(jnp.array([0.5, 0.5, 9.0, -50.0]))
+    np.testing.assert_array_equal(mean, [0.5, 0.5])
+    np.testing.assert_array_equal(log_deviation, [2.0, -20.0])
+
+
+def test_a_box_is_stretched_and_shrunk_back():
+    action = types.ActionSpec(False, 0, (2,), (-1.0, 2.0), (3.0, 2.5))
+    box = distributions.bounds(action)
+    corners = jnp.array([[-1.0, -1.0], [1.0, 1.0], [0.0, 0.0]])
+    found = jax.vmap(distributions.stretch, in_axes=(None, 0))(box, corners)
+    np.testing.assert_allclose(found, [[-1.0, 2.0], [3.0, 2.5], [1.0, 2.25]])
+    np.testing.assert_allclose(jax.vmap(distributions.shrink, in_axes=(None, 0))(box, found), corners, atol=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
+def test_epsilon_is_the_probability_of_an_action_that_is_any(epsilon):
+    values = jnp.array([0.1, 2.0, -1.0, 1.9])
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    actions = jax.jit(jax.vmap(distributions.epsilon_greedy, in_axes=(None, None, 0)))(
+        values, jnp.float32(epsilon), keys
+    )
+    assert actions.dtype == jnp.int32
+    expected = np.full(4, epsilon / 4)
+    expected[1] += 1 - epsilon
+    counts = np.bincount(actions, minlength=4)
+    assert (counts[expected == 0] == 0).all()
+    if epsilon:
+        assert scipy.stats.chisquare(counts, 20_000 * expected).pvalue > 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -10,9 +11,11 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from shoal import cli, environments, presets, registry
+from shoal import arguments, cli, environments, experiment, presets, registry
+from shoal.runtimes import _rollout
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -26,6 +29,7 @@ STAND_INS = {  # what a reader puts in for a word in capitals
     "NAME": "hogwild",
     "N": "1000",
     "S": "1",
+    "K": "3",
     "W": "2",
     "KIND": "presets",
     "DIR": "folder",
@@ -91,35 +95,35 @@ def words(command: str) -> list[str]:
 @by_page
 def test_commands_parse(page):
     for command in commands(page.read_text()):
-        verb, *arguments = words(command)
+        verb, *typed = words(command)
         assert verb in cli.VERBS, command
-        if arguments and "--help" not in arguments:  # a verb alone is a mention
+        if typed and "--help" not in typed:  # a verb alone is a mention
             try:
-                check(verb, arguments)
+                check(verb, typed)
             except Exception as error:
                 raise AssertionError(f"`{command}` does not parse: {error}") from error
 
 
-def check(verb: str, arguments: list[str]) -> None:
+def check(verb: str, typed: list[str]) -> None:
     """Parse as the command line would, without doing anything; a verb with nothing but options is given its subject."""
-    if arguments[0].startswith("-"):
-        arguments = [STAND_INS[{"train": "PRESET", "check-env": "ID", "bench": "NAME"}.get(verb, "RUN")], *arguments]
+    if typed[0].startswith("-"):
+        typed = [STAND_INS[{"train": "PRESET", "check-env": "ID", "bench": "NAME"}.get(verb, "RUN")], *typed]
     if verb == "bench":
-        source = (ROOT / "benchmarks" / f"{arguments[0]}.py").read_text()
-        source += (ROOT / "benchmarks" / "_common.py").read_text()
-        assert [word for word in arguments if word.startswith("--") and f'"{word}"' not in source] == []
+        source = (ROOT / "benchmarks" / f"{typed[0]}.py").read_text()
+        source += "".join((ROOT / "benchmarks" / f"{name}.py").read_text() for name in ("_common", "_seeds"))
+        assert [word for word in typed if word.startswith("--") and f'"{word}"' not in source] == []
     elif verb != "train":
-        cli._parse(OPTIONS[verb], verb, arguments)
+        arguments.parse(OPTIONS[verb], verb, typed)
         if verb == "list":
-            assert arguments[0] in cli.KINDS
+            assert typed[0] in cli.KINDS
     else:
         request = presets.Request(
-            arguments[0],
-            env=cli._value(arguments, "--env"),
-            runtime=cli._value(arguments, "--runtime"),
-            corrector=cli._value(arguments, "--corrector"),
+            typed[0],
+            env=arguments.value(typed, "--env"),
+            runtime=arguments.value(typed, "--runtime"),
+            corrector=arguments.value(typed, "--corrector"),
         )
-        cli._parse(cli._with_parts(request), "train", arguments)
+        arguments.parse(cli._with_parts(request), "train", typed)
 
 
 def test_commands_are_found():
@@ -144,6 +148,36 @@ def test_every_choice_is_mentioned():
 def test_tables_are_generated_from_the_code():
     done = subprocess.run([sys.executable, ROOT / "docs" / "_tables.py", "--check"], check=False, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_pages_name_every_metric(preset):
+    """The metrics table of a preset's page has the names its update returns."""
+    page = next(page for page, family in tables().FAMILIES.items() if preset in family.presets)
+    shown = (ROOT / "docs" / page).read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    kinds = registry.load("algorithm", presets.PRESETS[preset].algorithm).ACTIONS
+    env = "probe:match" if "discrete" in kinds else "probe:target"
+    request = presets.Request(preset, env=env, runtime="on_device", settings={"runtime": {"environments": 8}})
+    parts = experiment.build(*presets.resolve(request)).parts
+
+    def update(key):
+        actors = _rollout.start(parts.agent, parts.device_env, 8, key)
+        state = parts.agent.init(key)
+        _, rollout, _ = _rollout.collect(parts.agent, parts.device_env, parts.agent.snapshot(state), actors, key)
+        return parts.agent.update(state, rollout, key)[1]
+
+    metrics = jax.eval_shape(update, jax.random.key(0))
+    assert set(re.findall(r"^\| `(\w+)` \|", shown, re.MULTILINE)) - {"lag_mean"} == set(metrics)
+
+
+def tables():
+    """docs/_tables.py as a module."""
+    found = importlib.util.spec_from_file_location("_tables", ROOT / "docs" / "_tables.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
 
 
 def test_layers_are_those_of_the_contract():
@@ -205,7 +239,7 @@ def test_parts_of_the_architecture_page_work(tmp_path):
     for path, code in parts.items():
         (tmp_path / path).write_text(code)
     with (tmp_path / "shoal" / "presets.py").open("a") as file:
-        file.write(marked(text, "preset").replace("tuned={}", 'tuned={}, corrector="one_step", compressor="half"'))
+        file.write(marked(text, "preset").replace("tuned={}", 'tuned={}, compressor="half"'))
     script = marked(text, "run") + CHECKS
     (tmp_path / "run.py").write_text(script)
     done = subprocess.run(
@@ -237,7 +271,8 @@ assert int(action) in (0, 1)
 corrected = registry.load("corrector", "one_step").build(None)(0.0, 1.0, 0.5, False, 1.0, 2.0)
 assert corrected == (2.0, 1.0)
 
-learner = shoal.train("a2c", env="corridor:long", steps=2000, eval_episodes=0, quiet=True)  # and with the others
+learner = shoal.train(  # and with the others
+    "a2c", env="corridor:long", corrector="one_step", steps=2000, eval_episodes=0, quiet=True)
 assert learner.summary["status"] == "completed"
 assert cli.main(["check-env", "corridor:long"]) == 0
 """
@@ -254,6 +289,9 @@ def test_settings_are_known():
                     config = presets.config(request, kind)
                     known |= {f"--{kind}.{field.name.replace('_', '-')}" for field in dataclasses.fields(config)}
                     known |= {f"--{kind}.{field.name}" for field in dataclasses.fields(config)}
+    for adapter in registry.names("environment"):
+        config = getattr(registry.load("environment", adapter), "Config", environments.Config)
+        known |= {f"--environment.{field.name.replace('_', '-')}" for field in dataclasses.fields(config)}
     for page in PAGES:
         shown = set(re.findall(r"(?<![\w-])--[a-z]+\.[a-z_-]+", page.read_text()))
         shown = {name.replace(".no-", ".") for name in shown}

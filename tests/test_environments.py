@@ -121,6 +121,38 @@ def test_continues_the_simulators_random_numbers_after_an_end():
     assert ends > 3
 
 
+@pytest.mark.parametrize("env_id", ["LunarLander-v3", "LunarLanderContinuous-v3", "Hopper-v5"])
+def test_box2d_and_mujoco_terminate(env_id):
+    """As stepped by hand, observation by observation, episode after episode."""
+    opened = environments.open(env_id, SHOWN)
+    env, raw = opened.make_host(), gymnasium.make(env_id)
+    assert env_id in environments.names()
+    assert opened.spec.action.discrete == (env_id == "LunarLander-v3")
+    raw.action_space.seed(0)
+    np.testing.assert_allclose(env.reset(seed=3), raw.reset(seed=3)[0], rtol=1e-6)
+    ends = 0
+    for _ in range(400):
+        action = raw.action_space.sample()
+        obs, outcome = env.step(action)
+        final, reward, terminated, truncated, _ = raw.step(action)
+        np.testing.assert_allclose(outcome.next_obs, final, rtol=1e-6, atol=1e-30)
+        assert outcome[:3] == (reward, 1.0 - terminated, truncated)
+        np.testing.assert_allclose(obs, raw.reset()[0] if terminated or truncated else final, rtol=1e-6, atol=1e-30)
+        ends += terminated
+    assert ends >= 2
+    env.close(), raw.close()
+
+
+def test_half_cheetah_is_only_ever_truncated():
+    opened = environments.open("HalfCheetah-v5", SHOWN)
+    env, chance = opened.make_host(), np.random.default_rng(0)
+    env.reset(seed=0)
+    outcomes = [env.step(chance.uniform(-1, 1, 6))[1] for _ in range(2000)]
+    assert opened.spec.time_limit == 1000
+    assert [step for step, outcome in enumerate(outcomes, 1) if outcome.truncated] == [1000, 2000]
+    assert all(outcome.discount == 1 for outcome in outcomes)
+
+
 # ------------------------------------------------------------------------------------------------ Gymnasium: spaces
 
 
@@ -141,7 +173,7 @@ def test_continues_the_simulators_random_numbers_after_an_end():
 )
 def test_what_the_agent_sees(name, shape, dtype, image, first):
     opened = scripted(name)
-    assert opened.spec.observation == (shape, dtype, image)
+    assert opened.spec.observation == (shape, dtype, image, 1)
     env = opened.make_host()
     obs = env.reset(seed=0)
     later, outcome = env.step(0)
@@ -257,6 +289,8 @@ def test_refused_in_one_line(env_id, config, says):
 )
 def test_a_missing_package_names_the_extra(env_id, package, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    for module in [name for name in sys.modules if name.startswith(("gymnasium.envs.box2d", "gymnasium.envs.mujoco"))]:
+        monkeypatch.delitem(sys.modules, module)  # nor used by a test before
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else object())
     assert f"pip install 'shoal-rl[{extra}]'" in refusal(env_id)
 
@@ -273,7 +307,9 @@ def test_gymnasium_ids_do_not_import_jax():
 def test_names_can_all_be_opened_or_say_why():
     names = environments.names()
     assert {"CartPole-v1", "gymnax:CartPole-v1", "probe:memory"} <= set(names)
+    assert {"ALE/Pong-v5", "brax:ant", "envpool:Pong-v5", "LunarLanderContinuous-v3"} <= set(names)
     assert not {"Ant-v2", "GymV21Environment-v0"} & set(names)
+    assert len(names) == len(set(names))
 
 
 # ------------------------------------------------------------------------------------------------ gymnax
@@ -346,6 +382,27 @@ def test_gymnax_and_gymnasium_cartpole_move_alike():
         inside = abs(place[0]) < 2.4 and abs(place[2]) < 12 * np.pi / 180  # gymnax pays nothing once it has fallen
         if inside:
             assert (float(outcome.reward), float(outcome.discount)) == (reward, 1.0 - terminated)
+
+
+@pytest.mark.parametrize(
+    ("game", "planes", "choices"),
+    [("Asterix", 4, 5), ("Breakout", 4, 3), ("Freeway", 7, 3), ("Seaquest", 10, 6), ("SpaceInvaders", 6, 4)],
+)
+def test_minatar_games_are_images_of_planes(game, planes, choices):
+    opened = environments.open(f"gymnax:{game}-MinAtar", SHOWN)
+    spec, env = opened.spec, opened.device
+    assert spec.observation == ((10, 10, planes), "float32", True, 1)
+    assert (spec.action.n, spec.time_limit) == (choices, 2500 if game == "Freeway" else 1000)
+    _, obs, _ = jax.eval_shape(env.step, jax.eval_shape(env.init, jax.random.key(0))[0], 0, jax.random.key(0))
+    assert (obs.shape, obs.dtype) == ((10, 10, planes), "float32")
+
+
+def test_minatar_planes_are_zeros_and_ones_and_a_limit_truncates():
+    env = environments.open("gymnax:SpaceInvaders-MinAtar", environments.Config(time_limit=1)).device
+    state, first = env.init(jax.random.key(0))
+    _, _, outcome = jax.jit(env.step)(state, 0, jax.random.key(1))
+    assert set(np.unique(first)) == set(np.unique(outcome.next_obs)) == {0.0, 1.0}
+    assert (float(outcome.discount), bool(outcome.truncated)) == (1.0, True)
 
 
 def test_gymnax_clips_actions():

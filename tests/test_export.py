@@ -129,6 +129,77 @@ def test_the_normaliser_and_its_clip_are_part_of_the_graph(count, env_spec, buil
     np.testing.assert_array_equal(found["action"], action)
 
 
+HEADS = {  # what an agent of each algorithm is asked for: (rule, network, what the environment takes)
+    "dqn": ("dqn", {"hidden": (8,)}, "choices"),
+    "dqn_dueling": ("dqn", {"hidden": (8,), "dueling": True}, "choices"),
+    "ppo": ("ppo", {"hidden": (8,)}, "choices"),
+    "ppo_gaussian": ("ppo", {"hidden": (8,), "shared": False}, "box"),
+    "ppo_lstm": ("ppo", {"hidden": (8,), "lstm": 4}, "box"),
+    "sac": ("sac", {"hidden": (8,)}, "box"),
+    "td3": ("td3", {"hidden": (8,)}, "box"),
+}
+BOX = {"low": (-2.0, -0.1), "high": (1.0, 3.0)}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_algorithms_greedy_action_is_the_exported_one(name, env_spec, build_agent, observations):
+    rule, network, takes = HEADS[name]
+    spec = env_spec((4,), **({"choices": 4} if takes == "choices" else BOX))
+    sizes = {"capacity": 64} if rule != "ppo" else {"minibatches": 1}
+    agent = build_agent(spec, rule=rule, network=network, algorithm={**sizes, "normalise_observations": True})
+    statistics = normalise.Statistics(np.float32(50), np.full(4, 0.3, np.float32), np.full(4, 90.0, np.float32))
+    exploration = jax.jit(lambda key: agent.snapshot(agent.init(key)).exploration)(jax.random.key(0))
+    policy = random_policy(agent, statistics)._replace(exploration=exploration)  # greedy all the same
+    model = export.onnx_model(agent.network.spec, policy, agent.head, spec.action)
+    carry = carries(agent, 200)
+    obs = observations(spec.observation, 200)
+    found = run(session(model), obs, carry)
+    outputs, _, action = answers(agent)(policy, obs, carry)
+    if takes == "choices":
+        np.testing.assert_array_equal(found["action"], action)
+        assert len(set(found["action"].tolist())) > 1, "a constant would agree with anything"
+    else:
+        np.testing.assert_allclose(found["action"], np.clip(action, BOX["low"], BOX["high"]), atol=1e-5)
+        assert found["action"].std(axis=0).min() > 0.01
+        assert (found["action"] >= np.float32(BOX["low"])).all()
+        assert (found["action"] <= np.float32(BOX["high"])).all()
+    if "q" in outputs:
+        np.testing.assert_allclose(found["q"], outputs["q"], atol=1e-5, rtol=1e-5)
+    if rule == "sac":
+        mean, raw = np.split(np.asarray(outputs["policy"]), 2, axis=1)
+        np.testing.assert_allclose(found["mean"], mean, atol=1e-5)
+        np.testing.assert_allclose(found["deviation"], np.exp(np.clip(raw, -20, 2)), rtol=1e-4)
+    if name == "ppo_gaussian":
+        raw = np.asarray(policy.params["policy_free"]["bias"], np.float64)
+        np.testing.assert_allclose(found["variance"], np.tile(np.log1p(np.exp(raw)) + 1e-4, (200, 1)), rtol=1e-5)
+
+
+def test_a_deviation_beyond_its_bounds_is_written_as_it_acts(env_spec, build_agent, observations):
+    spec = env_spec((4,), **BOX)
+    agent = build_agent(spec, rule="sac", algorithm={"capacity": 64})
+    policy = random_policy(agent)
+    policy.params["policy"]["bias"][2:] = [9.0, -40.0]
+    model = export.onnx_model(agent.network.spec, policy, agent.head, spec.action)
+    found = run(session(model), observations(spec.observation, 50))
+    np.testing.assert_allclose(found["deviation"], np.tile(np.exp([2.0, -20.0]), (50, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "deviation"), [(1.0, 1.0), (50.0, 3.0)])
+def test_a_value_of_normalised_rewards_is_told_in_units_of_the_reward(
+    count, deviation, env_spec, build_agent, observations
+):
+    spec = env_spec((4,), choices=3)
+    agent = build_agent(spec, rule="ppo", algorithm={"normalise_returns": True})
+    moments = normalise.Statistics(np.float32(count), np.float32(7.0), np.float32(50 * 9.0))
+    policy = random_policy(agent)
+    obs = observations(spec.observation, 50)
+    outputs = answers(agent)(policy, obs, ())[0]
+    model = export.onnx_model(agent.network.spec, policy._replace(returns=moments), agent.head, spec.action)
+    found = run(session(model), obs)
+    np.testing.assert_allclose(found["value"], deviation * outputs["value"][:, 0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found["logits"], outputs["policy"], rtol=1e-5, atol=1e-5)
+
+
 def layered(heads, kind="tanh"):
     seen = types.ObservationSpec((2,), "float32", False)
     trunks = {
@@ -167,6 +238,7 @@ def test_only_the_trunks_that_are_needed_are_written():
     ("heads", "kind", "head", "message"),
     [
         ({"q": ("a", ())}, "tanh", "categorical", "policy head.*'q'"),
+        ({"policy": ("a", ())}, "tanh", "greedy", "q head.*'policy'"),
         ({"policy": ("a", ())}, "swish", "categorical", "unknown kind of layer 'swish'"),
         ({"policy": ("a", ())}, "tanh", "categoric", "did you mean 'categorical'"),
     ],

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
-from shoal import errors, networks, types
+from shoal import distributions, errors, networks, types
 
 HEADS = {"policy": (3, 0.01), "value": (1, 1.0)}
 
@@ -165,3 +166,53 @@ def test_a_network_is_data_that_compares():
     one, two = (networks.specify(networks.Config(), vector(), HEADS) for _ in range(2))
     assert one == two
     assert one != networks.specify(networks.Config(hidden=(64,)), vector(), HEADS)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_deviation_of_a_gaussian_head_depends_on_no_observation(shared):
+    heads = {"policy": networks.Head(4, 0.01, "gaussian"), "value": networks.Head(1, 1.0)}
+    network = networks.build(networks.Config(hidden=(8,), shared=shared), vector(), heads)
+    params = jax.jit(network.init)(jax.random.key(0))
+    apply = jax.jit(jax.vmap(lambda params, obs: network.apply(params, obs, ())[0]["policy"], in_axes=(None, 0)))
+    obs = jax.random.normal(jax.random.key(1), (20, 4))
+    output = apply(params, obs)
+    assert output.shape == (20, 4)
+    np.testing.assert_array_equal(output[:, 2:], np.tile(output[:1, 2:], (20, 1)))
+    mean, variance = distributions.moments(output)
+    np.testing.assert_allclose(variance, 1.0, rtol=2e-4)  # at the start
+    assert np.std(mean, axis=0).min() > 0
+    params["policy_free"]["bias"] = jnp.array([0.3, -2.0])
+    laws = [scipy.stats.norm(0.0, np.sqrt(np.log1p(np.exp(raw)) + 1e-4)) for raw in (0.3, -2.0)]
+    action = jnp.array([0.4, -0.2])
+    found = jax.vmap(distributions.GAUSSIAN.log_prob, in_axes=(0, 0))(apply(params, obs), mean + action[None])
+    expected = sum(law.logpdf(float(a)) for law, a in zip(laws, action, strict=True))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    gradient = jax.grad(lambda params: apply(params, obs)[:, 2:].sum())(params)
+    assert {name for name, layer in gradient.items() if any(np.any(leaf) for leaf in jax.tree.leaves(layer))} == {
+        "policy_free"
+    }
+
+
+def test_dueling_values_are_the_states_plus_advantages_of_mean_zero():
+    heads = {"q": networks.Head(3, 1.0, "values")}
+    network = networks.build(networks.Config(hidden=(), dueling=True), vector(2), heads)
+    kernel, bias = jnp.array([[1.0, 2.0, 0.0, -1.0], [0.0, 1.0, 1.0, 4.0]]), jnp.array([10.0, 0.0, 1.0, 2.0])
+    outputs, _ = network.apply({"q": {"kernel": kernel, "bias": bias}}, jnp.array([1.0, 1.0]), ())
+    # V = 11; A = (3, 2, 5), of mean 10/3.
+    np.testing.assert_allclose(outputs["q"], 11.0 + np.array([3.0, 2.0, 5.0]) - 10.0 / 3.0, rtol=1e-6)
+    plain = networks.specify(networks.Config(hidden=()), vector(2), heads)
+    assert [layer.kind for layer in plain.heads["q"][1]] == ["dense"]
+
+
+def test_dueling_without_action_values_is_refused():
+    with pytest.raises(errors.Refused, match=r"dueling.*drop it, or use dqn"):
+        networks.specify(networks.Config(dueling=True), vector(), HEADS)
+
+
+def test_a_critic_sees_the_observation_and_the_action():
+    action = types.ActionSpec(False, 0, (2,), (-1.0,) * 2, (1.0,) * 2)
+    spec = types.EnvSpec("test:spec", vector(3), action, None, None, False)
+    network = networks.critic(networks.Config(hidden=(4,)), spec)
+    assert network.spec.observation.shape == (5,)
+    params = jax.jit(network.init)(jax.random.key(0))
+    assert network.apply(params, jnp.ones(5), ())[0]["q"].shape == (1,)

@@ -92,3 +92,30 @@ def test_a_batch_that_is_not_finite_is_passed_over():
         np.testing.assert_array_equal(ours, theirs)
     sound = normalise.update(statistics, jnp.ones((3, 2)), (2,))
     assert float(sound.count) == 7.0
+
+
+def test_the_deviation_of_returns_is_that_of_a_loop_over_the_streams():
+    rng = np.random.default_rng(0)
+    reward = rng.normal(1.0, 2.0, (30, 3)).astype(np.float32)
+    over = rng.random((30, 3)) < 0.2
+    returns, running, seen = normalise.init_returns(3), np.zeros(3), []
+    assert normalise.deviation(returns) == pytest.approx(1.0)
+    update = jax.jit(normalise.update_returns)
+    for begin in (0, 10, 20):  # what is under way goes on from one rollout to the next
+        part = slice(begin, begin + 10)
+        returns = update(returns, reward[part], over[part], jnp.float32(0.9))
+        for r, ended in zip(reward[part], over[part], strict=True):
+            running = 0.9 * running + r
+            seen.append(running)
+            running = np.where(ended, 0.0, running)
+        np.testing.assert_allclose(normalise.deviation(returns), np.std(seen), rtol=1e-4)
+    np.testing.assert_allclose(returns.running, running, rtol=1e-4)
+    assert float(returns.moments.count) == 90
+
+
+def test_a_reward_that_is_not_finite_does_not_spoil_the_statistics_of_returns():
+    reward, over = jnp.ones((4, 2)).at[1, 0].set(jnp.nan), jnp.zeros((4, 2), bool).at[3, 0].set(True)
+    returns = normalise.update_returns(normalise.init_returns(2), reward, over, jnp.float32(0.9))
+    assert normalise.deviation(returns) == pytest.approx(1.0)
+    returns = normalise.update_returns(returns, jnp.ones((4, 2)), ~over, jnp.float32(0.9))
+    assert float(returns.moments.count) == 8, "after the end of that episode all is counted again"

@@ -33,6 +33,11 @@ def flat(tree):
     return np.concatenate([np.ravel(tree["w"]), np.ravel(tree["b"])])
 
 
+def statistics(vector):
+    """One number a parameter, in the order of `flat`; the vector's is that of sorted names."""
+    return np.concatenate([vector[2:], vector[:2]])
+
+
 def walk(optimiser, sequence, dtype=jnp.float32):
     """Parameters after every gradient of a sequence, in one compiled loop."""
     cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, tree)  # noqa: E731
@@ -105,7 +110,7 @@ def test_the_shared_rule_is_the_local_rule():
     for gradient in gradients():
         shared.apply(*rooms, gradient, hyper, float(optimise.rate(hyper, 0)))
     np.testing.assert_allclose(theta, flat(params), rtol=1e-5)
-    np.testing.assert_allclose(square, flat(state.rule.nu), rtol=1e-5)
+    np.testing.assert_allclose(square, statistics(state.rule.nu), rtol=1e-5)
     assert theta.dtype == square.dtype == np.float32
 
 
@@ -146,7 +151,7 @@ def test_local_clips_before_its_statistics_see_the_gradient():
     optimiser = optimise.local(config(max_norm=2.0), STEPS)
     gradient = {"w": jnp.array([[3.0, 0.0], [0.0, 0.0]]), "b": jnp.array([0.0, 4.0])}
     _, state, _ = optimiser.update(gradient, optimiser.init(start()), start(), jnp.int32(0))
-    np.testing.assert_allclose(flat(state.rule.nu), 0.01 * (0.4 * flat(gradient)) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(statistics(state.rule.nu), 0.01 * (0.4 * flat(gradient)) ** 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
@@ -200,3 +205,18 @@ def test_hyperparameters_change_without_recompilation(make):
         seen.add(flat(params if make is optimise.local else after.gradient).tobytes())
     assert len(traces) == 1
     assert len(seen) == (5 if make is optimise.local else 2)  # and they do something
+
+
+def test_faster_multiplies_the_step_and_nothing_else():
+    optimiser = optimise.local(config(learning_rate=1e-2), STEPS)
+    gradient, state = as_tree(gradients(1)[0]), optimiser.init(start())
+    plain = optimiser.update(gradient, state, start(), jnp.int32(0))
+    fast = optimiser.update(gradient, optimise.faster(state, 3.0), start(), jnp.int32(0))
+    np.testing.assert_allclose(flat(fast[0]) - flat(start()), 3.0 * (flat(plain[0]) - flat(start())), rtol=2e-3)
+    jax.tree.map(np.testing.assert_array_equal, fast[1].rule, plain[1].rule)
+
+
+def test_skipped_is_the_sum_over_all_the_optimisers_of_a_learner():
+    one, two = (optimise.local(config(), STEPS).init(start())._replace(skipped=jnp.int32(n)) for n in (2, 5))
+    assert int(optimise.skipped({"policy": one, "rest": (two, jnp.ones(3))})) == 7
+    assert int(optimise.skipped(one)) == 2

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from shoal import prng
 
@@ -46,3 +47,29 @@ def test_counted_keys_differ_and_enter_jit_as_plain_words():
 def test_a_compiled_draw_holds_no_loop():
     text = jax.jit(lambda words: jax.random.uniform(prng.counted(words), (4,))).lower(np.zeros(3, np.uint32)).as_text()
     assert "while" not in text
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 12, 16, 128, 1000, 1024])
+def test_a_permutation_holds_every_number_once(n):
+    draw = jax.jit(prng.permutation, static_argnums=1)
+    for seed in range(20):
+        found = np.asarray(draw(prng.key(seed), n))
+        assert found.dtype == np.int32
+        assert sorted(found.tolist()) == list(range(n))
+
+
+@pytest.mark.parametrize("n", [12, 16, 64])
+def test_permutations_put_every_number_everywhere_alike(n):
+    keys = jax.random.split(prng.key(0), 20_000)
+    found = np.asarray(jax.jit(jax.vmap(lambda key: prng.permutation(key, n)))(keys))
+    assert len({row.tobytes() for row in found}) > 19_500, "hardly any order comes twice"
+    for number in (0, 1, n // 2, n - 1):
+        counts = np.bincount(np.argmax(found == number, axis=1), minlength=n)
+        assert scipy.stats.chisquare(counts).pvalue > 1e-4
+    # Neighbours do not stay together: what experience lies side by side in is one stream at one time.
+    apart = np.abs(np.argmax(found == 0, axis=1) - np.argmax(found == 1, axis=1))
+    assert apart.mean() == pytest.approx((n + 1) / 3, rel=0.05)
+
+
+def test_a_permutation_of_a_power_of_two_is_not_sorted():
+    assert "sort" not in jax.jit(lambda key: prng.permutation(key, 1024)).lower(prng.key(0)).as_text()

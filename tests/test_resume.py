@@ -97,6 +97,44 @@ def test_killed_at_random_moments_it_reaches_the_same_bits(undisturbed, copy, ca
     assert not list(copy.rglob(".tmp-*")), "what killed saves left is cleared"
 
 
+REPLAYED = ("--algorithm.capacity", 512, "--algorithm.batch", 16, "--algorithm.learning-starts", 64)
+RULES = {  # every algorithm, small: what a memory holds is part of what must come back
+    "ppo": (
+        "gymnax:CartPole-v1", 6400, "--algorithm.rollout-length", 16, "--algorithm.normalise-returns",
+        "--algorithm.normalise-observations",
+    ),
+    "dqn": ("gymnax:CartPole-v1", 3200, "--algorithm.replay", "prioritised", "--algorithm.n-step", 3, *REPLAYED),
+    "td3": ("gymnax:Pendulum-v1", 1600, *REPLAYED, "--algorithm.normalise-observations"),
+    "sac": ("gymnax:Pendulum-v1", 1600, *REPLAYED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", RULES)
+def test_stopped_and_resumed_every_algorithm_reaches_the_same_bits(preset, tmp_path, capsys):
+    """Parameters, targets, optimisers, statistics and the memory: the whole tree of the last checkpoint."""
+    env, steps, *settings = RULES[preset]
+    typed = (
+        preset, "--env", env, "--runtime.environments", 4, "--runtime.chunk-steps", 64, "--steps", steps,
+        "--network.hidden", 16, *settings,
+    )  # fmt: skip
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    faults.train(capsys, whole, *typed)
+    with faults.Process("train", *typed, "--eval-episodes", 0, "--out", halved, "--json", **ALL) as process:
+        faults.wait_for_training(process, halved, steps // 4)
+        process.signal(signal.SIGTERM)
+        stopped = process.ended()
+    assert stopped.code == 75, stopped.err
+    assert 0 < stopped.json["env_steps"] < steps
+    ended = faults.call(capsys, "resume", halved, "--json", "--eval-episodes", 0)
+    assert ended.code == 0, ended.err
+    assert ended.json["params_sha256"] == faults.summary(whole)["params_sha256"]
+    last = newest(whole), newest(halved)
+    assert last[0].name == last[1].name
+    assert (last[0] / "arrays.bin").read_bytes() == (last[1] / "arrays.bin").read_bytes()
+    told = (last[0] / "manifest.json").read_text()
+    assert ("memory" in told and "experience" in told) == (preset != "ppo"), "the memory is part of it"
+
+
 def newest(folder):
     return max((folder / "checkpoints").glob("step-*"))
 

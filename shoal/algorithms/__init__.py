@@ -1,7 +1,13 @@
 """Learning rules, one a file, each reading like its paper.
 
-A file here offers ``Config`` (a frozen dataclass whose docstrings are the `--help`) and
-``build(config, ingredients) -> types.Agent``; `Ingredients` is what every rule may be given.
+A file here offers
+
+* ``Config``: a frozen dataclass whose docstrings are the `--help`;
+* ``ACTIONS``: which actions it can choose, of ``"discrete"`` and ``"continuous"``;
+* ``CORRECTS``: whether it learns through the corrector it is given;
+* ``fits(config, network, spec) -> str``: why it cannot learn this way from such an environment, ``""`` if it can;
+* ``shareable(config) -> str``: why its gradients cannot be left for a runtime to apply elsewhere, ``""`` if they can;
+* ``build(config, ingredients) -> types.Agent``; `Ingredients` is what every rule may be given.
 """
 
 from __future__ import annotations
@@ -21,3 +27,4 @@ class Ingredients(NamedTuple):
     network: networks.Config
     optimiser: optimise.Optimiser
     corrector: types.Corrector
+    streams: int = 1  # B, environments that one learner learns from

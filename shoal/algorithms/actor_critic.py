@@ -21,6 +21,10 @@ with epy.lazy_imports():
     from shoal import distributions, losses, networks, normalise, optimise, small_policy
 
 
+CORRECTS = True
+ACTIONS = ("discrete", "continuous")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Actor-critic."""
@@ -78,6 +82,18 @@ class Rule(NamedTuple):
     corrector: types.Corrector
 
 
+def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
+    """See `algorithms`."""
+    del config, network, spec
+    return ""
+
+
+def shareable(config: Config) -> str:
+    """See `algorithms`."""
+    del config
+    return ""
+
+
 def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
     """The rule as pure functions.
 
@@ -86,7 +102,10 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         given: Environment spec, network shape, optimiser and corrector.
     """
     head = distributions.suited(given.spec.action)
-    heads = {"policy": (head.outputs(given.spec.action), 0.01), "value": (1, 1.0)}
+    heads = {
+        "policy": networks.Head(head.outputs(given.spec.action), 0.01),
+        "value": networks.Head(1, 1.0),
+    }
     network = networks.build(given.network, given.spec.observation, heads)
     shape = given.spec.observation.shape
     rule = Rule(config, network, head, given.corrector)

@@ -2,11 +2,13 @@
 
 A file here offers
 
-* ``PREFIX``: what stands before the colon in an id (``"gymnax"``); ``""`` for Gymnasium's plain ids;
+* ``PREFIX``: what stands before the colon in an id (``"gymnax"``), or before the slash of ``ALE/Pong-v5``; ``""`` for
+  Gymnasium's plain ids;
 * ``PURE_JAX``: whether its environments can be compiled, whole loop and all;
 * ``EXTRA``: the extra of Shoal that installs its library, ``""`` when it belongs to the core;
 * ``names() -> list[str]``: the ids it knows, prefix included, for `shoal list envs` and "did you mean";
 * ``open(id, config) -> Opened``: the environment as data, and the ways to run it;
+* optionally ``Config``, a subclass of `Config` here with settings of its own (`config_class`, `own`);
 * optionally ``audit(id, config, steps) -> Audit``: what its library's own checks say, for `shoal check-env`.
 
 Every environment is opened through `open`, so an unknown id, a missing package and an unsupported space are refused
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from shoal import errors, registry, types
 
@@ -33,12 +35,17 @@ class Config:
     """Steps after which an episode is truncated; 0 keeps the simulator's own limit."""
 
 
+C = TypeVar("C", bound=Config)
+
+
 class Opened(NamedTuple):
     """An environment, ready to be run either way."""
 
     spec: types.EnvSpec
     device: types.Env | None  # None: not a pure-JAX environment
     make_host: Callable[[], types.HostEnv]  # one simulator in the calling process
+    make_eval: Callable[[], types.HostEnv] | None = None  # as it is evaluated, where that differs
+    make_vector: Callable[[int, int], types.HostVector] | None = None  # (seed, B): where the library steps many at once
 
 
 class Audit(NamedTuple):
@@ -49,7 +56,12 @@ class Audit(NamedTuple):
 
 
 def split(env_id: str) -> tuple[str, str]:
-    """``"gymnax:CartPole-v1"`` -> (adapter file name, id as typed); plain ids and ``module:Env-v0`` are Gymnasium's."""
+    """``"gymnax:CartPole-v1"`` -> (adapter file name, id as typed).
+
+    Plain ids and ``module:Env-v0`` are Gymnasium's, but for the games of the Arcade Learning Environment.
+    """
+    if env_id.startswith("ALE/"):
+        return "atari", env_id
     prefix = env_id.partition(":")[0] if ":" in env_id else ""
     return (prefix, env_id) if prefix in registry.names("environment") else ("gymnasium", env_id)
 
@@ -58,14 +70,25 @@ def open(env_id: str, config: Config) -> Opened:
     """Open an environment by id.
 
     Args:
-        env_id: ``CartPole-v1``, ``module:Env-v0``, ``gymnax:ID`` or ``probe:NAME``.
-        config: How it is shown to the agent.
+        env_id: ``CartPole-v1``, ``module:Env-v0``, ``ALE/Pong-v5``, ``gymnax:ID``, ``probe:NAME``...
+        config: How it is shown to the agent: a plain `Config`, or the adapter's own (`config_class`).
 
     Raises:
         Refused: Unknown id, missing package (names the extra), unsupported space, or a wrong `config`.
     """
     adapter, env_id = split(env_id)
     return registry.load("environment", adapter).open(env_id, config)
+
+
+def config_class(env_id: str) -> type[Config]:
+    """The settings an environment takes: its adapter's own class, or `Config`; opens nothing."""
+    found: type[Config] = getattr(registry.load("environment", split(env_id)[0]), "Config", Config)
+    return found
+
+
+def own(config: Config, cls: type[C]) -> C:
+    """A config as an adapter's own class; the adapter's settings are at their defaults where it was a plain one."""
+    return config if isinstance(config, cls) else cls(observe=config.observe, time_limit=config.time_limit)
 
 
 def pure_jax(env_id: str) -> bool:

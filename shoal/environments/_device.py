@@ -15,9 +15,22 @@ with epy.lazy_imports():
     import numpy as np
 
 
+OTHER_KEY = 0x9E3779B9  # the golden ratio; any constant would do
+
+
 def key_of_step(seed: Any, step: Any) -> jax.Array:
     """The key of one step of an episode stream; step 0 is the reset, so the first action is step 1."""
     return jax.random.fold_in(prng.key(seed), step)
+
+
+def other(key: types.Key) -> types.Key:
+    """A second key, for the reset. A hash decorrelates any two keys, so flipping bits replaces a costly split."""
+    return jax.random.wrap_key_data(jax.random.key_data(key) ^ jnp.uint32(OTHER_KEY), impl=jax.random.key_impl(key))
+
+
+def strong(leaf: Any) -> Any:
+    """The leaf without a weak type: resets and steps must agree for a loop to be compiled once."""
+    return jax.lax.convert_element_type(leaf, jnp.result_type(leaf))
 
 
 class DeviceEnv:

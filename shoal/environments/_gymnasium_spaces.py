@@ -120,3 +120,29 @@ def actor(space: Any) -> Act:
     if dtype.kind in "iub":  # whole steps: round before the cast, which would cut
         return lambda action: np.rint(asarray(action).reshape(shape)).clip(low, high).astype(dtype)
     return lambda action: asarray(action, dtype).reshape(shape).clip(low, high)
+
+
+def batch_seer(space: Any, layout: _spaces.Layout) -> See:
+    """As `seer`, for Box and Discrete observations of many environments at once, ``[B, ...]``."""
+    shape, dtype = layout.spec.shape, np.dtype(layout.spec.dtype)
+    if layout.one_hot:
+        rows, start = np.eye(layout.one_hot, dtype=dtype), int(space.start)
+        chosen = np.array(layout.chosen or range(layout.one_hot))
+        return lambda obs: rows[np.reshape(obs, -1) - start][:, chosen]
+    if layout.chosen:
+        chosen = np.array(layout.chosen)
+        return lambda obs: np.array(obs, dtype).reshape(len(obs), -1)[:, chosen]
+    axes = (0, *(axis + 1 for axis in layout.axes)) if layout.axes else None
+    if axes:
+        return lambda obs: np.array(np.transpose(obs, axes), dtype, order="C")
+    return lambda obs: np.array(obs, dtype).reshape(len(obs), *shape)
+
+
+def batch_actor(space: Any) -> Act:
+    """As `actor`, for the actions of many environments at once, ``[B, ...]``."""
+    dtype = space.dtype
+    if isinstance(space, gymnasium.spaces.Discrete):
+        start = int(space.start)
+        return lambda actions: np.asarray(actions).astype(dtype) + dtype.type(start)
+    low, high, shape = space.low, space.high, space.shape
+    return lambda actions: np.asarray(actions, dtype).reshape(len(actions), *shape).clip(low, high)

@@ -6,6 +6,7 @@ observations may be views of a buffer the simulator overwrites, actions must lie
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import math
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epy
 
 from shoal import environments, errors, types
-from shoal.environments import _gymnasium_audit, _gymnasium_spaces, _spaces
+from shoal.environments import _gymnasium_audit, _gymnasium_spaces, _mujoco, _spaces
 
 with epy.lazy_imports():
     import gymnasium
@@ -29,12 +30,13 @@ PREFIX = ""
 PURE_JAX = False
 EXTRA = ""
 
+MUJOCO = "gymnasium.envs.mujoco"
 PACKAGES = {  # where an environment's class lives -> (package it needs, extra of Shoal that installs it)
     "gymnasium.envs.box2d": ("Box2D", "box2d"),
-    "gymnasium.envs.mujoco": ("mujoco", "mujoco"),
-    "ale_py": ("ale_py", "atari"),
+    MUJOCO: ("mujoco", "mujoco"),
 }
 MOVED = "gymnasium.envs"  # entries made by this module itself only say where an environment has gone
+ATARI = "ale_py"  # whose entries show raw colour frames; `atari.py` opens the games
 
 
 class GymnasiumEnv:
@@ -79,7 +81,6 @@ class GymnasiumEnv:
 
 def names() -> list[str]:
     """The ids registered in this process whose packages are installed."""
-    _register_atari()
     return [env_id for env_id in _registered() if not _missing(gymnasium.registry[env_id].entry_point)]
 
 
@@ -111,7 +112,8 @@ def make(env_id: str, config: environments.Config) -> tuple[gymnasium.Env, tuple
     """
     limit = _spaces.time_limit(config.time_limit, None)
     _import_module(env_id)
-    with warnings.catch_warnings(record=True) as said:
+    _refuse_atari(env_id)
+    with warnings.catch_warnings(record=True) as said, _loading(env_id):
         warnings.simplefilter("always")
         try:
             # The passive checker of `make` costs speed; `shoal check-env` does its work once.
@@ -130,6 +132,13 @@ def make(env_id: str, config: environments.Config) -> tuple[gymnasium.Env, tuple
     return env, tuple(_gymnasium_audit.line(warning.message) for warning in said if "\x1b" in str(warning.message))
 
 
+def _loading(env_id: str) -> Any:
+    """What to have in force while a simulator is made."""
+    entry = gymnasium.registry.get(env_id)
+    robots = entry and _place(entry.entry_point).startswith(MUJOCO) and importlib.util.find_spec("mujoco")
+    return _mujoco.quiet() if robots else contextlib.nullcontext()
+
+
 def audit(env_id: str, config: environments.Config, steps: int) -> environments.Audit:
     """What Gymnasium's own checker, and the environment's spaces, say about it."""
     return _gymnasium_audit.audit(lambda: make(env_id, config)[0], steps)
@@ -142,8 +151,6 @@ def _import_module(env_id: str) -> None:
     """Import the module of ``module:Env-v0``, also from the working directory."""
     module, colon, name = env_id.partition(":")
     if not colon:
-        if env_id.startswith("ALE/"):
-            _register_atari()
         return
     if ":" in name:
         raise errors.Refused(f"{env_id} has more than one colon; your own environments are given as module:Env-v0")
@@ -158,10 +165,14 @@ def _import_module(env_id: str) -> None:
         ) from problem
 
 
-def _register_atari() -> None:
-    """Importing ale_py registers its ids; they are unknown before."""
-    if importlib.util.find_spec("ale_py"):
-        importlib.import_module("ale_py")
+def _refuse_atari(env_id: str) -> None:
+    """Games have an adapter of their own; here they would be raw colour frames, and hardly learnable."""
+    entry = gymnasium.registry.get(env_id.rpartition(":")[2])
+    if entry and _atari(_place(entry.entry_point)):
+        raise errors.Refused(
+            f"{env_id} shows raw frames; games are opened with their preprocessing, as ALE/Pong-v5 is "
+            "(`shoal list envs` shows all)"
+        )
 
 
 def _needs_package(env_id: str, problem: Exception) -> errors.Refused:
@@ -185,8 +196,6 @@ def _missing(entry_point: Any) -> tuple[str, str] | None:
 
 def _unknown(env_id: str) -> errors.Refused:
     module, colon, _ = env_id.rpartition(":")
-    if env_id.startswith("ALE/") and importlib.util.find_spec("ale_py") is None:
-        return errors.Refused(f"{env_id} needs ale_py, which is not installed: pip install 'shoal-rl[atari]'")
     if not colon:
         return errors.unknown("environment", env_id, _registered(), "`shoal list envs` shows all.")
     root = module.partition(".")[0]
@@ -196,8 +205,13 @@ def _unknown(env_id: str) -> errors.Refused:
 
 
 def _registered() -> list[str]:
-    """The ids registered in this process, those that only say where an environment has gone left out."""
-    return sorted(env_id for env_id, entry in gymnasium.registry.items() if _place(entry.entry_point) != MOVED)
+    """The ids registered in this process; not those that only say where one has gone, nor the games of `atari.py`."""
+    places = {env_id: _place(entry.entry_point) for env_id, entry in gymnasium.registry.items()}
+    return sorted(env_id for env_id, place in places.items() if place != MOVED and not _atari(place))
+
+
+def _atari(place: str) -> bool:
+    return place.partition(".")[0] == ATARI
 
 
 def _place(entry_point: Any) -> str:

@@ -16,11 +16,11 @@ from shoal import environments, errors, types
 from shoal.environments import _device, _spaces
 
 with epy.lazy_imports():
-    import gymnax
-    import gymnax.environments.spaces
     import jax
     import jax.numpy as jnp
     import numpy as np
+
+    from shoal.environments import _gymnax
 
 PREFIX = "gymnax"
 PURE_JAX = True
@@ -32,21 +32,20 @@ SOLVED_AT = {  # gymnax keeps no thresholds; these are Gymnasium's for the same 
     "MountainCar-v0": -110.0,
     "MountainCarContinuous-v0": 90.0,
 }
-OTHER_KEY = 0x9E3779B9  # the golden ratio; any constant would do
 
 
 def names() -> list[str]:
     """Every id gymnax knows, with the prefix."""
-    return sorted(f"{PREFIX}:{name}" for name in gymnax.registered_envs)
+    return sorted(f"{PREFIX}:{name}" for name in _gymnax.registered_envs)
 
 
 def open(env_id: str, config: environments.Config) -> environments.Opened:
     """Open a gymnax id (see `environments.open`)."""
     name = env_id.removeprefix(f"{PREFIX}:")
-    if name not in gymnax.registered_envs:
+    if name not in _gymnax.registered_envs:
         raise errors.unknown("environment", env_id, names(), "`shoal list envs` shows all.")
     try:
-        simulator, params = gymnax.make(name)
+        simulator, params = _gymnax.make(name)
     except OSError as problem:  # MNISTBandit downloads its images
         raise errors.Refused(
             f"{env_id} needs data that could not be fetched ({problem}); connect, or pick another"
@@ -74,11 +73,11 @@ def _truthful(simulator: Any, params: Any, spec: types.EnvSpec, see: Callable, a
 
     def init(key: types.Key) -> tuple[types.Tree, Any]:
         obs, state = simulator.reset_env(key, params)
-        return jax.tree.map(_strong, state), see(obs)
+        return jax.tree.map(_device.strong, state), see(obs)
 
     def step(state: types.Tree, action: Any, key: types.Key) -> tuple[types.Tree, Any, types.Outcome]:
         obs, state, reward, terminated, _ = simulator.step_env(key, state, act(action), params)
-        fresh_state, first_obs = init(_other(key))
+        fresh_state, first_obs = init(_device.other(key))
         next_obs = see(obs)
         terminated = jnp.asarray(terminated, bool)
         truncated = simulator.is_truncated(state, params) & ~terminated  # the end is real: nothing to bootstrap from
@@ -95,18 +94,8 @@ def _truthful(simulator: Any, params: Any, spec: types.EnvSpec, see: Callable, a
     return types.Env(init, step, spec)
 
 
-def _other(key: types.Key) -> types.Key:
-    """A second key, for the reset. A hash decorrelates any two keys, so flipping bits replaces a costly split."""
-    return jax.random.wrap_key_data(jax.random.key_data(key) ^ jnp.uint32(OTHER_KEY), impl=jax.random.key_impl(key))
-
-
-def _strong(leaf: Any) -> Any:
-    """The leaf without a weak type: resets and steps must agree for a loop to be compiled once."""
-    return jax.lax.convert_element_type(leaf, jnp.result_type(leaf))
-
-
 def _layout(env_id: str, space: Any) -> _spaces.Layout:
-    spaces = gymnax.environments.spaces
+    spaces = _gymnax.spaces
     if isinstance(space, spaces.Discrete):
         return _spaces.choice(space.n)
     if not isinstance(space, spaces.Box):
@@ -131,7 +120,7 @@ def _seer(layout: _spaces.Layout) -> Callable:
 
 
 def _action_spec(env_id: str, space: Any) -> types.ActionSpec:
-    spaces = gymnax.environments.spaces
+    spaces = _gymnax.spaces
     if isinstance(space, spaces.Discrete):
         return _spaces.actions(space.n)
     if not isinstance(space, spaces.Box):
@@ -142,7 +131,7 @@ def _action_spec(env_id: str, space: Any) -> types.ActionSpec:
 
 def _actor(space: Any) -> Callable:
     """The conversion of one action: clipped into its bounds and shaped."""
-    if isinstance(space, gymnax.environments.spaces.Discrete):
+    if isinstance(space, _gymnax.spaces.Discrete):
         return lambda action: action
     shape, dtype = tuple(space.shape), space.dtype
     return lambda action: jnp.clip(jnp.asarray(action, dtype).reshape(shape), space.low, space.high)

@@ -14,9 +14,9 @@ from typing import Any
 
 from shoal import types
 from shoal.log import sinks
-from shoal.log.console import Console, Plain, Quiet, Status, pick
+from shoal.log.console import Console, Plain, Quiet, Status, Together, pick
 
-__all__ = ["Console", "Log", "Plain", "Quiet", "Status", "pick"]
+__all__ = ["Console", "Log", "Plain", "Quiet", "Status", "Together", "pick"]
 
 
 class Log:

@@ -17,6 +17,14 @@ SPLIT = ("environment", "inference", "learning", "waiting")  # order in which th
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+class Together(NamedTuple):
+    """Several seeds looked at as one."""
+
+    seeds: tuple[int, ...]
+    finished: int
+    iqm: float | None  # interquartile mean of the seeds' `return_mean`
+
+
 class Status(NamedTuple):
     """One look at a run; None where a number is not known."""
 
@@ -37,6 +45,7 @@ class Status(NamedTuple):
     checkpoint_age_s: float | None  # None before the first
     eta_s: float | None  # seconds left
     goal: float | None  # the return at which the run ends early
+    together: Together | None = None  # several seeds: steps are sums, `return_mean` a mean over them
 
 
 class Console(Protocol):
@@ -144,9 +153,12 @@ def line(status: Status) -> str:
         "step": f"{s.step}/{s.steps}",
         "steps/s": number(s.steps_per_s, 0),
         "return": number(s.return_mean, 1),
+        **({"iqm": number(s.together.iqm, 1)} if s.together else {}),
         "left": duration(s.eta_s),
         **{name: f"{percent}%" for name, percent in percents(s.split).items()},
     }
+    if s.together:
+        words["seeds"] = f"{s.together.finished}/{len(s.together.seeds)}"
     if s.workers:
         words["workers"] = f"{s.workers.get('up', '-')}/{s.workers.get('of', '-')}"
     words["restarts"] = str(s.restarts)

@@ -100,7 +100,7 @@ def render(status: console.Status, width: int, returns: list[float]) -> Any:
     roomy = width >= TWO_COLUMNS
     blank = [rich.text.Text()] if roomy else []
     rows = [_progress(status, inner), *blank, _numbers(status, returns, roomy), *blank, *_split(status, inner)]
-    parts = (status.preset, status.env, status.runtime, f"seed {status.seed}")
+    parts = (status.preset, status.env, status.runtime, _seeds(status))
     title = rich.text.Text.assemble(
         ("shoal", "bold cyan"),
         *[(f" · {console.clean(part)}", "bold" if i < 2 else "") for i, part in enumerate(parts)],
@@ -113,6 +113,12 @@ def render(status: console.Status, width: int, returns: list[float]) -> Any:
         box=rich.box.ROUNDED,
         width=width,
         border_style=_LABEL,
+    )
+
+
+def _seeds(status: console.Status) -> str:
+    return (
+        f"seeds {status.together.seeds[0]} to {status.together.seeds[-1]}" if status.together else f"seed {status.seed}"
     )
 
 
@@ -165,18 +171,26 @@ def _cells(status: console.Status, returns: list[float]) -> list[tuple[str, Any]
     workers = (
         text.assemble((f"{up} of {of}", "bold red" if up != of else "bold"), restarted) if s.workers else text("-")
     )
+    who = ("workers", workers)
+    best = ("best", text.assemble(f"{console.number(s.best, 1)}  ", (curve(returns), "green")))
+    if s.together:
+        who = (
+            "seeds",
+            text.assemble((f"{s.together.finished} of {len(s.together.seeds)}", "bold"), (" finished", _LABEL)),
+        )
+        best = ("IQM", text.assemble((f"{console.number(s.together.iqm, 1)}  ", "bold"), (curve(returns), "green")))
     age = f"{console.duration(s.checkpoint_age_s)} ago" if s.checkpoint_age_s is not None else "none yet"
     speed = f"{s.steps_per_s:,.0f}" if s.steps_per_s is not None else "-"
     return [
         ("steps", text.assemble((f"{s.step:,}", "bold"), (f" of {s.steps:,}", _LABEL))),
         ("steps/s", text(speed, "bold")),
-        ("workers", workers),
+        who,
         ("memory", text(f"{s.rss_mb:,.0f} MB" if s.rss_mb is not None else "-")),
         (
             "return",
             text.assemble((console.number(s.return_mean, 1), "bold green" if reached else "bold"), (goal, _LABEL)),
         ),
-        ("best", text.assemble(f"{console.number(s.best, 1)}  ", (curve(returns), "green"))),
+        best,
         ("episodes", text(f"{s.episodes:,}")),
         ("checkpoint", text(age)),
     ]

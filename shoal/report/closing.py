@@ -30,6 +30,48 @@ def text(summary: Mapping[str, Any], folder: Path) -> str:
     return "\n".join([_headline(summary), *(f"  {name:<{width}}  {value}" for name, value in rows)])
 
 
+def group(summary: Mapping[str, Any], folder: Path) -> str:
+    """The same of several seeds.
+
+    Args:
+        summary: As in the group's ``summary.json``.
+        folder: The group's folder.
+    """
+    seeds, runs = summary["seeds"], summary["runs"]
+    done = {"completed": "completed", "interrupted": f"interrupted by {summary['stopped_by']}, saved"}
+    what = f"{summary['preset']} on {summary['env']} (seeds {seeds[0]} to {seeds[-1]})"
+    solved = f"; {summary['solved']} of {len(seeds)} reached {summary['goal']:g}" if summary["goal"] is not None else ""
+    rows = [
+        ("return", _middle(summary, "return", "last 100 training episodes")),
+        ("evaluation", _middle(summary, "eval_return", f"{summary['eval_episodes']} greedy episodes a seed")),
+        *((f"seed {run['seed']}", _seed(run)) for run in runs[:12]),
+        ("steps", f"{summary['env_steps']:,} in {summary['episodes']:,} episodes, {summary['updates']:,} updates"),
+        ("time", _time(summary)),
+        ("memory", _number(summary["peak_rss_mb"], "{:,.0f} MB")),
+        ("resume", f"shoal resume {folder}") if summary["status"] == "interrupted" else
+        ("report", str(folder / "report.html")),
+    ]  # fmt: skip
+    if len(runs) > 12:
+        rows.insert(14, ("", f"and {len(runs) - 12} more seeds, in summary.json"))
+    width = max(len(name) for name, _ in rows)
+    headline = f"{what}: {done.get(summary['status'], summary['status'])}{solved}"
+    return "\n".join([headline, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _seed(run: Mapping[str, Any]) -> str:
+    solved = f", reached its goal after {run['solved_at_step']:,} steps" if run["solved_at_step"] is not None else ""
+    evaluated = f", evaluation {run['eval_return_mean']:.1f}" if run["eval_return_mean"] is not None else ""
+    return f"return {_number(run['return_mean'], '{:.1f}')}{evaluated}{solved}"
+
+
+def _middle(summary: Mapping[str, Any], key: str, over: str) -> str:
+    middle, interval = summary[f"{key}_iqm"], summary[f"{key}_interval"]
+    if middle is None:
+        return "not measured"
+    within = f", 95 % interval {interval[0]:.1f} to {interval[1]:.1f}" if interval else ""
+    return f"IQM {middle:.1f}{within}   ({over})"
+
+
 def _headline(summary: Mapping[str, Any]) -> str:
     what = f"{summary['preset']} on {summary['env']} (seed {summary['seed']})"
     if summary["solved_at_step"] is not None:

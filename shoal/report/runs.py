@@ -122,14 +122,20 @@ def _reduced(column: np.ndarray | None, how: str) -> float | None:
 
 
 def read_all(paths: Sequence[Path]) -> list[Run]:
-    """Every run folder once, in the order given.
+    """Every run folder once, in the order given; the folder of several seeds stands for those of the seeds.
 
     Raises:
         errors.Refused: No folder was given, or one of them is not a run folder.
     """
     if not paths:
         raise errors.Refused(f"no run folder was given; {CONTENTS}: name one or more, e.g. shoal report runs/*")
-    return [read(path) for path in {path.resolve(): path for path in map(Path, paths)}.values()]
+    every = [one for path in map(Path, paths) for one in _members(path)]
+    return [read(path) for path in {path.resolve(): path for path in every}.values()]
+
+
+def _members(path: Path) -> list[Path]:
+    seeds = (_object(path / "config.json") or {}).get("seeds") if path.is_dir() else None
+    return [path / f"seed-{seed}" for seed in seeds] if isinstance(seeds, list) and seeds else [path]
 
 
 def read(path: Path) -> Run:

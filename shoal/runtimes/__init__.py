@@ -2,7 +2,8 @@
 
 A file here offers ``Config`` (a frozen dataclass whose docstrings are the `--help`), ``CAPTURES`` (True when gradients
 are to be left in the state for the runtime to apply), ``EXACT_RESUME`` (True when a resumed run has the bits of an
-uninterrupted one), ``check(config, experiment, opened) -> None`` (refuses what
-does not fit, before any process starts) and ``build(config) -> types.Runtime``. Concurrency lives only here. Files
-that begin with an underscore are what runtimes share: rollouts, the supervised pool of processes, shared memory.
+uninterrupted one), optionally ``SEEDS`` (True when it can run several seeds in one program: `types.ManySeeds`),
+``check(config, experiment, opened) -> None`` (refuses what does not fit, before any process starts) and ``build(config)
+-> types.Runtime``. Concurrency lives only here. Files that begin with an underscore are what runtimes share: rollouts,
+the supervised pool of processes, shared memory.
 """

@@ -1,4 +1,4 @@
-"""Several Python simulators stepped as one: in this process, or in worker processes when a step is slow enough.
+"""Several simulators stepped as one: in this process, or in worker processes when a step is slow enough.
 
 Each environment has its own seed, so the bits do not depend on where it is stepped. A simulator that raises, or whose
 process dies, is replaced by a fresh one with a seed not used before; the step it owed becomes a truncation.
@@ -12,7 +12,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,29 +22,6 @@ from shoal.runtimes import _pool
 PAYS = 150e-6  # seconds a step of all environments must take before processes are worth their messages
 PROBE = 100  # steps timed to find out
 FAILURES = 5  # of one environment without a good step between them: a crash loop
-
-
-class Batch(NamedTuple):
-    """One step of all environments; leading axis ``[B]``."""
-
-    obs: np.ndarray  # to act on next
-    outcome: types.Outcome
-
-
-class Vector(Protocol):
-    """``B`` simulators in lock-step."""
-
-    def reset(self) -> np.ndarray:
-        """First observations, ``[B, *obs]``."""
-        ...
-
-    def step(self, actions: np.ndarray) -> Batch:
-        """Act once in each."""
-        ...
-
-    def close(self) -> None:
-        """Release all of them."""
-        ...
 
 
 class Serial:
@@ -83,12 +60,12 @@ class Serial:
                 self._lost(i, traceback.format_exc())
 
     def reset(self) -> np.ndarray:
-        """See `Vector`."""
+        """See `types.HostVector`."""
         self._obs = np.stack([self._begin(i) for i in range(len(self._envs))])
         return self._obs.copy()
 
-    def step(self, actions: np.ndarray) -> Batch:
-        """See `Vector`."""
+    def step(self, actions: np.ndarray) -> types.Batch:
+        """See `types.HostVector`."""
         count = len(self._envs)
         reward, discount = np.zeros(count, np.float32), np.ones(count, np.float32)
         truncated, successor = np.zeros(count, bool), np.empty_like(self._obs)
@@ -103,7 +80,7 @@ class Serial:
             self._failures[i] = 0
             reward[i], discount[i], truncated[i], successor[i] = outcome
             self._obs[i] = following
-        return Batch(self._obs.copy(), types.Outcome(reward, discount, truncated, successor))
+        return types.Batch(self._obs.copy(), types.Outcome(reward, discount, truncated, successor))
 
     def _lost(self, i: int, story: str) -> None:
         """Let go of a simulator that failed; `_begin` makes another."""
@@ -122,7 +99,7 @@ class Serial:
                 env.close()
 
     def close(self) -> None:
-        """See `Vector`."""
+        """See `types.HostVector`."""
         for env in filter(None, self._envs):
             env.close()
 
@@ -195,13 +172,13 @@ class Pooled:
         return got
 
     def reset(self) -> np.ndarray:
-        """See `Vector`."""
+        """See `types.HostVector`."""
         for worker, first in self._gather(dict.fromkeys(range(len(self._shares)), 0)).items():
             self._obs[self._shares[worker].start : self._shares[worker].stop] = first
         return self._obs.copy()
 
-    def step(self, actions: np.ndarray) -> Batch:
-        """See `Vector`."""
+    def step(self, actions: np.ndarray) -> types.Batch:
+        """See `types.HostVector`."""
         count = len(self._obs)
         reward, discount = np.zeros(count, np.float32), np.ones(count, np.float32)
         truncated, successor = np.zeros(count, bool), self._obs.copy()
@@ -218,14 +195,31 @@ class Pooled:
                 self.pool.progressed(worker)
                 reward[at], discount[at], truncated[at], successor[at] = answer.outcome
                 self._obs[at] = answer.obs
-        return Batch(self._obs.copy(), types.Outcome(reward, discount, truncated, successor))
+        return types.Batch(self._obs.copy(), types.Outcome(reward, discount, truncated, successor))
 
     def close(self) -> None:
-        """See `Vector`."""
+        """See `types.HostVector`."""
         for worker in range(len(self._shares)):
             self.pool.finish(worker)
             self.pool.send(worker, None)
         self.pool.close(2.0)
+
+
+class Whole:
+    """Environments that their own library steps as one (see `types.Parts.make_vector`); what it raises ends the run.
+
+    Args:
+        make: Opens them, from a seed and their number.
+        seed: The run's.
+        count: Environments.
+        life: Of the run; keeps its seed apart from those of the lives before a resume.
+    """
+
+    restarts = 0  # one simulator cannot be replaced without the others
+
+    def __init__(self, make: Callable[[int, int], types.HostVector], seed: int, count: int, life: int) -> None:
+        vector = make(seeds.derive(seed, "environment", "vector", life), count)
+        self.reset, self.step, self.close = vector.reset, vector.step, vector.close
 
 
 def first_incarnation(life: int, process: int = 0) -> int:

@@ -51,6 +51,12 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
         )
 
 
+def streams(config: Config) -> int:
+    """Environments that one learner learns from at a time."""
+    del config
+    return 1
+
+
 def build(config: Config) -> types.Runtime:
     """The runtime."""
     return Hogwild(config)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epy
 
-from shoal import options, prng, seeds, types
+from shoal import optimise, options, prng, seeds, types
 from shoal.runtimes import _vector
 
 with epy.lazy_imports():
@@ -27,7 +27,8 @@ class Config:
     environments: int = options.number(8, low=1)
     """Environments stepped in lock-step (B)."""
     processes: int = options.number(-1, low=-1, high=1024)
-    """Worker processes that step them; 0 steps here, -1 measures which is faster."""
+    """Worker processes that step them; 0 steps here, -1 measures which is faster.
+    Simulators with threads of their own (EnvPool) step here unless processes are asked for."""
 
 
 CAPTURES = False
@@ -38,6 +39,11 @@ REPORT_EVERY = 0.1  # seconds
 def check(config: Config, experiment: Any, opened: Any) -> None:
     """Every environment has a host side; nothing to refuse."""
     del config, experiment, opened
+
+
+def streams(config: Config) -> int:
+    """Environments that one learner learns from at a time."""
+    return config.environments
 
 
 def build(config: Config) -> types.Runtime:
@@ -112,18 +118,23 @@ class _Loop:
         else:
             state, counters = saved
             self._state = jax.device_put(state)
+            if agent.restart:  # the simulators could not be saved: every stream breaks off here
+                self._state = jax.jit(agent.restart, donate_argnums=0)(self._state)
             self._updates, self._env_steps = int(counters["updates"]), int(counters["env_steps"])
             self._life = int(counters["life"]) + 1
-        processes = self._config.processes
-        if processes < 0:
+        processes, make_vector = self._config.processes, self._parts.make_vector
+        if processes < 0 and make_vector is None:
             processes = _vector.processes_that_pay(self._parts, count, self._seed)
-        self._processes = min(processes, count)
+        self._processes = max(0, min(processes, count))
         fault = self._observe.fault
-        if self._processes:
+        if make_vector is not None and not self._processes:
+            self._vector = _vector.Whole(make_vector, self._seed, count, self._life)
+        elif self._processes:
             self._vector = _vector.Pooled(self._parts, self._seed, count, self._life, self._processes, fault)
         else:
             first = _vector.first_incarnation(self._life)
             self._vector = _vector.Serial(self._parts.make_host, self._seed, range(count), first, fault)
+        self._skipped = int(optimise.skipped(self._state))  # before this life
         self._obs = self._vector.reset()
         self._carry = _spread(agent.carry, count)
         self._returns, self._lengths = np.zeros(count), np.zeros(count, int)
@@ -197,7 +208,10 @@ class _Loop:
             workers={"of": self._processes, "up": self._vector.pool.up, "pids": self._vector.pool.pids}
             if self._processes
             else {},
-            faults={"restarts": self._vector.restarts, "non_finite": int(self._state.optimiser.skipped)},
+            faults={
+                "restarts": self._vector.restarts,
+                "non_finite": int(optimise.skipped(self._state)) - self._skipped,
+            },
             save=lambda: (jax.device_get(self._state), _counters(self._updates, self._env_steps, self._life)),
         )
 

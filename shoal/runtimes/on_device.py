@@ -9,19 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epy
 
-from shoal import errors, options, seeds, types
+from shoal import errors, optimise, options, seeds, types
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
 
-    from shoal.runtimes import _rollout
+    from shoal.runtimes import _chunks, _rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Config:
 
 EXACT_RESUME = True
 CAPTURES = False
+SEEDS = True  # several in one program: `OnDevice.run_many`
 
 
 def check(config: Config, experiment: Any, opened: Any) -> None:
@@ -50,6 +51,11 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
             f"the on_device runtime needs a pure-JAX environment, but {experiment.env} is a Python simulator; "
             "use --runtime host, or an id that begins with gymnax: or probe:"
         )
+
+
+def streams(config: Config) -> int:
+    """Environments that one learner learns from at a time."""
+    return config.environments
 
 
 def build(config: Config) -> types.Runtime:
@@ -95,8 +101,61 @@ class OnDevice:
         plan = _plan(self._config, parts.agent.rollout_length, steps)
         start = jax.jit(_start(parts, self._config.environments))
         loop = start(seeds.key(seed, "init")) if saved is None else jax.tree.map(jnp.asarray, saved)
-        chunk = jax.jit(_chunk(parts, plan), donate_argnums=0).lower(loop, seeds.key(seed, "run")).compile()
-        return _drive(_Drive(parts, plan, chunk, seed, observe, began), loop)
+        chunk = _chunks.compiled(_chunk(parts, plan), loop, seeds.key(seed, "run"))
+        results: list[types.Result] = []
+        _chunks.Drive(_program(parts, plan, chunk), [(observe, results.append)], began)(loop)
+        return results[0]
+
+    def run_many(
+        self,
+        parts: types.Parts,
+        places: Sequence[types.Place],
+        steps: int,
+        goal: types.Goal | None,
+    ) -> None:
+        """See `types.ManySeeds`: `run` with an axis over the seeds in front of everything."""
+        del goal
+        began = time.monotonic()
+        plan = _plan(self._config, parts.agent.rollout_length, steps)
+        lane = jax.jit(lambda tree, at: jax.tree.map(lambda leaf: leaf[at], tree))
+        loop = self._joined(parts, places, lane)
+        # Under vmap a replay memory is copied at every step, and a rule that learns now and then learns always.
+        spread = _in_turn if hasattr(loop.state, "memory") else jax.vmap
+        chunk = _chunks.compiled(spread(_chunk(parts, plan)), loop, _keys(places, "run"))
+        observers = [(place.observe, place.ended) if place.observe else None for place in places]
+        _chunks.Drive(_program(parts, plan, chunk)._replace(lane=lane), observers, began)(loop)
+
+    def _joined(self, parts: types.Parts, places: Sequence[types.Place], lane: Callable[[Any, int], Any]) -> Loop:
+        """The loops of all seeds as one: as they were saved, and from the beginning where nothing was."""
+        if all(place.saved is not None for place in places):
+            return jax.tree.map(_stack, *(place.saved for place in places))
+        fresh = jax.jit(jax.vmap(_start(parts, self._config.environments)))(_keys(places, "init"))
+        if all(place.saved is None for place in places):
+            return fresh
+        loops = [lane(fresh, at) if place.saved is None else place.saved for at, place in enumerate(places)]
+        return jax.tree.map(_stack, *loops)
+
+
+def _keys(places: Sequence[types.Place], purpose: str) -> Any:
+    return jnp.stack([seeds.key(place.seed, purpose) for place in places])
+
+
+def _stack(*leaves: Any) -> Any:
+    return jnp.asarray(np.stack(leaves))
+
+
+def _in_turn(chunk: Callable[[Loop, Any], Any]) -> Callable[[Loop, Any], Any]:
+    """A chunk of every seed, one seed after the other, each in its place in the joined loop."""
+
+    def every(loops: Loop, keys: Any) -> tuple[Loop, Any]:
+        def one(loops: Loop, which: tuple[Any, Any]) -> tuple[Loop, Any]:
+            at, key = which
+            loop, told = chunk(jax.tree.map(lambda leaf: leaf[at], loops), key)
+            return jax.tree.map(lambda all_, mine: all_.at[at].set(mine), loops, loop), told
+
+        return jax.lax.scan(one, loops, (jnp.arange(len(loops.update)), keys))
+
+    return every
 
 
 class Plan(NamedTuple):
@@ -125,7 +184,7 @@ def _start(parts: types.Parts, batch: int) -> Callable[[Any], Loop]:
     return start
 
 
-def _chunk(parts: types.Parts, plan: Plan) -> Callable[[Loop, Any], tuple[Loop, Any]]:
+def _chunk(parts: types.Parts, plan: Plan) -> Callable[[Loop, Any], tuple[Loop, _chunks.Told]]:
     agent, env = parts.agent, parts.device_env
     assert env is not None
 
@@ -135,62 +194,17 @@ def _chunk(parts: types.Parts, plan: Plan) -> Callable[[Loop, Any], tuple[Loop, 
         state, metrics = agent.update(loop.state, rollout, learn_key)
         return Loop(state, actors, loop.update + 1), (metrics, ended)
 
-    def chunk(loop: Loop, key: Any) -> tuple[Loop, Any]:
+    def chunk(loop: Loop, key: Any) -> tuple[Loop, _chunks.Told]:
         loop, (metrics, ended) = jax.lax.scan(lambda at, _: one(at, key), loop, None, plan.per_chunk)
-        return loop, (jax.tree.map(lambda leaf: leaf.mean(), metrics), ended)
+        told = _chunks.Told(jax.tree.map(lambda leaf: leaf.mean(), metrics), ended, optimise.skipped(loop.state))
+        return loop, told
 
     return chunk
 
 
-class _Drive(NamedTuple):
-    """What the host side of the loop needs."""
-
-    parts: types.Parts
-    plan: Plan
-    chunk: Callable[[Loop, Any], tuple[Loop, Any]]
-    seed: int
-    observe: types.Observer
-    began: float
-
-
-def _drive(drive: _Drive, loop: Loop) -> types.Result:
-    key = seeds.key(drive.seed, "run")
-    updates = int(loop.update)
-    started = time.monotonic()
-    startup = started - drive.began
-
-    def progress(metrics: Any, ended: Any, at: Loop) -> types.Progress:
-        spent = time.monotonic() - started
-        return types.Progress(
-            env_steps=updates * drive.plan.per_update,
-            updates=updates,
-            train_s=spent,
-            episodes=_episodes(ended, (updates - drive.plan.per_chunk) * drive.plan.per_update) if ended else [],
-            metrics={name: float(value) for name, value in metrics.items()},
-            split={"on_device": spent},  # one program: its parts cannot be timed apart
-            workers={},
-            faults={"non_finite": int(at.state.optimiser.skipped)},
-            save=lambda: jax.device_get(at),
-        )
-
-    latest = progress({}, None, loop)
-    while updates < drive.plan.chunks * drive.plan.per_chunk:
-        loop, (metrics, ended) = drive.chunk(loop, key)
-        updates = int(loop.update)  # waits for the chunk
-        latest = progress(jax.device_get(metrics), jax.device_get(ended), loop)
-        if not drive.observe(latest):
-            break
-    policy = jax.device_get(drive.parts.agent.snapshot(loop.state))
-    return types.Result(policy, latest._replace(episodes=[]), startup)
-
-
-def _episodes(ended: _rollout.Ended, before: int) -> list[types.Episode]:
-    """Finished episodes of a chunk ``[K, T, B]`` in the order of steps."""
-    batch = ended.over.shape[2]
-    over = np.flatnonzero(ended.over.reshape(-1))
-    steps = before + (over // batch + 1) * batch
-    returns, lengths = ended.episode_return.reshape(-1)[over], ended.length.reshape(-1)[over]
-    return [
-        types.Episode(int(at), float(value), int(size), 0)
-        for at, value, size in zip(steps, returns, lengths, strict=True)
-    ]
+def _program(parts: types.Parts, plan: Plan, chunk: tuple[Callable[[Any], Any], bool]) -> _chunks.Program:
+    run, ahead = chunk
+    updates = plan.chunks * plan.per_chunk
+    return _chunks.Program(
+        run, None, lambda loop: parts.agent.snapshot(loop.state), ahead, plan.per_update, plan.per_chunk, updates
+    )

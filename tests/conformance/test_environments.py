@@ -10,19 +10,29 @@ from shoal import environments, registry, types
 from shoal.environments import _device, _walk
 
 STEPS = 120
+GYMNASIUM = ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Blackjack-v1", "tests.scripted:ChannelFirst-v0"]
 SAMPLE = {
-    "gymnasium": ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Blackjack-v1", "tests.scripted:ChannelFirst-v0"],
+    "atari": ["ALE/Breakout-v5"],
+    "brax": ["brax:inverted_pendulum"],  # the quickest to compile; the others differ in numbers
+    "envpool": ["envpool:CartPole-v1", "envpool:FrozenLake-v1", "envpool:Hopper-v4", "envpool:Breakout-v5"],
+    "gymnasium": [*GYMNASIUM, "Hopper-v5", "LunarLander-v3", "LunarLanderContinuous-v3"],
     "gymnax": ["gymnax:CartPole-v1", "gymnax:Pendulum-v1", "gymnax:Breakout-MinAtar", "gymnax:FrozenLake-misc"],
     "probe": [f"probe:{name}" for name in ("constant", "match", "truncated", "target", "memory")],
 }
 IDS = [env_id for ids in SAMPLE.values() for env_id in ids]
-DEVICE_IDS = SAMPLE["gymnax"] + SAMPLE["probe"]
+DEVICE_IDS = SAMPLE["brax"] + SAMPLE["gymnax"] + SAMPLE["probe"]
 SHORT = environments.Config(time_limit=25)
+QUICK = {"brax:inverted_pendulum": {"backend": "spring"}}  # compiles in half the time
+
+
+def short(env_id, limit=25):
+    """The environment with episodes of so many steps."""
+    return environments.open(env_id, environments.config_class(env_id)(time_limit=limit, **QUICK.get(env_id, {})))
 
 
 @pytest.fixture(scope="module", params=IDS)
 def opened(request):
-    return environments.open(request.param, SHORT)
+    return short(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +50,8 @@ def test_adapters_list_ids_that_lead_back_to_them(adapter):
     assert isinstance(module.EXTRA, str)
     for env_id in module.names():
         assert environments.split(env_id)[0] == adapter
-        assert env_id.startswith(f"{module.PREFIX}:" if module.PREFIX else "")
+        assert env_id.startswith(module.PREFIX)
+        assert not module.PREFIX or env_id[len(module.PREFIX)] in ":/"
 
 
 def test_spec_is_data(opened):
@@ -53,6 +64,37 @@ def test_spec_is_data(opened):
     size = 0 if spec.action.discrete else spec.action.shape[0]
     assert len(spec.action.low) == len(spec.action.high) == size
     assert (spec.action.n > 0) == spec.action.discrete
+
+
+def test_adapters_own_settings_have_defaults_and_help():
+    for env_id in IDS:
+        cls = environments.config_class(env_id)
+        assert issubclass(cls, environments.Config)
+        assert environments.own(SHORT, cls) == cls(time_limit=25)
+
+
+def test_vectors_tell_the_same_kind_of_truth(opened):
+    """Where the library steps many at once, every one of them keeps the promises of a single one."""
+    if opened.make_vector is None:
+        return
+    spec, count, chance = opened.spec, 5, np.random.default_rng(0)
+    vector, lengths, ends = opened.make_vector(7, count), np.zeros(count, int), 0
+    before = vector.reset()
+    for _ in range(60):
+        batch = vector.step(np.stack([_walk.action(spec.action, chance) for _ in range(count)]))
+        obs, (reward, discount, truncated, successor) = batch
+        for seen in (before, obs, successor):
+            assert (seen.shape, seen.dtype) == ((count, *spec.observation.shape), np.dtype(spec.observation.dtype))
+        assert [np.asarray(x).dtype.name for x in (reward, discount, truncated)] == ["float32", "float32", "bool"]
+        over, before = truncated | (discount == 0), obs
+        assert not (truncated & (discount == 0)).any()
+        lengths += 1
+        assert (lengths[truncated] == 25).all()
+        assert (lengths <= 25).all()
+        np.testing.assert_array_equal(obs[~over], successor[~over])
+        lengths[over], ends = 0, ends + over.sum()
+    assert ends >= 2 * count
+    vector.close(), vector.close()
 
 
 def test_arrays_are_as_declared(opened, walk):
@@ -88,7 +130,7 @@ def test_the_last_observation_is_never_that_of_a_reset(opened, walk):
     ends = [index for index, outcome in enumerate(walk.outcomes) if _walk.over(outcome)]
     state, _ = opened.device.init(_device.key_of_step(1, 0))
     chance, step = np.random.default_rng(1), jax.jit(opened.device.step)
-    endless = jax.jit(environments.open(opened.spec.id, environments.Config(time_limit=10**6)).device.step)
+    endless = jax.jit(short(opened.spec.id, 10**6).device.step)
     compared = 0
     for index in range(ends[-1] + 1):
         action, key = _walk.action(opened.spec.action, chance), _device.key_of_step(1, index + 1)

@@ -1,0 +1,115 @@
+"""Options of the command line: dataclass fields read by tyro, and every mistake in them as one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+from typing import Any
+
+from etils import epy
+
+from shoal import errors
+
+with epy.lazy_imports():
+    import tyro
+
+
+def parse(cls: type, verb: str, arguments: list[str], default: Any = None) -> Any:
+    """The options of a verb; every mistake becomes one line.
+
+    Args:
+        cls: A dataclass: its fields are the options, their docstrings the help.
+        verb: What stands between ``shoal`` and the options.
+        arguments: What was typed.
+        default: An instance with other defaults than the class has.
+
+    Returns:
+        An instance.
+
+    Raises:
+        Refused: An unknown option, a missing or wrong value.
+    """
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            parsed, left = tyro.cli(
+                cls, prog=f"shoal {verb}", args=arguments, default=default, return_unknown_args=True
+            )
+    except SystemExit as leaving:
+        if leaving.code in (0, None):
+            raise
+        raise errors.Refused(f"{_flat(shown.getvalue())} (`shoal {verb} --help` tells more)") from None
+    if left:
+        known = sorted(_flags(cls))
+        name = left[0].partition("=")[0].replace("_", "-")
+        if not name.startswith("-"):
+            raise errors.Refused(f"unexpected argument {left[0]!r}; `shoal {verb} --help` tells what is expected")
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        last = [flag for flag in known if flag.rpartition(".")[2].lstrip("-") == name.lstrip("-")]
+        hint = (last or near)[:1]
+        also = f"did you mean {hint[0]}?" if hint else "there is nothing like it;"
+        raise errors.Refused(f"unknown option {left[0]!r}; {also} (`shoal {verb} --help` lists all)")
+    return parsed
+
+
+def _flat(box: str) -> str:
+    """The first message in tyro's box (which is drawn in ASCII where the terminal asks for it), as one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    groups: list[list[str]] = [[]]  # what stands between the lines of the box
+    for line in (re.sub(r"[│╭╮╰╯]|^\||\|$", " ", line).strip() for line in plain.splitlines()):
+        if re.match(r"(─|---|\+-)", line):
+            groups.append([])
+        elif line:
+            groups[-1].append(line)
+    filled = [group for group in groups if group]
+    message = next(iter(filled if "╭" in plain else filled[1:]), [])  # in ASCII the title has lines of its own
+    text = " ".join(message) or "wrong arguments"
+    optional = re.search(r"Error parsing (--\S+): no type matching \{None\}\|(\w+) .* from \['(.*?)'\]", text)
+    return "{0} {2!r} is not of type {1}".format(*optional.groups()) if optional else text
+
+
+def _flags(cls: type, prefix: str = "--") -> list[str]:
+    """Every option of a dataclass and of those inside it."""
+    found = []
+    for field in dataclasses.fields(cls):
+        name = re.sub(r"_(?!$)", "-", field.metadata.get("flag", field.name))  # lambda_ keeps its underscore
+        if dataclasses.is_dataclass(field.default):
+            found += _flags(type(field.default), f"{prefix}{name}.")
+        elif field.default is not dataclasses.MISSING:
+            found.append(f"{prefix}{name}")
+    return found
+
+
+FLAGS = ("--quiet", "--json", "--no-quiet", "--no-json", "-h", "--help")
+
+
+def peek(arguments: list[str]) -> str | None:
+    """The first argument that is neither an option nor an option's value."""
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument.startswith("-"):
+            skip = "=" not in argument and argument not in FLAGS
+        else:
+            return argument
+    return None
+
+
+def without_first(arguments: list[str], value: str) -> list[str]:
+    """All but the first that is `value`."""
+    at = arguments.index(value)
+    return arguments[:at] + arguments[at + 1 :]
+
+
+def value(arguments: list[str], flag: str) -> str | None:
+    """The value of an option, before the options are known."""
+    for at, argument in enumerate(arguments):
+        if argument == flag and at + 1 < len(arguments):
+            return arguments[at + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None

@@ -1,0 +1,227 @@
+"""The sessions of several seeds that train in one program, and what they come to together."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shoal import checkpoint, errors, experiment, log, report, run_folder, session, types
+from shoal.many import board
+from shoal.report import statistics
+
+SHORT = ("seed", "run", "status", "env_steps", "episodes", "return_mean", "eval_return_mean", "solved_at_step",
+    "params_sha256")  # fmt: skip
+ADDED = ("env_steps", "updates", "episodes")
+LARGEST = ("wall_s", "train_s", "startup_s", "peak_rss_mb")
+
+
+class Asked(NamedTuple):
+    """How a group is to be run."""
+
+    console: log.Console
+    eval_episodes: int
+    since: float  # ``time.time()`` when the command began
+    replay: Mapping[str, int] | None  # of one seed; see `memory`
+
+
+class Ended(NamedTuple):
+    """What a group came to."""
+
+    policies: list[types.Policy]  # one a seed
+    summaries: list[dict[str, Any]]  # likewise
+    summary: dict[str, Any]  # of the group
+
+
+def seed_folder(folder: Path, seed: int) -> Path:
+    """The run folder of one seed of a group."""
+    return folder / f"seed-{seed}"
+
+
+def run(
+    folder: Path, members: Sequence[experiment.Experiment], built: experiment.Built, asked: Asked, *, resuming: bool
+) -> Ended:
+    """Train all seeds and close their folders.
+
+    Args:
+        folder: The group's; it and those of the seeds are there, with their ``config.json``.
+        members: One experiment a seed; only the seed differs.
+        built: Their parts.
+        asked: How.
+        resuming: Continue each seed from its newest good checkpoint; one that has none begins anew.
+
+    Raises:
+        Refused: A folder is in use, or is another run's.
+        NoCheckpoint: No seed has a usable checkpoint, or all of one seed's are damaged.
+    """
+    with contextlib.ExitStack() as stack:
+        for place in (folder, *(seed_folder(folder, made.seed) for made in members)):
+            stack.enter_context(checkpoint.lock(place))
+        saved = _saved(folder, members, built, asked.console) if resuming else [None] * len(members)
+        group = Group(folder, members, asked, saved)
+        stack.callback(group.close)
+        try:
+            group.train(built)
+            return group.end(built)
+        except BaseException as error:
+            group.fail(error)
+            raise
+
+
+def _saved(
+    folder: Path, members: Sequence[experiment.Experiment], built: experiment.Built, console: log.Console
+) -> list[checkpoint.Loaded | None]:
+    """Where each seed goes on. They may be at different steps: a kill can come between two saves."""
+    found: list[checkpoint.Loaded | None] = []
+    for made in members:
+        place = seed_folder(folder, made.seed)
+        checkpoint.remove_stale(place / "checkpoints")
+        any_ = checkpoint.folders(place / "checkpoints")
+        found.append(run_folder.newest(place, made, built, console.note) if any_ else None)
+        if not any_:
+            console.note(f"seed {made.seed} was never saved: it begins anew")
+    if not any(found):
+        raise errors.NoCheckpoint(
+            f"no usable checkpoint in {folder}: none was saved; start the run anew in another folder"
+        )
+    return found
+
+
+class Group:
+    """The sessions of the seeds."""
+
+    def __init__(
+        self,
+        folder: Path,
+        members: Sequence[experiment.Experiment],
+        asked: Asked,
+        saved: Sequence[checkpoint.Loaded | None],
+    ) -> None:
+        self._folder, self._members, self._asked, self._saved = folder, members, asked, saved
+        self._board = board.Board(asked.console, [made.seed for made in members])
+        self._sessions = [
+            session.Session(
+                seed_folder(folder, made.seed), made, self._board.lane(at), asked.since, resumed,
+                together=len(members), replay=asked.replay,
+            )
+            for at, (made, resumed) in enumerate(zip(members, saved, strict=True))
+        ]  # fmt: skip
+        self._results: dict[int, types.Result] = {}
+        self._summaries: dict[int, dict[str, Any]] = {}
+        self._sessions[0].listen(self._sessions[1:], asked.console.note)
+        self._began = time.time() - asked.since
+
+    def close(self) -> None:
+        """Give signals back, close logs and the screen."""
+        for kept in self._sessions:
+            kept.close()
+        self._board.close()
+
+    def train(self, built: experiment.Built) -> None:
+        """Run to the end of every seed."""
+        for at, (kept, saved) in enumerate(zip(self._sessions, self._saved, strict=True)):
+            if saved and kept.solved_at is not None:  # its goal was met before: nothing is left to learn
+                self._ended(at, run_folder.as_saved(built, self._members[at], saved))
+        if len(self._results) < len(self._members):
+            runtime: Any = built.runtime
+            first = self._members[0]
+            runtime.run_many(
+                built.parts, [self._place(at) for at in range(len(self._members))], first.steps, first.goal
+            )
+
+    def _place(self, at: int) -> types.Place:
+        saved, observe = self._saved[at], None if at in self._results else self._sessions[at]
+        ended = functools.partial(self._ended, at)
+        return types.Place(self._members[at].seed, observe, ended, saved.tree if saved else None)
+
+    def _ended(self, at: int, result: types.Result) -> None:
+        """One seed is done: its last checkpoint and its summary are written while the others go on."""
+        kept = self._sessions[at]
+        self._board.done(at)
+        kept.finish(result)
+        self._results[at] = result._replace(final=result.final._replace(save=_gone))
+        self._write(at, kept.summary("interrupted" if kept.stopped_by else "completed", result, self._began))
+
+    def _write(self, at: int, summary: dict[str, Any]) -> None:
+        self._summaries[at] = summary
+        run_folder.write_json(self._sessions[at].folder / "summary.json", summary)
+
+    def end(self, built: experiment.Built) -> Ended:
+        """Evaluate every seed, unless one was interrupted; write the summaries and the reports."""
+        everyone = range(len(self._members))
+        if self._asked.eval_episodes and all(s["status"] == "completed" for s in self._summaries.values()):
+            for at in everyone:
+                policy, kept = self._results[at].policy, self._sessions[at]
+                self._write(at, self._summaries[at] | kept.evaluated(built, policy, self._asked.eval_episodes))
+        summaries = [self._summaries[at] for at in everyone]
+        whole = summary(self._folder, self._members, summaries)
+        run_folder.write_json(self._folder / "summary.json", whole)
+        folders = [kept.folder for kept in self._sessions]
+        for folder in folders:
+            report.write([folder], folder / "report.html")
+        report.write(folders, self._folder / "report.html")
+        return Ended([self._results[at].policy for at in everyone], summaries, whole)
+
+    def fail(self, error: BaseException) -> None:
+        """Write down how it ended."""
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        said = {"error": f"{type(error).__name__}: {error}"}
+        for at, kept in enumerate(self._sessions):
+            if at not in self._summaries:
+                self._write(at, kept.summary(status, None, self._began) | said)
+        summaries = [self._summaries[at] for at in range(len(self._members))]
+        whole = summary(self._folder, self._members, summaries) | {"status": status} | said
+        run_folder.write_json(self._folder / "summary.json", whole)
+
+
+def _gone() -> Any:
+    raise RuntimeError("the loop of a seed that has ended is not kept; its last checkpoint is in its folder")
+
+
+def summary(
+    folder: Path, members: Sequence[experiment.Experiment], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The group's ``summary.json``; what could not be measured is null.
+
+    Args:
+        folder: The group's.
+        members: One experiment a seed.
+        runs: The summary of each.
+    """
+    made, states = members[0], {run["status"] for run in runs}
+    totals = {key: sum(run[key] for run in runs) for key in ADDED}
+    longest = {key: max((run[key] for run in runs if run[key] is not None), default=None) for key in LARGEST}
+    replay = [run["replay"] for run in runs if "replay" in run]
+    return {
+        "run": str(folder),
+        "preset": made.preset,
+        "env": made.env,
+        "seeds": [one.seed for one in members],
+        "runtime": made.runtime,
+        "status": next((state for state in ("failed", "interrupted") if state in states), "completed"),
+        "stopped_by": next((run["stopped_by"] for run in runs if run["stopped_by"]), None),
+        **totals,
+        **longest,
+        "env_steps_per_s": totals["env_steps"] / longest["train_s"] if longest["train_s"] else None,
+        **_middle("return", [run["return_mean"] for run in runs]),
+        **_middle("eval_return", [run["eval_return_mean"] for run in runs]),
+        "eval_episodes": next((run["eval_episodes"] for run in runs if run["eval_episodes"]), None),
+        "goal": made.goal.target if made.goal else None,
+        "solved": sum(run["solved_at_step"] is not None for run in runs) if made.goal else None,
+        "exact": all(run["exact"] for run in runs),
+        **({"replay": {key: sum(one[key] for one in replay) for key in replay[0]}} if replay else {}),
+        "faults": {key: sum(run["faults"].get(key, 0) for run in runs) for run in runs for key in run["faults"]},
+        "runs": [{key: run[key] for key in SHORT} for run in runs],
+    }
+
+
+def _middle(name: str, values: Sequence[float | None]) -> dict[str, Any]:
+    """Interquartile mean and 95 % interval over the seeds that were measured."""
+    known = [value for value in values if value is not None]
+    return {
+        f"{name}_iqm": statistics.iqm(known) if known else None,
+        f"{name}_interval": list(statistics.interval(known)) if len(known) > 1 else None,
+    }

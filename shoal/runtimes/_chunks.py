@@ -1,0 +1,136 @@
+"""The host's side of a compiled loop: looks at a chunk of updates at a time, of one seed or of several together.
+
+While the host looks at one chunk the device computes the next, if the loop is small enough to be kept twice; a large
+one (a replay memory) is handed on in place, and the host looks first. Neither changes a bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epy
+
+from shoal import optimise, tree, types
+from shoal.runtimes import _rollout
+
+with epy.lazy_imports():
+    import jax
+
+TWICE = 64 * 2**20  # bytes up to which a loop is kept twice
+
+
+class Told(NamedTuple):
+    """What the device tells of a chunk of K updates; leaves have a leading axis where seeds run together."""
+
+    metrics: types.Metrics  # means over the chunk
+    ended: _rollout.Ended  # [K, T, B]
+    skipped: Any  # scalar: gradients dropped so far, for they were not finite
+
+
+class Program(NamedTuple):
+    """A compiled loop and how it is read."""
+
+    chunk: Callable[[Any], tuple[Any, Told]]
+    lane: Callable[[Any, int], Any] | None  # one seed's loop out of several; None: there is one
+    policy: Callable[[Any], types.Policy]  # of the loop of one seed
+    ahead: bool  # the loop before a chunk outlives it
+    per_update: int  # environment steps
+    per_chunk: int  # updates
+    updates: int  # in all
+
+
+def compiled(chunk: Callable[[Any, Any], Any], loop: Any, key: Any) -> tuple[Callable[[Any], Any], bool]:
+    """Compile a chunk.
+
+    Args:
+        chunk: (loop, key) to the next loop and what is told.
+        loop: An example.
+        key: The same for every chunk.
+
+    Returns:
+        A function of the loop, and whether the loop outlives it (`Program.ahead`).
+    """
+    ahead = tree.bytes(loop) <= TWICE
+    program = jax.jit(chunk, donate_argnums=() if ahead else 0).lower(loop, key).compile()
+    return lambda loop: program(loop, key), ahead
+
+
+Seed = tuple[types.Observer, Callable[[types.Result], None]]  # who looks on; who takes the result, at once
+
+
+class Drive:
+    """Runs chunks until every seed is done."""
+
+    def __init__(self, program: Program, seeds: Sequence[Seed | None], began: float) -> None:
+        """Args: `seeds`, None where one only keeps its place; `began`, ``time.monotonic()`` of the call."""
+        self._program = program
+        self._seeds = {at: seed for at, seed in enumerate(seeds) if seed is not None}
+        self._running = list(self._seeds)
+        self._started = time.monotonic()
+        self._startup = self._started - began
+
+    def __call__(self, loop: Any) -> None:
+        """Run to the end."""
+        program = self._program
+        done, skipped = jax.device_get((loop.update, optimise.skipped(loop.state)))
+        self._updates = np.atleast_1d(done).tolist()
+        self._skipped = np.broadcast_to(skipped, len(self._updates)).tolist()  # before this life
+        for at in self._running[:]:
+            if self._updates[at] >= program.updates:  # saved after its last update
+                self._end(at, loop, self._progress(at, None, loop))
+        upcoming = program.chunk(loop) if self._running else None
+        while upcoming:
+            loop, told = upcoming
+            self._updates = [updates + program.per_chunk for updates in self._updates]
+            more = any(self._updates[at] < program.updates for at in self._running)
+            upcoming = program.chunk(loop) if more and program.ahead else None
+            self._look(jax.device_get(told), loop)
+            if self._running and not upcoming:
+                upcoming = program.chunk(loop)
+            elif not self._running:
+                break
+
+    def _look(self, told: Told, loop: Any) -> None:
+        for at in self._running[:]:
+            mine = jax.tree.map(lambda leaf, at=at: leaf[at], told) if self._program.lane else told
+            progress = self._progress(at, mine, loop)
+            if not self._seeds[at][0](progress) or self._updates[at] >= self._program.updates:
+                self._end(at, loop, progress._replace(episodes=[]))
+
+    def _end(self, at: int, loop: Any, progress: types.Progress) -> None:
+        self._running.remove(at)
+        policy = jax.device_get(self._program.policy(self._lane(loop, at)))
+        self._seeds[at][1](types.Result(policy, progress, self._startup))
+
+    def _lane(self, loop: Any, at: int) -> Any:
+        return self._program.lane(loop, at) if self._program.lane else loop
+
+    def _progress(self, at: int, told: Told | None, loop: Any) -> types.Progress:
+        spent, updates = time.monotonic() - self._started, self._updates[at]
+        before = (updates - self._program.per_chunk) * self._program.per_update
+        return types.Progress(
+            env_steps=updates * self._program.per_update,
+            updates=updates,
+            train_s=spent,
+            episodes=_episodes(told.ended, before) if told else [],
+            metrics={name: float(value) for name, value in told.metrics.items()} if told else {},
+            split={"on_device": spent},  # one program: its parts cannot be timed apart
+            workers={},
+            faults={"non_finite": int(told.skipped) - self._skipped[at] if told else 0},
+            save=lambda: jax.device_get(self._lane(loop, at)),
+        )
+
+
+def _episodes(ended: _rollout.Ended, before: int) -> list[types.Episode]:
+    """Finished episodes of a chunk ``[K, T, B]`` in the order of steps."""
+    batch = ended.over.shape[2]
+    over = np.flatnonzero(ended.over.reshape(-1))
+    steps = before + (over // batch + 1) * batch
+    returns, lengths = ended.episode_return.reshape(-1)[over], ended.length.reshape(-1)[over]
+    return [
+        types.Episode(int(at), float(value), int(size), 0)
+        for at, value, size in zip(steps, returns, lengths, strict=True)
+    ]
