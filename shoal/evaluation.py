@@ -6,6 +6,7 @@ Every stream contributes the same number of episodes, so short episodes are not 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,19 @@ class Evaluation(NamedTuple):
         }
 
 
-def evaluate(parts: types.Parts, policy: types.Policy, episodes: int, seed: int, *, greedy: bool = True) -> Evaluation:
+class Stopped(Exception):
+    """Somebody asked for the end before the last episode was over."""
+
+
+def evaluate(
+    parts: types.Parts,
+    policy: types.Policy,
+    episodes: int,
+    seed: int,
+    *,
+    greedy: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
     """Play episodes.
 
     Args:
@@ -46,11 +59,17 @@ def evaluate(parts: types.Parts, policy: types.Policy, episodes: int, seed: int,
         episodes: How many, at least 1.
         seed: Of the evaluation; episodes are never those of training.
         greedy: Take the most probable action instead of sampling.
+        stop: Asked at every step of a simulator, and between compiled games; True ends the evaluation.
+
+    Raises:
+        Stopped: `stop` said so.
     """
     policy = policy._replace(explore=np.float32(0.0 if greedy else 1.0))
-    play = _on_device if parts.device_env else _on_host
+    play = _on_device if parts.device_env else functools.partial(_on_host, stop)
     found: list[tuple[float, int]] = []
     while len(found) < episodes:
+        if stop():
+            raise Stopped
         streams = min(PARALLEL, episodes - len(found))
         found += play(parts, policy, streams, seeds.derive(seed, "evaluation", len(found)))
     return Evaluation([value for value, _ in found], [length for _, length in found])
@@ -60,7 +79,9 @@ def _carry(agent: types.Agent, streams: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (streams, *leaf.shape)), agent.carry)
 
 
-def _on_host(parts: types.Parts, policy: types.Policy, streams: int, seed: int) -> list[tuple[float, int]]:
+def _on_host(
+    stop: Callable[[], bool], parts: types.Parts, policy: types.Policy, streams: int, seed: int
+) -> list[tuple[float, int]]:
     act = jax.jit(jax.vmap(parts.agent.act, in_axes=(None, 0, 0, 0)))
     make = parts.make_eval or parts.make_host  # e.g. whole games, where a lost life ends an episode of training
     envs = [make() for _ in range(streams)]
@@ -70,6 +91,8 @@ def _on_host(parts: types.Parts, policy: types.Policy, streams: int, seed: int) 
         returns, lengths, running = np.zeros(streams), np.zeros(streams, int), np.ones(streams, bool)
         key = seeds.key(seed, "action")
         while running.any() and lengths.max() < LONGEST:
+            if stop():
+                raise Stopped
             keys = jax.random.split(jax.random.fold_in(key, int(lengths.max())), streams)
             action, _, carry = act(policy, carry, obs, keys)
             for i in np.flatnonzero(running):

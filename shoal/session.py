@@ -333,7 +333,11 @@ class Session:
     def evaluated(self, built: experiment.Built, policy: types.Policy, episodes: int) -> dict[str, Any]:
         """The evaluation's keys of the summary; a simulator that raises now does not undo the training."""
         try:
-            return evaluation.evaluate(built.parts, policy, episodes, self._experiment.seed).summary()
+            stop = lambda: self.stopped_by is not None  # noqa: E731
+            return evaluation.evaluate(built.parts, policy, episodes, self._experiment.seed, stop=stop).summary()
+        except evaluation.Stopped:
+            self._log.note("the evaluation was left; `shoal eval` plays it any time")
+            return {}
         except Exception:  # noqa: BLE001  whatever the simulator raised is told, and the numbers stay null
             self.fault("the evaluation failed; its numbers are not measured", traceback.format_exc())
             return {}

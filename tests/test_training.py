@@ -3,6 +3,9 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -271,3 +274,20 @@ def test_pace_of_checkpoints_is_checked_before_anything_is_made(monkeypatch, tmp
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("SHOAL_SAVE_EVERY", "0.5")
     assert session.save_every() == 0.5
+
+
+def test_an_evaluation_that_takes_for_ever_is_left_at_a_signal(tmp_path):
+    """Training is over and saved, so the run is complete; its evaluation is what was not measured."""
+    command = [
+        *(sys.executable, "-m", "shoal", "train", "a2c", "--env", "CartPole-v1", "--steps", "400", "--json"),
+        *("--environment.time-limit", "30", "--eval-episodes", "1000000", "--out", str(tmp_path / "run")),
+    ]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2.0)
+    run.terminate()
+    out, _ = run.communicate(timeout=30)
+    summary = json.loads(out)
+    assert (run.returncode, summary["status"], summary["eval_return_mean"]) == (0, "completed", None)
