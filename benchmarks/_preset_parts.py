@@ -98,7 +98,7 @@ LIST = [
         *("ppo", HOPPER, M),
         (cleanrl(2382.86, 271.74, PPO_MUJOCO, M, "Hopper-v4"), zoo(2410.435, M, "Hopper-v3"), slm(1653.74, 4 * M)),
     ),
-    Part("ppo", "brax:ant", 10 * M, seeds=3),
+    Part("ppo", "brax:ant", 3 * M, seeds=3),
     # ---- dqn
     Part(
         *("dqn", "gymnax:CartPole-v1", 200_000),

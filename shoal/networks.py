@@ -19,7 +19,6 @@ from shoal import errors, options, types
 
 with epy.lazy_imports():
     import jax
-    import jax.custom_batching
     import jax.numpy as jnp
     from flax import linen
 
@@ -253,18 +252,42 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+STEPS = 60  # of the iteration below; ten to twenty-five are usual
+CLOSE = 1e-6  # mean square distance of XᵀX from 1 at which it ends
+
+
 def _orthogonal(gain: float) -> Callable[..., Any]:
-    """The orthogonal initialiser of flax, one matrix after the other also under `vmap`.
+    """Uniformly random matrices with orthonormal rows or columns, times `gain`, after Saxe et al. 2014.
 
-    jaxlib's batched QR waits inside a thread of the pool for tasks that need a thread of the same pool: with as many
-    batched factorisations under way as there are cores, none ends. On two cores, two seeds' networks were enough.
+    The polar factor of a Gaussian matrix, by Newton and Schulz: X ← X (3 - XᵀX) / 2 from a Frobenius norm below √3. It
+    is made of matrix products alone. flax takes a QR factorisation, whose batched form in jaxlib waits inside a thread
+    of the pool for tasks that need one of the same threads, so that two seeds under `vmap` could wait for ever on two
+    cores; and lowering it imports SciPy, a tenth of a second of every start.
+
+    Source: Higham 2008, "Functions of Matrices", equation 8.20 (convergence for singular values below √3).
     """
-    initialise = linen.initializers.orthogonal(gain)
 
-    def one(key: types.Key, shape: Any, dtype: Any = jnp.float32) -> Any:
-        return jax.custom_batching.sequential_vmap(lambda key: initialise(key, shape, dtype))(key)
+    def initialise(key: types.Key, shape: Any, dtype: Any = jnp.float32) -> Any:
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        tall, wide = max(rows, columns), min(rows, columns)
+        start = jax.random.normal(key, (tall, wide), jnp.float32)
+        start = start / (
+            jnp.sqrt(jnp.float32(tall)) + jnp.sqrt(jnp.float32(wide))
+        )  # singular values of at most about 1
 
-    return one
+        def refine(at: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+            x, step, _ = at
+            gram = x.T @ x
+            distance = jnp.sum((gram - jnp.eye(wide)) ** 2) / wide
+            return 1.5 * x - 0.5 * (x @ gram), step + 1, distance
+
+        def going(at: tuple[Any, Any, Any]) -> Any:
+            return (at[1] < STEPS) & (at[2] > CLOSE**2)
+
+        x, _, _ = jax.lax.while_loop(going, refine, (start, jnp.int32(0), jnp.float32(1.0)))
+        return (gain * (x if rows >= columns else x.T)).reshape(shape).astype(dtype)
+
+    return initialise
 
 
 def _initialisers(initialiser: str, gain: float, fan_in: int) -> tuple[Any, Any]:

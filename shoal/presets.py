@@ -263,6 +263,22 @@ PRESETS: dict[str, Preset] = {
                 1_000_000, {**LUNAR, "algorithm": {**LUNAR["algorithm"], "entropy_cost": 1e-3}}
             ),
             "HalfCheetah-v5": Tuned(1_000_000, MUJOCO),
+            "brax:ant": Tuned(
+                3_000_000,
+                {
+                    "environment": {"backend": "spring"},
+                    "algorithm": {
+                        "rollout_length": 32,
+                        "minibatches": 8,
+                        "discount": 0.97,
+                        "entropy_cost": 1e-3,
+                        "normalise_observations": True,
+                        "normalise_returns": True,
+                    },
+                    "optimiser": {"learning_rate": 6e-4},
+                    "runtime": {"environments": 64, "chunk_steps": 65_536},
+                },
+            ),
             "Hopper-v5": Tuned(1_000_000, MUJOCO),
         },
     ),
