@@ -81,11 +81,11 @@ LIST = [
     ),
     Part("ppo", CAR, 500_000, (gymnax(92, M), zoo(88.343, 20_000))),
     Part("ppo", "gymnax:Pendulum-v1", 500_000, (slm(-174.87, 300_000), zoo(-172.225, 100_000), gymnax(-130, M))),
-    Part("ppo", LUNAR, M, (zoo(242.119, M, "LunarLander-v2"), slm(183.30, 300_000))),
-    Part("ppo", CONTINUOUS_LUNAR, M, (zoo(270.863, M, "LunarLanderContinuous-v2"), slm(132.58, 300_000))),
-    Part("ppo", "gymnax:Breakout-MinAtar", 3 * M, (gymnax(28, 10 * M),)),
-    Part("ppo", "gymnax:Asterix-MinAtar", 10 * M, (gymnax(15, 10 * M),), seeds=5),
-    Part("ppo", "gymnax:SpaceInvaders-MinAtar", 3 * M, (gymnax(131, 10 * M),)),
+    Part("ppo", LUNAR, M, (zoo(242.119, M, "LunarLander-v2"), slm(183.30, 300_000)), seeds=5),
+    Part("ppo", CONTINUOUS_LUNAR, M, (zoo(270.863, M, "LunarLanderContinuous-v2"), slm(132.58, 300_000)), seeds=5),
+    Part("ppo", "gymnax:Breakout-MinAtar", 3 * M, (gymnax(28, 10 * M),), seeds=5),
+    Part("ppo", "gymnax:Asterix-MinAtar", 10 * M, (gymnax(15, 10 * M),), seeds=3),
+    Part("ppo", "gymnax:SpaceInvaders-MinAtar", 3 * M, (gymnax(131, 10 * M),), seeds=5),
     Part(
         *("ppo", CHEETAH, M),
         (
@@ -93,10 +93,12 @@ LIST = [
             zoo(5819.099, M, "HalfCheetah-v3"),
             slm(6240.68, 10 * M),
         ),
+        seeds=5,
     ),
     Part(
         *("ppo", HOPPER, M),
         (cleanrl(2382.86, 271.74, PPO_MUJOCO, M, "Hopper-v4"), zoo(2410.435, M, "Hopper-v3"), slm(1653.74, 4 * M)),
+        seeds=5,
     ),
     Part("ppo", "brax:ant", 3 * M, seeds=3),
     # ---- dqn
@@ -108,7 +110,7 @@ LIST = [
         *("dqn", "gymnax:Acrobot-v1", 200_000),
         (cleanrl(-91.54, 7.20, "rl-algorithms/dqn", 500_000), zoo(-76.639, 100_000), slm(-94.17, 300_000)),
     ),
-    Part("dqn", LUNAR, 300_000, (slm(195.21, 300_000), zoo(154.382, 100_000, "LunarLander-v2"))),
+    Part("dqn", LUNAR, 300_000, (slm(195.21, 300_000), zoo(154.382, 100_000, "LunarLander-v2")), seeds=5),
     Part("dqn", "gymnax:Breakout-MinAtar", 2 * M),
     Part("dqn", "gymnax:Asterix-MinAtar", 2 * M),
     Part("dqn", "gymnax:SpaceInvaders-MinAtar", 2 * M),
@@ -131,7 +133,7 @@ LIST = [
         seeds=3,
     ),
     # ---- td3
-    Part("td3", "gymnax:Pendulum-v1", 10_000, (zoo(-151.855, 20_000),)),
+    Part("td3", "gymnax:Pendulum-v1", 20_000, (zoo(-151.855, 20_000),)),
     Part("td3", CAR, 300_000, (zoo(93.483, 300_000),)),
     Part("td3", CONTINUOUS_LUNAR, 300_000, (zoo(207.451, 300_000, "LunarLanderContinuous-v2"),)),
     Part(

@@ -318,7 +318,7 @@ PRESETS: dict[str, Preset] = {
         },
         tuned={
             "Pendulum-v1": Tuned(
-                10_000,
+                20_000,
                 {
                     "algorithm": {"learning_starts": 1_000, "capacity": 20_000},
                     "optimiser": {"learning_rate": 1e-3},
