@@ -201,6 +201,7 @@ def ours(work: Work, steps: int) -> float:
     """Our environment steps per second."""
     words = (
         *("--env", "gymnax:CartPole-v1", "--runtime", "on_device", "--runtime.environments", work.environments),
+        *("--runtime.chunk-steps", 65_536),  # how often the host looks; the peers' loops are not looked at
         *("--algorithm.rollout-length", work.rollout, "--algorithm.epochs", work.epochs),
         *("--algorithm.minibatches", work.minibatches, "--algorithm.value-clip", 0.2),
         *("--algorithm.no-normalise-observations", "--algorithm.no-normalise-returns"),

@@ -156,6 +156,13 @@ def _check_algorithm(experiment: Experiment, spec: types.EnvSpec) -> None:
         )
 
 
+def prepare(runtime: str, configs: Mapping[str, Any]) -> None:
+    """What a runtime wants settled before the first array is made; so before an environment is opened."""
+    module = registry.load("runtime", runtime)
+    if hasattr(module, "prepare"):
+        module.prepare(configs["runtime"], configs["algorithm"], configs["network"])
+
+
 def build(experiment: Experiment, opened: environments.Opened | None = None) -> Built:
     """The parts, made from data alone.
 

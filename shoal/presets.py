@@ -415,6 +415,7 @@ def resolve(request: Request) -> tuple[experiment.Experiment, environments.Opene
         if kind not in experiment.kinds():
             raise errors.unknown("kind of part", kind, experiment.kinds())
     tuned = tuned_for(preset, names["env"])
+    experiment.prepare(names["runtime"], configs)
     opened = environments.open(names["env"], configs["environment"])
     made = experiment.Experiment(
         preset=request.preset,

@@ -161,6 +161,7 @@ def resume(
     made = run_folder.unedited(folder, config)
     if run_folder.status(folder) == "completed":
         raise errors.Refused(f"{folder} is complete: nothing is left to do; `shoal train` begins a new run")
+    experiment.prepare(made.runtime, made.configs)
     opened = environments.open(made.env, made.configs["environment"])
     experiment.validate(made, opened)
     built = _build(made, opened)
