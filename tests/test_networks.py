@@ -216,3 +216,20 @@ def test_a_critic_sees_the_observation_and_the_action():
     assert network.spec.observation.shape == (5,)
     params = jax.jit(network.init)(jax.random.key(0))
     assert network.apply(params, jnp.ones(5), ())[0]["q"].shape == (1,)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (4, 64), (64, 2), (8, 8, 4, 32)])
+def test_orthogonal_weights_are_orthonormal_uniform_and_the_same_under_vmap(shape):
+    """One network is made as many are: the batched factorisation that could wait for ever is not there."""
+    draw = jax.jit(lambda key: networks._orthogonal(2.0)(key, shape))
+    keys = jax.random.split(jax.random.key(0), 50)
+    many = np.asarray(jax.jit(jax.vmap(draw))(keys))
+    flat = many.reshape(50, -1, shape[-1]) / 2.0
+    flat = flat if flat.shape[1] >= flat.shape[2] else flat.transpose(0, 2, 1)
+    np.testing.assert_allclose(
+        flat.transpose(0, 2, 1) @ flat, np.broadcast_to(np.eye(flat.shape[2]), (50, *[flat.shape[2]] * 2)), atol=2e-6
+    )
+    np.testing.assert_allclose(many[7], draw(keys[7]), atol=1e-6)
+    assert abs(many.mean()) < 6 * many.std() / np.sqrt(many.size)
+    assert "while" in str(jax.make_jaxpr(draw)(keys[0])), "made of products"
+    assert "geqrf" not in jax.jit(draw).lower(keys[0]).as_text()

@@ -319,3 +319,18 @@ def test_a_step_that_weighs_nothing_gets_no_priority():
     )
     drawn = memory.sample(after, jnp.float32(GAMMA), priorities, jax.random.key(9))
     assert (np.asarray(drawn.weight) > 0).all()
+
+
+@pytest.mark.parametrize("spec", [vector_spec(), image_spec(2)], ids=["vectors", "frames"])
+@pytest.mark.parametrize("going_on", [True, False], ids=["mid-episode", "at an end"])
+def test_a_stream_that_breaks_off_is_cut_at_its_newest_step(spec, going_on):
+    """A resume whose simulators begin anew: no return joins the step before it to the one after."""
+    total = 6 if going_on else 3  # the first episode of `LENGTHS` ends with its third step
+    memory, state, _ = filled(spec, plan(), total, pieces=total)
+    before, cut = state.experience, jax.jit(memory.cut)(state)
+    ended = np.asarray(cut.experience.truncated)
+    assert ended[0, total - 1] == going_on, "an end that is real stays one"
+    assert (np.delete(ended[0], total - 1) == np.delete(np.asarray(before.truncated)[0], total - 1)).all()
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: (a == b).all(), cut.experience._replace(truncated=()), before._replace(truncated=()))
+    )

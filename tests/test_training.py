@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import shoal
-from shoal import errors, experiment, session
+from shoal import errors, experiment, presets, session
 from tests import faults
 
 WHOLE = ("config.json", "metrics.jsonl", "episodes.csv", "summary.json", "report.html")  # of a completed run
@@ -291,3 +292,16 @@ def test_an_evaluation_that_takes_for_ever_is_left_at_a_signal(tmp_path):
     out, _ = run.communicate(timeout=30)
     summary = json.loads(out)
     assert (run.returncode, summary["status"], summary["eval_return_mean"]) == (0, "completed", None)
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "threads"),
+    [("ppo", {}, "1"), ("sac", {}, None), ("ppo", {"runtime": {"threads": 2}}, "2"), ("dqn", {}, "1")],
+)
+def test_small_gradient_steps_are_given_one_thread(preset, settings, threads, monkeypatch):
+    monkeypatch.delenv("NPROC", raising=False)
+    made, _ = presets.resolve(presets.Request(preset, env=None, settings=settings))
+    assert os.environ.get("NPROC") == threads
+    monkeypatch.setenv("NPROC", "3")
+    experiment.prepare(made.runtime, made.configs)
+    assert os.environ["NPROC"] == "3", "what a person has set stays"
