@@ -117,7 +117,7 @@ class Session:
 
         Args:
             others: Sessions that end with this one.
-            say: Shows that it was heard; this session's own console when None.
+            say: Shows that it was heard; the run's own console when None.
         """
         if threading.current_thread() is not threading.main_thread():
             return  # signals belong to the program that called us
