@@ -40,7 +40,7 @@ def learner(env_spec, build_agent, rollout, ends):
             spec, rule="dqn", streams=B, network={"hidden": (), **(network or {})}, algorithm=BASE | settings,
             local=True, optimiser=reference.RMSPROP,
         )  # fmt: skip
-        state = agent.init(jax.random.key(0))
+        state = agent.init(jax.random.key(2))
         state = state._replace(params=reference.shaken(state.params), target=reference.shaken(state.params, 8))
         given = rollout(spec, T, B, seed=3, ends=ends(TERMINAL, LIMIT))
         steps = given.transitions._replace(reward=3.0 * given.transitions.reward)
