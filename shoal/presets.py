@@ -41,6 +41,15 @@ class Preset(NamedTuple):
 A3C = "Mnih et al. 2016, arXiv:1602.01783"
 
 ADAM = {"rule": "adam", "anneal": False, "decay": 0.999, "epsilon": 1e-8, "max_norm": 0.0}
+REPLAY_CONTINUOUS: Settings = {  # SAC and TD3 as in their papers' later code: two layers of 256, one update a step
+    "optimiser": {**ADAM, "learning_rate": 3e-4},
+    "network": {"hidden": (256, 256), "activation": "relu"},
+    "runtime": {"environments": 1, "chunk_steps": 1000},
+}
+REPLAY_PENDULUM: Settings = {
+    "algorithm": {"learning_starts": 1_000, "capacity": 20_000},
+    "optimiser": {"learning_rate": 1e-3},
+}
 MINATAR: Settings = {  # as in the PPO settings of gymnax-blines and purejaxrl
     "algorithm": {"minibatches": 8},
     "optimiser": {"learning_rate": 5e-3},
@@ -289,19 +298,9 @@ PRESETS: dict[str, Preset] = {
         runtime=None,
         env="gymnax:Pendulum-v1",
         steps=1_000_000,
-        settings={
-            "optimiser": {**ADAM, "learning_rate": 3e-4},
-            "network": {"hidden": (256, 256), "activation": "relu"},
-            "runtime": {"environments": 1, "chunk_steps": 1000},
-        },
+        settings=REPLAY_CONTINUOUS,
         tuned={
-            "Pendulum-v1": Tuned(
-                10_000,
-                {
-                    "algorithm": {"learning_starts": 1_000, "capacity": 20_000},
-                    "optimiser": {"learning_rate": 1e-3},
-                },
-            ),
+            "Pendulum-v1": Tuned(10_000, REPLAY_PENDULUM),
         },
     ),
     "td3": Preset(
@@ -311,19 +310,9 @@ PRESETS: dict[str, Preset] = {
         runtime=None,
         env="gymnax:Pendulum-v1",
         steps=1_000_000,
-        settings={
-            "optimiser": {**ADAM, "learning_rate": 3e-4},
-            "network": {"hidden": (256, 256), "activation": "relu"},
-            "runtime": {"environments": 1, "chunk_steps": 1000},
-        },
+        settings=REPLAY_CONTINUOUS,
         tuned={
-            "Pendulum-v1": Tuned(
-                20_000,
-                {
-                    "algorithm": {"learning_starts": 1_000, "capacity": 20_000},
-                    "optimiser": {"learning_rate": 1e-3},
-                },
-            ),
+            "Pendulum-v1": Tuned(20_000, REPLAY_PENDULUM),
         },
     ),
 }
