@@ -115,7 +115,7 @@ LIST = [
     Part("dqn", "gymnax:Asterix-MinAtar", 2 * M),
     Part("dqn", "gymnax:SpaceInvaders-MinAtar", 2 * M),
     # ---- sac
-    Part("sac", "gymnax:Pendulum-v1", 10_000, (zoo(-156.995, 20_000), slm(-150.97, 300_000))),
+    Part("sac", "gymnax:Pendulum-v1", 20_000, (zoo(-156.995, 20_000), slm(-150.97, 300_000))),
     Part("sac", CAR, 50_000, (zoo(94.679, 50_000),)),
     Part("sac", CONTINUOUS_LUNAR, 500_000, (zoo(260.390, 500_000, "LunarLanderContinuous-v2"), slm(125.0, 300_000))),
     Part(

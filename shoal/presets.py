@@ -300,7 +300,7 @@ PRESETS: dict[str, Preset] = {
         steps=1_000_000,
         settings=REPLAY_CONTINUOUS,
         tuned={
-            "Pendulum-v1": Tuned(10_000, REPLAY_PENDULUM),
+            "Pendulum-v1": Tuned(20_000, REPLAY_PENDULUM),
         },
     ),
     "td3": Preset(
