@@ -24,7 +24,7 @@ from shoal import __version__, arguments, environments, errors, options, presets
 with epy.lazy_imports():
     import tyro
 
-    from shoal import check_env, evaluation, experiment, export, log, report, training
+    from shoal import check_env, evaluation, experiment, export, log, programs, report, training
 
 USAGE = """\
 usage: shoal VERB ...
@@ -126,6 +126,7 @@ class TrainOptions:
 
 def _train(typed: list[str]) -> int:
     since = _process_start()
+    programs.keep(experiment.cache_folder() / "programs")
     first = arguments.peek(typed)
     if first is None:
         if {"-h", "--help"} & set(typed):
@@ -212,6 +213,7 @@ class ResumeOptions:
 
 def _resume(typed: list[str]) -> int:
     since = _process_start()
+    programs.keep(experiment.cache_folder() / "programs")
     given = arguments.parse(ResumeOptions, "resume", typed)
     run = training.resume(given.run, console=log.pick(given.quiet), eval_episodes=given.eval_episodes, since=since)
     return _ended(run, given.json, given.quiet)

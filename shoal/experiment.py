@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import algorithms, environments, errors, networks, optimise, options, registry, types
+from shoal import algorithms, environments, errors, networks, optimise, options, programs, registry, types
 
 with epy.lazy_imports():
     import jax
@@ -105,6 +107,7 @@ class Built(NamedTuple):
     parts: types.Parts
     runtime: types.Runtime
     compressor: types.Compressor
+    shelf: programs.Shelf  # `parts.programs`
 
 
 def validate(experiment: Experiment, opened: environments.Opened) -> None:
@@ -179,9 +182,18 @@ def build(experiment: Experiment, opened: environments.Opened | None = None) -> 
     given = algorithms.Ingredients(opened.spec, configs["network"], optimiser, corrector, streams)
     agent = registry.load("algorithm", experiment.algorithm).build(configs["algorithm"], given)
     parts = types.Parts(agent, opened.spec, opened.device, opened.make_host, functools.partial(rebuild, experiment),
-        opened.make_eval, opened.make_vector)  # fmt: skip
+        opened.make_eval, opened.make_vector, shelf := _shelf(experiment))  # fmt: skip
     compressor = registry.load("compressor", experiment.compressor).build(configs["compressor"], agent)
-    return Built(parts, runtime.build(configs["runtime"]), compressor)
+    return Built(parts, runtime.build(configs["runtime"]), compressor, shelf)
+
+
+def _shelf(experiment: Experiment) -> programs.Shelf:
+    """Where its programs are kept: by everything that decides them, and that is not the seed."""
+    sources = environments.sources(experiment.env)
+    if sources is None:
+        return programs.Shelf()
+    decides = {name: value for name, value in experiment.to_json().items() if name not in ("seed", "goal", "preset")}
+    return programs.Shelf(decides, sources)
 
 
 def rebuild(experiment: Experiment) -> types.Parts:
@@ -192,11 +204,12 @@ def rebuild(experiment: Experiment) -> types.Parts:
 
 def cache() -> None:
     """Turn on JAX's persistent compilation cache, shared by every process and every run."""
-    import os
-    from pathlib import Path
-
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "shoal" / "jax"
-    folder = os.environ.get("SHOAL_CACHE_DIR", str(default))
-    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def cache_folder() -> Path:
+    """The cache's folder: SHOAL_CACHE_DIR, or the user's own."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "shoal" / "jax"
+    return Path(os.environ.get("SHOAL_CACHE_DIR", default))

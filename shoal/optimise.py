@@ -56,6 +56,20 @@ class Hyper(NamedTuple):
     max_norm: Any  # `LARGEST`: no clip
 
 
+class Adam(NamedTuple):
+    """Running statistics of ``adam``, field for field as optax keeps them; loading a program needs no optax."""
+
+    count: Any  # scalar i32
+    mu: Any  # [size] f32
+    nu: Any  # [size] f32
+
+
+class RMSProp(NamedTuple):
+    """Running statistics of ``rmsprop``."""
+
+    nu: Any  # [size] f32
+
+
 class OptimiserState(NamedTuple):
     """What an optimiser keeps between updates."""
 
@@ -89,20 +103,25 @@ def local(config: Config, steps: int) -> Optimiser:
         config: The rule and its numbers.
         steps: Environment steps of the whole run, for annealing.
     """
+    kept = Adam if config.rule == "adam" else RMSProp
 
     def rule(hyper: Hyper) -> optax.GradientTransformation:
         if config.rule == "adam":
             return optax.scale_by_adam(b2=hyper.decay, eps=hyper.epsilon)
         return optax.scale_by_rms(decay=hyper.decay, eps=hyper.epsilon, eps_in_sqrt=True)
 
+    def theirs(statistics: Any) -> Any:
+        return (optax.ScaleByAdamState if config.rule == "adam" else optax.ScaleByRmsState)(*statistics)
+
     def init(params: types.Params) -> OptimiserState:
         hyper = _hyper(config, steps)
-        return OptimiserState(hyper, rule(hyper).init(_vector(params)[0]), (), jnp.int32(0))
+        return OptimiserState(hyper, kept(*rule(hyper).init(_vector(params)[0])), (), jnp.int32(0))
 
     def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any) -> Any:
         vector, shaped = _vector(gradient)
         norm, scale = _clip(vector, state.hyper.max_norm)
-        step, statistics = rule(state.hyper).update(vector * scale, state.rule)
+        step, statistics = rule(state.hyper).update(vector * scale, theirs(state.rule))
+        statistics = kept(*statistics)
         eta = rate(state.hyper, jnp.asarray(env_steps, jnp.float32))
         finite = jnp.isfinite(norm)  # the norm is finite exactly when every element is (or it overflowed: skip too)
         params = jax.tree.map(lambda p, s: jnp.where(finite, p - eta * s, p), params, shaped(step))

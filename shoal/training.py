@@ -214,7 +214,8 @@ def _build(made: experiment.Experiment, opened: environments.Opened) -> experime
 
 
 def _need(made: experiment.Experiment, built: experiment.Built) -> memory.Need:
-    return memory.need(built.parts.agent, getattr(made.configs["algorithm"], "capacity", None))
+    capacity = getattr(made.configs["algorithm"], "capacity", None)
+    return memory.Need(**built.shelf.remembered("need", lambda: memory.need(built.parts.agent, capacity)._asdict()))
 
 
 def _seeds(folder: Path, config: dict[str, Any]) -> list[int]:

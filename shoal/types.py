@@ -255,6 +255,14 @@ class Goal(NamedTuple):
         return len(last) == self.window and sum(last) / self.window >= self.target
 
 
+class Programs(Protocol):
+    """Where a runtime's compiled programs come from (see `programs.Shelf`)."""
+
+    def compiled(self, what: str, function: Callable[..., Any], *examples: Any, donate: bool = False) -> Any:
+        """A function of pytrees, compiled for arguments like the examples."""
+        ...
+
+
 class Parts(NamedTuple):
     """What a runtime receives; it names no algorithm and no simulator."""
 
@@ -265,6 +273,7 @@ class Parts(NamedTuple):
     rebuild: Callable[[], Parts]  # picklable: the same parts, built again inside a worker process
     make_eval: Callable[[], HostEnv] | None = None  # the simulator as it is evaluated; None: `make_host`
     make_vector: Callable[[int, int], HostVector] | None = None  # (seed, B); None: the simulator steps one at a time
+    programs: Programs | None = None  # where compiled programs are kept between runs; None keeps none
 
 
 class Progress(NamedTuple):

@@ -9,6 +9,8 @@ A file here offers
 * ``names() -> list[str]``: the ids it knows, prefix included, for `shoal list envs` and "did you mean";
 * ``open(id, config) -> Opened``: the environment as data, and the ways to run it;
 * optionally ``Config``, a subclass of `Config` here with settings of its own (`config_class`, `own`);
+* optionally ``SOURCES``, of pure-JAX environments: the packages whose code is traced, so that compiled programs may be
+  kept and are made again when it changes (``()``: Shoal's own code alone);
 * optionally ``audit(id, config, steps) -> Audit``: what its library's own checks say, for `shoal check-env`.
 
 Every environment is opened through `open`, so an unknown id, a missing package and an unsupported space are refused
@@ -94,6 +96,11 @@ def own(config: Config, cls: type[C]) -> C:
 def pure_jax(env_id: str) -> bool:
     """Whether the environments of this id's adapter can be compiled; opens nothing."""
     return bool(registry.load("environment", split(env_id)[0]).PURE_JAX)
+
+
+def sources(env_id: str) -> tuple[str, ...] | None:
+    """Packages whose code is traced when an environment of this id's adapter is compiled; None: not known."""
+    return getattr(registry.load("environment", split(env_id)[0]), "SOURCES", None)
 
 
 def names() -> list[str]:

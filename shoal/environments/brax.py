@@ -28,6 +28,7 @@ with epy.lazy_imports():
 PREFIX = "brax"
 PURE_JAX = True
 EXTRA = "brax"
+SOURCES = ("brax", "mujoco/mjx")
 
 TASKS = (  # brax's own list, which costs seconds to import
     "ant",

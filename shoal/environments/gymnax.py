@@ -25,6 +25,7 @@ with epy.lazy_imports():
 PREFIX = "gymnax"
 PURE_JAX = True
 EXTRA = ""
+SOURCES = ("gymnax",)
 
 SOLVED_AT = {  # gymnax keeps no thresholds; these are Gymnasium's for the same tasks
     "CartPole-v1": 475.0,

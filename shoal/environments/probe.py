@@ -33,6 +33,7 @@ with epy.lazy_imports():
 PREFIX = "probe"
 PURE_JAX = True
 EXTRA = ""
+SOURCES = ()
 
 RECALL = 4  # steps from the cue of `memory` to the question
 CHOICE = _spaces.actions(2)

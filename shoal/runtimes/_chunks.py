@@ -42,20 +42,9 @@ class Program(NamedTuple):
     updates: int  # in all
 
 
-def compiled(chunk: Callable[[Any, Any], Any], loop: Any, key: Any) -> tuple[Callable[[Any], Any], bool]:
-    """Compile a chunk.
-
-    Args:
-        chunk: (loop, key) to the next loop and what is told.
-        loop: An example.
-        key: The same for every chunk.
-
-    Returns:
-        A function of the loop, and whether the loop outlives it (`Program.ahead`).
-    """
-    ahead = tree.bytes(loop) <= TWICE
-    program = jax.jit(chunk, donate_argnums=() if ahead else 0).lower(loop, key).compile()
-    return lambda loop: program(loop, key), ahead
+def fits_twice(loop: Any) -> bool:
+    """Whether a loop is small enough to be kept twice (`Program.ahead`); shapes are enough."""
+    return tree.bytes(loop) <= TWICE
 
 
 Seed = tuple[types.Observer, Callable[[types.Result], None]]  # who looks on; who takes the result, at once

@@ -6,6 +6,7 @@ steps of B environments and one update. The host sees a chunk of updates at a ti
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import math
 import os
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epy
 
-from shoal import errors, optimise, options, seeds, types
+from shoal import errors, optimise, options, programs, seeds, types
 
 with epy.lazy_imports():
     import jax
@@ -98,7 +99,7 @@ class OnDevice:
 
     def like(self, parts: types.Parts, seed: int) -> types.Tree:
         """See `types.Runtime`."""
-        return jax.eval_shape(_start(parts, self._config.environments), seeds.key(seed, "init"))
+        return self._starting(parts, seeds.key(seed, "init")).returns
 
     def policy(self, parts: types.Parts, seed: int, saved: types.Tree) -> types.Policy:
         """See `types.Runtime`."""
@@ -118,12 +119,17 @@ class OnDevice:
         del goal  # the observer sees every chunk and decides
         began = time.monotonic()
         plan = _plan(self._config, parts.agent.rollout_length, steps)
-        start = jax.jit(_start(parts, self._config.environments))
-        loop = start(seeds.key(seed, "init")) if saved is None else jax.tree.map(jnp.asarray, saved)
-        chunk = _chunks.compiled(_chunk(parts, plan), loop, seeds.key(seed, "run"))
+        init, key = seeds.key(seed, "init"), seeds.key(seed, "run")
+        start = self._starting(parts, init)
+        chunk = _compiled(parts, "chunk", _chunk(parts, plan), start.returns, key)
+        loop = chunk.beside(lambda: start.load()(init) if saved is None else jax.tree.map(jnp.asarray, saved))
         results: list[types.Result] = []
         _chunks.Drive(_program(parts, plan, chunk), [(observe, results.append)], began)(loop)
         return results[0]
+
+    def _starting(self, parts: types.Parts, key: Any) -> programs.Compiled:
+        """The program that makes the first loop."""
+        return _shelf(parts).compiled("start", _start(parts, self._config.environments), key)
 
     def run_many(
         self,
@@ -137,22 +143,55 @@ class OnDevice:
         began = time.monotonic()
         plan = _plan(self._config, parts.agent.rollout_length, steps)
         lane = jax.jit(lambda tree, at: jax.tree.map(lambda leaf: leaf[at], tree))
-        loop = self._joined(parts, places, lane)
+        init, keys = _keys(places, "init"), _keys(places, "run")
+        start = _shelf(parts).compiled("starts", jax.vmap(_start(parts, self._config.environments)), init)
         # Under vmap a replay memory is copied at every step, and a rule that learns now and then learns always.
-        spread = _in_turn if hasattr(loop.state, "memory") else jax.vmap
-        chunk = _chunks.compiled(spread(_chunk(parts, plan)), loop, _keys(places, "run"))
+        spread = _in_turn if hasattr(start.returns.state, "memory") else jax.vmap
+        chunk = _compiled(parts, "chunks", spread(_chunk(parts, plan)), start.returns, keys)
+        loop = chunk.beside(lambda: _joined(lambda: start.load()(init), places, lane))
         observers = [(place.observe, place.ended) if place.observe else None for place in places]
         _chunks.Drive(_program(parts, plan, chunk)._replace(lane=lane), observers, began)(loop)
 
-    def _joined(self, parts: types.Parts, places: Sequence[types.Place], lane: Callable[[Any, int], Any]) -> Loop:
-        """The loops of all seeds as one: as they were saved, and from the beginning where nothing was."""
-        if all(place.saved is not None for place in places):
-            return jax.tree.map(_stack, *(place.saved for place in places))
-        fresh = jax.jit(jax.vmap(_start(parts, self._config.environments)))(_keys(places, "init"))
-        if all(place.saved is None for place in places):
-            return fresh
-        loops = [lane(fresh, at) if place.saved is None else place.saved for at, place in enumerate(places)]
-        return jax.tree.map(_stack, *loops)
+
+def _joined(start: Callable[[], Loop], places: Sequence[types.Place], lane: Callable[[Any, int], Any]) -> Loop:
+    """The loops of all seeds as one: as they were saved, and from the beginning where nothing was."""
+    if all(place.saved is not None for place in places):
+        return jax.tree.map(_stack, *(place.saved for place in places))
+    fresh = start()
+    if all(place.saved is None for place in places):
+        return fresh
+    loops = [lane(fresh, at) if place.saved is None else place.saved for at, place in enumerate(places)]
+    return jax.tree.map(_stack, *loops)
+
+
+def _shelf(parts: types.Parts) -> types.Programs:
+    return parts.programs or programs.Shelf()
+
+
+class Chunk:
+    """A chunk's program, loaded while something else is done."""
+
+    def __init__(self, program: programs.Compiled, key: Any, ahead: bool) -> None:
+        self.ahead = ahead  # see `_chunks.Program`
+        self._program, self._key = program, key
+
+    def beside(self, other: Callable[[], Loop]) -> Loop:
+        """Load, and do the other meanwhile: XLA compiles one program on one core."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(self._program.load)
+            loop = other()
+            self._run = loading.result()
+        return loop
+
+    def __call__(self, loop: Loop) -> tuple[Loop, _chunks.Told]:
+        """The next loop, and what is told of the way there."""
+        told: tuple[Loop, _chunks.Told] = self._run(loop, self._key)
+        return told
+
+
+def _compiled(parts: types.Parts, what: str, chunk: Callable[[Loop, Any], Any], like: Loop, key: Any) -> Chunk:
+    ahead = _chunks.fits_twice(like)
+    return Chunk(_shelf(parts).compiled(what, chunk, like, key, donate=not ahead), key, ahead)
 
 
 def _keys(places: Sequence[types.Place], purpose: str) -> Any:
@@ -221,9 +260,6 @@ def _chunk(parts: types.Parts, plan: Plan) -> Callable[[Loop, Any], tuple[Loop, 
     return chunk
 
 
-def _program(parts: types.Parts, plan: Plan, chunk: tuple[Callable[[Any], Any], bool]) -> _chunks.Program:
-    run, ahead = chunk
-    updates = plan.chunks * plan.per_chunk
-    return _chunks.Program(
-        run, None, lambda loop: parts.agent.snapshot(loop.state), ahead, plan.per_update, plan.per_chunk, updates
-    )
+def _program(parts: types.Parts, plan: Plan, chunk: Chunk) -> _chunks.Program:
+    updates, policy = plan.chunks * plan.per_chunk, lambda loop: parts.agent.snapshot(loop.state)
+    return _chunks.Program(chunk, None, policy, chunk.ahead, plan.per_update, plan.per_chunk, updates)
