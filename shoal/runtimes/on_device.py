@@ -7,11 +7,12 @@ steps of B environments and one update. The host sees a chunk of updates at a ti
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,10 +122,10 @@ class OnDevice:
         plan = _plan(self._config, parts.agent.rollout_length, steps)
         init, key = seeds.key(seed, "init"), seeds.key(seed, "run")
         start = self._starting(parts, init)
-        chunk = _compiled(parts, "chunk", _chunk(parts, plan), start.returns, key)
-        loop = chunk.beside(lambda: start.load()(init) if saved is None else jax.tree.map(jnp.asarray, saved))
+        with _beside(lambda: start.load()(init) if saved is None else jax.tree.map(jnp.asarray, saved)) as loop:
+            chunk = _compiled(parts, "chunk", _chunk(parts, plan), start.returns, key)
         results: list[types.Result] = []
-        _chunks.Drive(_program(parts, plan, chunk), [(observe, results.append)], began)(loop)
+        _chunks.Drive(_program(parts, plan, chunk), [(observe, results.append)], began)(loop.result())
         return results[0]
 
     def _starting(self, parts: types.Parts, key: Any) -> programs.Compiled:
@@ -147,10 +148,10 @@ class OnDevice:
         start = _shelf(parts).compiled("starts", jax.vmap(_start(parts, self._config.environments)), init)
         # Under vmap a replay memory is copied at every step, and a rule that learns now and then learns always.
         spread = _in_turn if hasattr(start.returns.state, "memory") else jax.vmap
-        chunk = _compiled(parts, "chunks", spread(_chunk(parts, plan)), start.returns, keys)
-        loop = chunk.beside(lambda: _joined(lambda: start.load()(init), places, lane))
+        with _beside(lambda: _joined(lambda: start.load()(init), places, lane)) as loop:
+            chunk = _compiled(parts, "chunks", spread(_chunk(parts, plan)), start.returns, keys)
         observers = [(place.observe, place.ended) if place.observe else None for place in places]
-        _chunks.Drive(_program(parts, plan, chunk)._replace(lane=lane), observers, began)(loop)
+        _chunks.Drive(_program(parts, plan, chunk)._replace(lane=lane), observers, began)(loop.result())
 
 
 def _joined(start: Callable[[], Loop], places: Sequence[types.Place], lane: Callable[[Any, int], Any]) -> Loop:
@@ -168,30 +169,24 @@ def _shelf(parts: types.Parts) -> types.Programs:
     return parts.programs or programs.Shelf()
 
 
-class Chunk:
-    """A chunk's program, loaded while something else is done."""
+class Chunk(NamedTuple):
+    """A chunk's program."""
 
-    def __init__(self, program: programs.Compiled, key: Any, ahead: bool) -> None:
-        self.ahead = ahead  # see `_chunks.Program`
-        self._program, self._key = program, key
-
-    def beside(self, other: Callable[[], Loop]) -> Loop:
-        """Load, and do the other meanwhile: XLA compiles one program on one core."""
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            loading = pool.submit(self._program.load)
-            loop = other()
-            self._run = loading.result()
-        return loop
-
-    def __call__(self, loop: Loop) -> tuple[Loop, _chunks.Told]:
-        """The next loop, and what is told of the way there."""
-        told: tuple[Loop, _chunks.Told] = self._run(loop, self._key)
-        return told
+    run: Callable[[Loop, Any], tuple[Loop, _chunks.Told]]
+    key: Any
+    ahead: bool  # see `_chunks.Program`
 
 
 def _compiled(parts: types.Parts, what: str, chunk: Callable[[Loop, Any], Any], like: Loop, key: Any) -> Chunk:
     ahead = _chunks.fits_twice(like)
-    return Chunk(_shelf(parts).compiled(what, chunk, like, key, donate=not ahead), key, ahead)
+    return Chunk(_shelf(parts).compiled(what, chunk, like, key, donate=not ahead).load(), key, ahead)
+
+
+@contextlib.contextmanager
+def _beside(make: Callable[[], Loop]) -> Iterator[concurrent.futures.Future[Loop]]:
+    """The first loop is made in a thread while the block compiles the next program: XLA leaves a core free."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        yield pool.submit(make)
 
 
 def _keys(places: Sequence[types.Place], purpose: str) -> Any:
@@ -262,4 +257,6 @@ def _chunk(parts: types.Parts, plan: Plan) -> Callable[[Loop, Any], tuple[Loop, 
 
 def _program(parts: types.Parts, plan: Plan, chunk: Chunk) -> _chunks.Program:
     updates, policy = plan.chunks * plan.per_chunk, lambda loop: parts.agent.snapshot(loop.state)
-    return _chunks.Program(chunk, None, policy, chunk.ahead, plan.per_update, plan.per_chunk, updates)
+    return _chunks.Program(
+        lambda loop: chunk.run(loop, chunk.key), None, policy, chunk.ahead, plan.per_update, plan.per_chunk, updates
+    )
