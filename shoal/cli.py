@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from etils import epy
 
 from shoal import __version__, arguments, environments, errors, options, presets, registry
-from shoal.verbs import output
+from shoal.verbs import compare, output
 
 with epy.lazy_imports():
     import tyro
@@ -32,6 +32,7 @@ usage: shoal VERB ...
   resume RUN        continue an interrupted run  shoal resume runs/a3c-CartPole-v1-0-...
   eval RUN          play episodes with the trained policy
   report RUN...     one HTML page about one or more runs
+  compare PRESET... train presets at equal steps, draw one figure   shoal compare a2c ppo dqn --seeds 5
   export RUN        write the policy as an ONNX file
   check-env ID      what an agent will see of an environment, and whether it keeps its promises
   list [KIND]       presets, envs, algorithms, compressors, correctors, runtimes
@@ -179,7 +180,7 @@ class ResumeOptions:
     """Continue an interrupted run from its newest good checkpoint."""
 
     run: tyro.conf.Positional[Path]
-    """The run folder; of several seeds, the folder that holds theirs."""
+    """The run folder; of several seeds, or of a comparison, the folder that holds theirs."""
     eval_episodes: int = 20
     """Episodes of the evaluation at the end; 0 for none."""
     quiet: bool = False
@@ -191,6 +192,8 @@ class ResumeOptions:
 def _resume(typed: list[str]) -> int:
     since = output.process_start()
     given = arguments.parse(ResumeOptions, "resume", typed)
+    if compare.is_one(given.run):
+        return compare.resume(given.run, given.eval_episodes, since, quiet=given.quiet, as_json=given.json)
     run = training.resume(given.run, console=log.pick(given.quiet), eval_episodes=given.eval_episodes, since=since)
     return _ended(run, given.json, given.quiet)
 
@@ -386,6 +389,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "resume": _resume,
     "eval": _eval,
     "report": _report,
+    "compare": compare.run,
     "export": _export,
     "check-env": _check_env,
     "list": _list,
