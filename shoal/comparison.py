@@ -142,7 +142,7 @@ def _check(requests: Sequence[presets.Request], seeds: int) -> None:
         raise errors.Refused(f"{twice} is named twice; name each preset once")
     if len(names) < 2:
         raise errors.Refused(
-            f"a comparison needs two presets or more, but {names[0] if names else 'none'} was named; add e.g. "
+            f"a comparison needs two presets or more, but only {names[0]} was named; add e.g. "
             f"{next(name for name in presets.PRESETS if name not in names)}, or use `shoal train` for one"
         )
 

@@ -18,7 +18,6 @@ from shoal.report import figures, groups, markup, page, picture, statistics, svg
 from shoal.report import runs as run_folders
 
 FILES = {"figure": "comparison.png", "figure_svg": "comparison.svg", "report": "report.html"}
-WIDE = figures.WIDE._replace(right=150)
 Y = "return, mean of the last 100 episodes"
 GAP = 0.055  # of the plot's height, between names at the ends of curves
 
@@ -227,7 +226,16 @@ def _page(found: Sequence[groups.Group], curves: Sequence[figures.Series], told:
     header = markup.tag(
         "header", markup.tag("h1", _title(told)), markup.tag("div", markup.tag("p", badge, " ", said), class_="verdict")
     )
-    chart = figures.Chart("step", Y, (WIDE, figures.NARROW), told.solved_at, zero=True, goal_name="solved", named=True)
+    room = 24 + 8 * max((len(one.name) for one in curves), default=0)  # pixels for the names
+    chart = figures.Chart(
+        "step",
+        Y,
+        (figures.WIDE._replace(right=room), figures.NARROW),
+        told.solved_at,
+        zero=True,
+        goal_name="solved",
+        named=True,
+    )
     key = figures.legend(curves)
     few = markup.tag("div", markup.tag("div", key, class_="narrow"), class_="plot") if key else None
     caption = "Each line is the interquartile mean (IQM) over seeds, the band its 95 % bootstrap interval."
@@ -238,7 +246,8 @@ def _page(found: Sequence[groups.Group], curves: Sequence[figures.Series], told:
         header,
         page.section("Learning curves", drawn),
         page.section("Presets", _table(found, made)),
-        page.settings(found),
+        page.section("Settings that differ", _settings(found)),
+        page.section("Versions and machine", _versions(found)),
         page.commands([told.command]),
         footer=markup.tag("footer", f"Made by shoal compare. {page.NOTE}"),
     )
@@ -254,6 +263,28 @@ def _table(found: Sequence[groups.Group], made: Mapping[str, Any]) -> markup.Mar
         status = markup.tag("span", row["status"], class_=f"status {row['status'].replace(' ', '-')}")
         rows.append((label, status, *map(tables.shown, cells(row))))
     return tables.table(head, rows, "numbers several")
+
+
+def _settings(found: Sequence[groups.Group]) -> markup.Markup | None:
+    """One column a preset; a setting that a preset's parts do not know is left empty."""
+    flat = [groups.flatten(group.runs[0].config.get("parts", {})) for group in found]
+    keys = [
+        key
+        for key in dict.fromkeys(key for one in flat for key in one)
+        if len({repr(one.get(key)) for one in flat}) > 1
+    ]
+    rows = []
+    for key in keys:
+        values = [markup.tag("code", words.setting(one[key])) if key in one else None for one in flat]
+        rows.append((key, *values))
+    head = ("setting", *(markup.join(tables.sample(group.place), group.preset) for group in found))
+    return tables.table(head, rows, "settings numbers") if rows else None
+
+
+def _versions(found: Sequence[groups.Group]) -> markup.Markup:
+    cards = [tables.settings(found, part) for part in ("versions", "machine")]
+    drawn = [markup.tag("div", markup.tag("div", card, class_="card")) for card in cards if card]
+    return markup.tag("div", *drawn, class_="configuration")
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:

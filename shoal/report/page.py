@@ -48,7 +48,7 @@ def render(found: Sequence[experiments.Group]) -> str:
     """
     sections = [_header(found), _learning(found), _system(found), _metrics(found), _runs(found), _faults(found)]
     given = [run.config.get("command") for group in found for run in group.runs]
-    return document(title(found), *sections, settings(found), commands(given), footer=_footer(found))
+    return document(title(found), *sections, _settings(found), commands(given), footer=_footer(found))
 
 
 def document(name: str, *sections: Any, footer: markup.Markup) -> str:
@@ -163,8 +163,7 @@ def _faults(found: Sequence[experiments.Group]) -> markup.Markup | None:
     return section("Faults", tables.faults(found), class_="faults")
 
 
-def settings(found: Sequence[experiments.Group]) -> markup.Markup | None:
-    """The configuration, with what differs between runs first."""
+def _settings(found: Sequence[experiments.Group]) -> markup.Markup | None:
     columns: tuple[dict[str, str], ...] = (
         {"Experiment": "", "Versions": "versions", "Machine": "machine"},
         {"Parts": "parts"},
