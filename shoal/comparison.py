@@ -73,7 +73,7 @@ def begin(
         asked: How to run it.
 
     Returns:
-        The comparison; its status is ``interrupted`` if a signal ended it.
+        The comparison; its status is ``interrupted`` if a signal ended it, ``failed`` if a seed's training did.
 
     Raises:
         Refused: The requests, the folder, or not enough memory for one of them; nothing was created.
@@ -264,8 +264,7 @@ def _saved(unit: _Unit) -> bool:
 
 
 def _end(folder: Path, stopped_by: str | None) -> dict[str, Any]:
-    status = "interrupted" if stopped_by else "completed"
-    summary = drawing.summary(folder) | {"status": status, "stopped_by": stopped_by}
+    summary = drawing.summary(folder) | {"stopped_by": stopped_by}
     if any(row["runs"] for row in summary["presets"].values()):
         summary |= drawing.write(folder, summary)
     run_folder.write_json(folder / "summary.json", summary)

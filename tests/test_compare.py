@@ -62,8 +62,8 @@ def test_the_summary_holds_what_the_run_folders_say(made):
         assert row["return_interval"] == pytest.approx(statistics.interval(means))
         assert row["env_steps"] == sum(run["env_steps"] for run in runs)
         every = [np.loadtxt(f"{one}/episodes.csv", delimiter=",", skiprows=1)[:, 1].mean() for one in row["runs"]]
-        assert row["all_return_mean"] == pytest.approx(np.mean(every))
-        assert row["all_return_std"] == pytest.approx(np.std(every))
+        assert row["train_return_mean"] == pytest.approx(np.mean(every))
+        assert row["train_return_std"] == pytest.approx(np.std(every))
         assert row["train_s"] == max(run["train_s"] for run in runs), "the seconds of one program, not of three"
         assert row["eval_return_iqm"] is None, "not measured is not 0"
 

@@ -62,11 +62,17 @@ def summary(folder: Path) -> dict[str, Any]:
         "seeds": told.seeds,
         "steps": told.steps,
         "solved_at": told.solved_at,
-        "status": "completed" if all(row["status"] == "completed" for row in rows.values()) else "interrupted",
+        "status": _status([row["status"] for row in rows.values()]),
         "stopped_by": None,
         "wall_s": sum(walls) if walls else None,
         "presets": rows,
     }
+
+
+def _status(states: Sequence[str]) -> str:
+    if "failed" in states:
+        return "failed"
+    return "completed" if set(states) == {"completed"} else "interrupted"
 
 
 def _row(folder: Path, told: _Told) -> dict[str, Any]:
@@ -85,8 +91,8 @@ def _row(folder: Path, told: _Told) -> dict[str, Any]:
         "status": status,
         **_middle("return", [run.value("return_mean") for run in runs]),
         **_middle("eval_return", [run.value("eval_return_mean") for run in runs]),
-        "all_return_mean": float(np.mean(every)) if every else None,
-        "all_return_std": float(np.std(every)) if every else None,
+        "train_return_mean": float(np.mean(every)) if every else None,
+        "train_return_std": float(np.std(every)) if every else None,
         "episodes": int(sum(len(run.episodes["episode_return"]) for run in runs)),
         "env_steps": int(sum(steps)),
         "env_steps_per_seed": int(max(steps)) if steps else None,
@@ -294,7 +300,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         words.number(row["return_iqm"]),
         f"{words.number(within[0])} to {words.number(within[1])}" if within else words.MISSING,
         words.number(row["eval_return_iqm"]),
-        words.spread(row["all_return_mean"], row["all_return_std"]),
+        words.spread(row["train_return_mean"], row["train_return_std"]),
         words.number(row["env_steps_per_seed"]),
         words.seconds(row["train_s"]),
     ]

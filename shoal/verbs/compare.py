@@ -59,7 +59,7 @@ def run(typed: list[str]) -> int:
         typed: What stands after ``compare``.
 
     Returns:
-        The exit code: 0, or 75 if a signal ended it.
+        The exit code: 0, 75 if a signal ended it, 3 if a training failed.
 
     Raises:
         Refused: In one line, before anything is made.
@@ -112,7 +112,7 @@ def _ended(compared: comparison.Comparison, *, quiet: bool, as_json: bool) -> in
         output.say(closing.comparison(compared.summary, compared.folder))
     if as_json:
         output.print_json(compared.summary)
-    return 75 if compared.summary["status"] == "interrupted" else 0
+    return {"interrupted": 75, "failed": 3}.get(compared.summary["status"], 0)
 
 
 # ================================================================================================ settings of all
