@@ -193,7 +193,7 @@ def window(returns: np.ndarray, batches: int) -> float:
 
 
 def solved(returns: np.ndarray, bar: float | None) -> dict[str, Any]:
-    """The first episode, counted from 1, at which the mean of the last 100 reaches the bar, and the first at the bar."""
+    """The first episode, counted from 1, at which the mean of the last 100 reaches the bar; the first at it."""
     if bar is None:
         return {"solved_at_episode": None, "first_hit": None}
     sums = np.cumsum(np.concatenate([[0.0], returns]))

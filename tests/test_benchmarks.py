@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-BENCHES = ("hogwild", "on_device", "cartpole", "startup", "presets")
+BENCHES = ("hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation")
 
 
 @pytest.fixture(autouse=True)

@@ -54,7 +54,12 @@ def test_every_preset_is_a_group_trained_for_equal_steps(made):
 
 def test_the_summary_holds_what_the_run_folders_say(made):
     whole = faults.summary(made)
-    assert (whole["status"], whole["seeds"], whole["steps"], whole["env"]) == ("completed", [4, 5, 6], 960, "probe:match")
+    assert (whole["status"], whole["seeds"], whole["steps"], whole["env"]) == (
+        "completed",
+        [4, 5, 6],
+        960,
+        "probe:match",
+    )
     for preset, row in whole["presets"].items():
         runs = [faults.summary(made / preset / f"seed-{seed}") for seed in (4, 5, 6)]
         means = [run["return_mean"] for run in runs]
@@ -86,7 +91,14 @@ def test_the_table_is_told_and_json_is_one_object(capsys, tmp_path):
     assert ended.code == 0
     assert ended.json == faults.summary(tmp_path / "both")
     assert set(ended.json) >= {"comparison", "env", "seeds", "steps", "status", "presets", "figure", "report", "wall_s"}
-    for words in ("[1 of 2] a2c, seeds 0 to 1", "[2 of 2] ppo", "95 % interval", "all episodes", "comparison.png", "left="):
+    for words in (
+        "[1 of 2] a2c, seeds 0 to 1",
+        "[2 of 2] ppo",
+        "95 % interval",
+        "all episodes",
+        "comparison.png",
+        "left=",
+    ):
         assert words in ended.err
     alone = faults.call(capsys, "report", tmp_path / "both", "--out", tmp_path / "page.html")
     assert alone.code == 0, "the folder of a comparison stands for its runs"
@@ -107,7 +119,7 @@ def test_without_steps_all_get_the_most_that_one_is_tuned_for(capsys, tmp_path, 
     from shoal import comparison as comparing
 
     seen = {}
-    monkeypatch.setattr(comparing, "_run", lambda folder, config, asked: seen.update(config) or 1 / 0)
+    monkeypatch.setattr(comparing, "_run", lambda _, config, __: seen.update(config) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         faults.call(capsys, "compare", "a2c", "ppo", "--seeds", 2, "--out", tmp_path / "both")
     assert {name: one["steps"] for name, one in seen["members"].items()} == {"a2c": 400_000, "ppo": 400_000}
