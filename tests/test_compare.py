@@ -189,6 +189,14 @@ def test_a_signal_between_two_trainings_ends_it_in_order(tmp_path, capsys, monke
     assert faults.call(capsys, "resume", tmp_path / "both", "--eval-episodes", 0).code == 0
 
 
+@pytest.mark.parametrize("verb", ["eval", "export"])
+def test_what_is_asked_of_one_policy_is_refused_with_the_way_to_it(verb, made, capsys):
+    ended = faults.call(capsys, verb, made)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert f"{made}/PRESET/seed-S" in ended.err
+    assert faults.call(capsys, verb, made / "ppo" / "seed-5").code == 0
+
+
 def test_an_edited_comparison_is_refused(made, tmp_path, capsys):
     copy = shutil.copytree(made, tmp_path / "both")
     (copy / "summary.json").unlink()
