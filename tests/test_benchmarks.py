@@ -314,6 +314,19 @@ def test_map_propagation_counts_episodes_from_one():
     assert bench.window(batches, 1100) == pytest.approx(np.mean(np.arange(100, 1100)))
 
 
+def test_map_propagation_draws_its_cost(tmp_path):
+    cost = _load("_map_cost")
+    results = cost.blank()
+    for one in results.values():
+        for method in cost.METHODS:
+            one[method] |= {"update_ms": 0.5, "temporary_kb": 100.0}
+    cost.draw(results, tmp_path / "images" / "cost.svg")
+    text = (tmp_path / "images" / "cost.svg").read_text()
+    for words in (*cost.METHODS, "milliseconds an update", "hidden layers of 64 units", ">1024<"):
+        assert words in text
+    assert set(cost.shapes(quick=True)) < set(results)
+
+
 def test_map_propagation_goes_on_where_it_was(tmp_path, monkeypatch):
     bench, common, parts = _load("map_propagation"), _load("_common"), _load("_map_parts")
     units, asked = parts.units(), []

@@ -65,6 +65,7 @@ def test_one_step_of_the_map_phase_by_hand(loops):
     critic.remember()
     decayed = 0.5 * 0.8 / 0.25 + (output - root * moved) / 0.25
     assert critic.traces[1][1][0] == pytest.approx(decayed), "λγ z + e"
+    assert critic.traces[1][0][0, 0] == pytest.approx(decayed * moved)
 
 
 def energy(network, hidden):
@@ -160,6 +161,35 @@ def test_the_order_of_the_steps_around_a_termination_and_a_time_limit(loops):
     assert steps[4].delta == 0.0, "nor does a time limit"
     assert steps[2].delta != 0.0, "a termination does, on the final observation"
     assert learned == [(step.delta, step.share) for step in steps[1:]], "and yet the optimiser makes its step"
+
+
+def test_the_order_within_an_iteration(loops, monkeypatch):
+    done = []
+
+    def watch(name, real):
+        def noted(self, *given, **more):
+            done.append(("actor " if self.choice else "critic ") + name)
+            return real(self, *given, **more)
+
+        monkeypatch.setattr(loops.Network, name, noted)
+
+    for name in ("forward", "learn", "clear", "settle", "remember"):
+        watch(name, getattr(loops.Network, name))
+    made = loops.Settings(hidden=(2,), steps=1, actor=loops.Team((0.1, 0.1), (0.1, 0.1), (0.0, 0.0)),
+                          critic=loops.Team((0.1, 0.1), (0.1, 0.1), (0.0, 0.0)))  # fmt: skip
+    env = Scripted([(1.0, True, False)], [(1.0, False, False), (1.0, False, False)])
+    walk = loops.loop(env, *loops.pair(1, 2, made, np.random.default_rng(0)), made)
+    orders = []
+    for _ in range(3):
+        done.clear()
+        next(walk)
+        orders.append(list(done))
+    drawn = ["actor forward", "critic forward"]
+    traced = ["critic settle", "critic remember", "actor settle", "actor remember"]
+    assert orders[0] == drawn + traced
+    assert orders[1] == [*drawn, "critic learn", "actor learn", *traced], "the iteration that only resets"
+    cleared = ["critic clear", *traced[:2], "actor clear", *traced[2:]]
+    assert orders[2] == [*drawn, "critic learn", "actor learn", *cleared]
 
 
 def test_a_termination_cuts_the_bootstrap(loops):
