@@ -7,11 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from shoal import arguments, cli, environments
+from shoal import arguments, cli, environments, log
 from shoal.algorithms import actor_critic, dqn
 from shoal.report import comparison, statistics, svg
 from tests import faults
@@ -150,6 +151,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_bits(number, tmp_path, capsys)
     assert resumed.code == 0, resumed.err
     assert resumed.json["status"] == "completed"
     assert "a2c, seeds" not in resumed.err, "what is finished is not trained again"
+    assert "[2 of 2] ppo, seeds 0 to 1: goes on" in resumed.err, "from where it was, not from the start"
     assert (out / "a2c" / "summary.json").stat().st_mtime_ns == done
     whole = faults.call(capsys, *long, "--out", tmp_path / "whole", "--quiet")
     assert whole.code == 0
@@ -276,6 +278,34 @@ def test_names_at_the_ends_of_curves_keep_their_distance():
     assert svg.spread([99.0, 98.0, 97.0], 10, 0, 100) == [99.0, 89.0, 79.0]
     placed = svg.spread([1.0, 2.0, 3.0], 10, 0, 100)
     assert placed == [0.0, 10.0, 20.0]
+
+
+def test_the_time_left_is_that_of_the_whole_comparison(tmp_path, monkeypatch):
+    from shoal import comparison as comparing
+
+    clock, shown = [100.0], []
+
+    class Console(log.Quiet):
+        def show(self, status):
+            shown.append(status.eta_s)
+
+    made = [SimpleNamespace(preset=name, seed=0) for name in ("a2c", "ppo")]
+    units = [comparing._Unit(tmp_path / one.preset, one, 2) for one in made]
+    monkeypatch.setattr(comparing.time, "monotonic", lambda: clock[0])
+    watch = comparing._Watch(units, 1000, comparing.Asked(Console, print, 0, 0.0))
+    status = log.Status("a2c", "e", "on_device", 0, 0, 2000, None, None, None, 0, {}, {}, 0, None, None, None, None)
+    console = watch.console(0)
+    console.show(status)
+    clock[0] = 110.0
+    console.show(status._replace(step=500, eta_s=30.0))
+    watch.done(0)
+    clock[0] = 140.0
+    console = watch.console(1)
+    console.show(status._replace(step=200, eta_s=None))
+    console.show(status._replace(step=400, eta_s=7.0))
+    # 500 of 4000 steps took 10 s, so the other preset's 2000 will take 40; at the end only its own time is left.
+    assert shown == [None, 30.0 + 2000 * 10 / 500, None, 7.0]
+    assert (watch.title(1), watch.first(0), watch.first(1)) == ("[2 of 2] ppo, seeds 0 to 1", True, False)
 
 
 def test_the_verdict_says_when_the_intervals_overlap():
