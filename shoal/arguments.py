@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
+import itertools
 import re
-from typing import Any
+import textwrap
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from etils import epy
 
@@ -99,10 +105,56 @@ def peek(arguments: list[str]) -> str | None:
     return None
 
 
+def leading(arguments: list[str]) -> list[str]:
+    """The first argument that is neither an option nor an option's value, and the words that follow it directly."""
+    first = peek(arguments)
+    if first is None:
+        return []
+    rest = arguments[arguments.index(first) :]
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
+
+
 def without_first(arguments: list[str], value: str) -> list[str]:
     """All but the first that is `value`."""
     at = arguments.index(value)
     return arguments[:at] + arguments[at + 1 :]
+
+
+def shared(classes: Sequence[type], base: Any) -> type:
+    """The settings that several dataclasses have in common, as one more dataclass.
+
+    Args:
+        classes: Dataclasses whose field docstrings are the help.
+        base: An instance of the first; its values are the defaults.
+    """
+    hints = [typing.get_type_hints(cls, include_extras=True) for cls in classes]
+    told = docstrings(classes[0])
+    fields: list[Any] = []
+    for field in dataclasses.fields(classes[0]):
+        if all(hint.get(field.name) == hints[0][field.name] for hint in hints):
+            annotation: Any = Annotated[hints[0][field.name], tyro.conf.arg(help=told.get(field.name, ""))]
+            fields.append((field.name, annotation, dataclasses.field(default=getattr(base, field.name))))
+    return dataclasses.make_dataclass("Shared", fields, frozen=True)
+
+
+def docstrings(cls: type) -> dict[str, str]:
+    """What stands below each field of a dataclass, those it inherits included."""
+    found: dict[str, str] = {}
+    for one in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0].body  # type: ignore[attr-defined]
+        for field, below in itertools.pairwise(body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                found[field.target.id] = " ".join(str(below.value.value).split())  # type: ignore[union-attr]
+    return found
+
+
+def flags(cls: type) -> set[str]:
+    """Every option of a dataclass and of those inside it, as it is typed."""
+    return set(_flags(cls))
 
 
 def value(arguments: list[str], flag: str) -> str | None:

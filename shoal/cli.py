@@ -7,12 +7,10 @@ Options are dataclass fields read by tyro; a preset's own parts become option gr
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,11 +18,12 @@ from typing import Annotated, Any
 from etils import epy
 
 from shoal import __version__, arguments, environments, errors, options, presets, registry
+from shoal.verbs import compare, output
 
 with epy.lazy_imports():
     import tyro
 
-    from shoal import check_env, evaluation, experiment, export, log, programs, report, training
+    from shoal import check_env, evaluation, experiment, export, log, report, training
 
 USAGE = """\
 usage: shoal VERB ...
@@ -33,6 +32,7 @@ usage: shoal VERB ...
   resume RUN        continue an interrupted run  shoal resume runs/a3c-CartPole-v1-0-...
   eval RUN          play episodes with the trained policy
   report RUN...     one HTML page about one or more runs
+  compare PRESET... train presets at equal steps, draw one figure   shoal compare a2c ppo dqn --seeds 5
   export RUN        write the policy as an ONNX file
   check-env ID      what an agent will see of an environment, and whether it keeps its promises
   list [KIND]       presets, envs, algorithms, compressors, correctors, runtimes
@@ -78,17 +78,6 @@ def _dispatch(typed: list[str]) -> int:
     return VERBS[verb](rest)
 
 
-# ================================================================================================ output
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=1))
-
-
 # ================================================================================================ train
 
 
@@ -125,8 +114,8 @@ class TrainOptions:
 
 
 def _train(typed: list[str]) -> int:
-    since = _process_start()
-    programs.keep(experiment.cache_folder() / "programs")
+    since = output.process_start()
+    experiment.keep_programs()
     first = arguments.peek(typed)
     if first is None:
         if {"-h", "--help"} & set(typed):
@@ -173,24 +162,14 @@ def _with_parts(request: presets.Request) -> type:
     return made
 
 
-def _process_start() -> float:
-    """``time.time()`` at which this process began, so that start-up includes the interpreter."""
-    try:
-        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        up = float(Path("/proc/uptime").read_text().split()[0])
-        return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
-    except (OSError, ValueError, IndexError):
-        return time.time()
-
-
 def _ended(run: training.Run | training.Group, as_json: bool, quiet: bool) -> int:
     from shoal.report import closing
 
     if not quiet:
         tell = closing.group if isinstance(run, training.Group) else closing.text
-        _say(tell(run.summary, run.folder))
+        output.say(tell(run.summary, run.folder))
     if as_json:
-        _print_json(run.summary)
+        output.print_json(run.summary)
     return 75 if run.summary["status"] == "interrupted" else 0
 
 
@@ -202,7 +181,7 @@ class ResumeOptions:
     """Continue an interrupted run from its newest good checkpoint."""
 
     run: tyro.conf.Positional[Path]
-    """The run folder; of several seeds, the folder that holds theirs."""
+    """The run folder; of several seeds, or of a comparison, the folder that holds theirs."""
     eval_episodes: int = 20
     """Episodes of the evaluation at the end; 0 for none."""
     quiet: bool = False
@@ -212,9 +191,11 @@ class ResumeOptions:
 
 
 def _resume(typed: list[str]) -> int:
-    since = _process_start()
-    programs.keep(experiment.cache_folder() / "programs")
+    since = output.process_start()
+    experiment.keep_programs()
     given = arguments.parse(ResumeOptions, "resume", typed)
+    if compare.is_one(given.run):
+        return compare.resume(given.run, given.eval_episodes, since, quiet=given.quiet, as_json=given.json)
     run = training.resume(given.run, console=log.pick(given.quiet), eval_episodes=given.eval_episodes, since=since)
     return _ended(run, given.json, given.quiet)
 
@@ -241,7 +222,7 @@ def _eval(typed: list[str]) -> int:
         raise errors.Refused(f"--episodes {given.episodes}, but at least 1 is needed")
     if given.seed < 0:
         raise errors.Refused(f"--seed {given.seed} is negative; give 0 or more")
-    built, made, policy = training.load(given.run, _say)
+    built, made, policy = training.load(given.run, output.say)
     played = evaluation.evaluate(built.parts, policy, given.episodes, given.seed, greedy=not given.sample)
     returns = [value if math.isfinite(value) else None for value in played.returns]
     result = {"run": str(given.run), "preset": made.preset, "env": made.env, "seed": given.seed,
@@ -249,9 +230,9 @@ def _eval(typed: list[str]) -> int:
               "lengths": played.lengths}  # fmt: skip
     mean, spread = result["eval_return_mean"], result["eval_return_std"]
     told = "not measured (the simulator paid NaN)" if mean is None else f"{mean:.2f} ± {spread:.2f}"
-    _say(f"{made.preset} on {made.env}: return {told} over {given.episodes} episodes")
+    output.say(f"{made.preset} on {made.env}: return {told} over {given.episodes} episodes")
     if given.json:
-        _print_json(result)
+        output.print_json(result)
     return 0
 
 
@@ -273,9 +254,9 @@ def _report(typed: list[str]) -> int:
         raise errors.Refused("give one or more run folders, e.g. `shoal report runs/*`")
     out = given.out or ((given.runs[0] if len(given.runs) == 1 else Path()) / "report.html")
     path = report.write(list(given.runs), out)
-    _say(f"report: {path}")
+    output.say(f"report: {path}")
     if given.json:
-        _print_json({"report": str(path), "runs": [str(run) for run in given.runs]})
+        output.print_json({"report": str(path), "runs": [str(run) for run in given.runs]})
     return 0
 
 
@@ -297,15 +278,15 @@ def _export(typed: list[str]) -> int:
     given = arguments.parse(ExportOptions, "export", typed)
     if given.format != "onnx":
         raise errors.unknown("format", given.format, ["onnx"])
-    built, made, policy = training.load(given.run, _say)
+    built, made, policy = training.load(given.run, output.say)
     path = given.out or given.run / "policy.onnx"
     agent = built.parts.agent
     about = {"preset": made.preset, "env": made.env, "shoal": __version__}
     model = export.onnx_model(agent.network.spec, policy, agent.head, built.parts.spec.action, about)
     size = export.write(path, model)
-    _say(f"policy: {path} ({size / 1024:.1f} kB)")
+    output.say(f"policy: {path} ({size / 1024:.1f} kB)")
     if given.json:
-        _print_json({"policy": str(path), "bytes": size})
+        output.print_json({"policy": str(path), "bytes": size})
     return 0
 
 
@@ -335,7 +316,7 @@ def _check_env(typed: list[str]) -> int:
         raise errors.Refused(f"--steps {given.steps}, but at least 1 is needed")
     found = check_env.check(given.id, given.environment, given.steps)
     if given.json:
-        _print_json(found.to_json())
+        output.print_json(found.to_json())
     else:
         print("\n".join(check_env.lines(found)))
     return 0 if found.ok else 2
@@ -360,7 +341,7 @@ def _list(typed: list[str]) -> int:
         raise errors.unknown("kind", given.kind, KINDS)
     found = {"presets": _presets, "envs": _envs}.get(given.kind, lambda: _parts(given.kind))()
     if given.json:
-        _print_json({given.kind: found})
+        output.print_json({given.kind: found})
         return 0
     width = max(map(len, found), default=0)
     for name, about in found.items():
@@ -410,6 +391,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "resume": _resume,
     "eval": _eval,
     "report": _report,
+    "compare": compare.run,
     "export": _export,
     "check-env": _check_env,
     "list": _list,

@@ -209,6 +209,11 @@ def cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def keep_programs() -> None:
+    """Keep lowered programs beside JAX's cache from here on; for the command line (see `programs.keep`)."""
+    programs.keep(cache_folder() / "programs")
+
+
 def cache_folder() -> Path:
     """The cache's folder: SHOAL_CACHE_DIR, or the user's own."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "shoal" / "jax"

@@ -158,6 +158,7 @@ def resume(
     since, folder, console = since or time.time(), Path(folder), console or log.pick()
     _check(eval_episodes)
     config = run_folder.read_config(folder)
+    _refuse_comparison(folder, config)
     made = run_folder.unedited(folder, config)
     if run_folder.status(folder) == "completed":
         raise errors.Refused(f"{folder} is complete: nothing is left to do; `shoal train` begins a new run")
@@ -226,6 +227,14 @@ def _seeds(folder: Path, config: dict[str, Any]) -> list[int]:
     return seeds
 
 
+def _refuse_comparison(folder: Path, config: dict[str, Any]) -> None:
+    if "comparison" in config:
+        raise errors.Refused(
+            f"{folder} holds a comparison; give the folder of one of its runs, {folder}/PRESET/seed-S, or go on with "
+            f"all by `shoal resume {folder}`"
+        )
+
+
 def _command() -> str:
     return f"python {shlex.join(sys.argv)}"
 
@@ -286,6 +295,7 @@ def load(
     """
     folder = Path(folder)
     config = run_folder.read_config(folder)
+    _refuse_comparison(folder, config)
     if "seeds" in config:
         first = many.seed_folder(folder, _seeds(folder, config)[0])
         raise errors.Refused(f"{folder} holds the runs of several seeds; give the folder of one, e.g. {first}")

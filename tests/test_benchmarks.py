@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-BENCHES = ("hogwild", "on_device", "cartpole", "startup", "presets")
+BENCHES = ("hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation")
 
 
 @pytest.fixture(autouse=True)
@@ -262,6 +262,93 @@ def test_the_parts_name_presets_that_exist_and_sources_that_can_be_opened():
     assert {part.preset for part in parts.values()} <= set(known.PRESETS)
     references = [reference for part in parts.values() for reference in part.references]
     assert all(reference.url.startswith("https://") and reference.steps > 0 for reference in references)
+
+
+# ---------------------------------------------------------------------------------------------- map_propagation
+
+
+def _learned(mean, solved=200):
+    return {"status": "completed", "mean": mean, "solved_at_episode": solved, "first_hit": 60, "commit": "a"}
+
+
+def _map_record(kept=None, rest=None):
+    bench, parts = _load("map_propagation"), _load("_map_parts")
+    units = parts.units()
+    runs = {name: {} for name in units} | (kept or {})
+    arguments = argparse.Namespace(json=None, quick=False, only=None, fresh=False)
+    return bench.made(arguments, units, runs, bench.earlier(arguments) | (rest or {}))
+
+
+def test_map_propagation_of_nothing_has_every_key_and_a_table():
+    table, record = _load("table"), _map_record()
+    assert table.problems(record) == []
+    text = table.render(record, "map_propagation")
+    assert "| `map_propagation` | – *-100 (5.4)* | – *460 (13.9)* | – *128 (24.6)* | – *39.5 (30.5)* |" in text
+    json.dumps(record, allow_nan=False)
+
+
+def test_map_propagation_stands_beside_the_published_numbers():
+    bench, table = _load("map_propagation"), _load("table")
+    runs = {str(seed): _learned(450.0 + 2 * seed, None if seed else 200) for seed in range(10)}
+    one_step = {"0": {"status": "completed", "mean": -1.0, "at": {"5000": -0.5, "7812": -0.125}, "commit": "a"}}
+    rates = {"numpy_steps_per_s": [100.0, 200.0], "steps_per_s_1": [1500.0, 2000.0], "steps_per_s_10": [8e3, 1e4]}
+    kept = {"table/CartPole/map_propagation": runs, "regression/map_propagation": one_step}
+    results = _map_record(kept, {"speed": bench.speeds(rates)})["results"]
+    cartpole = results["table"]["CartPole"]
+    assert (cartpole["mean"], cartpole["std"]) == (pytest.approx(459.0), pytest.approx(np.std(np.arange(10) * 2.0)))
+    assert (cartpole["published_mean"], cartpole["published_std"]) == (459.70, 13.89)
+    assert (cartpole["solved"], cartpole["solved_at_episode"]) == (1, 200.0)
+    assert cartpole["methods"]["reinforce_team"]["mean"] is None
+    assert results["regression"]["map_propagation"]["last_error"] == 0.125, "a reward of -error"
+    assert results["ratio_numpy_1_repeats"] == [15.0, 10.0], "round by round"
+    assert results["ratio_numpy_10"] == 65.0
+    assert "459 (5.74) *460 (13.9)*" in table.render(_record("map_propagation", results), "map_propagation")
+
+
+def test_map_propagation_counts_episodes_from_one():
+    bench = _load("map_propagation")
+    returns = np.concatenate([np.zeros(50), np.full(150, 500.0)])
+    assert bench.solved(returns, 500.0) == {"solved_at_episode": 150, "first_hit": 51}
+    assert bench.solved(returns, 501.0) == {"solved_at_episode": None, "first_hit": None}
+    batches = np.repeat(np.arange(1200.0), 128)
+    assert bench.window(batches, 1100) == pytest.approx(np.mean(np.arange(100, 1100)))
+
+
+def test_map_propagation_draws_its_cost(tmp_path):
+    cost = _load("_map_cost")
+    results = cost.blank()
+    for one in results.values():
+        for method in cost.METHODS:
+            one[method] |= {"update_ms": 0.5, "temporary_kb": 100.0}
+    cost.draw(results, tmp_path / "images" / "cost.svg")
+    text = (tmp_path / "images" / "cost.svg").read_text()
+    for words in (*cost.METHODS, "milliseconds an update", "hidden layers of 64 units", ">1024<"):
+        assert words in text
+    assert set(cost.shapes(quick=True)) < set(results)
+
+
+def test_map_propagation_goes_on_where_it_was(tmp_path, monkeypatch):
+    bench, common, parts = _load("map_propagation"), _load("_common"), _load("_map_parts")
+    units, asked = parts.units(), []
+    alone, together = "table/LunarLander/map_async", "table/Acrobot/map_async"
+    kept = {name: {} for name in units} | {alone: {str(seed): _learned(1.0) for seed in range(9)}}
+    arguments = argparse.Namespace(json=tmp_path / "made.json", quick=False, only=None, fresh=False)
+    rest = bench.earlier(arguments)
+
+    def train(unit, seeds):
+        asked.append((unit.method, list(seeds)))
+        return {str(seed): _learned(float(seed)) for seed in seeds}
+
+    monkeypatch.setattr(bench, "train", train)
+    bench.gather(arguments, units, kept, rest, [alone, together])
+    assert asked == [("map_async", [9]), ("map_async", list(range(10)))]
+    record = json.loads(arguments.json.read_text())
+    assert record["results"]["parts"][alone]["complete"]
+    assert record["results"]["parts"][together]["of"] == 10
+    bench.gather(arguments, units, kept, rest, [alone, together])
+    assert len(asked) == 2, "nothing is measured twice"
+    common.save(arguments.json, record | {"quick": True})
+    assert bench.earlier(arguments) == rest, "a quick look is never kept"
 
 
 # ---------------------------------------------------------------------------------------------- tables

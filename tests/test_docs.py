@@ -16,6 +16,7 @@ import pytest
 
 from shoal import arguments, cli, environments, experiment, presets, registry
 from shoal.runtimes import _rollout
+from shoal.verbs import compare
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -23,6 +24,7 @@ by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relat
 
 STAND_INS = {  # what a reader puts in for a word in capitals
     "PRESET": "a3c",
+    "PRESET...": "a2c ppo",
     "RUN": "runs/one",
     "RUN...": "runs/one runs/two",
     "ID": "CartPole-v1",
@@ -112,6 +114,9 @@ def check(verb: str, typed: list[str]) -> None:
         source = (ROOT / "benchmarks" / f"{typed[0]}.py").read_text()
         source += "".join((ROOT / "benchmarks" / f"{name}.py").read_text() for name in ("_common", "_seeds"))
         assert [word for word in typed if word.startswith("--") and f'"{word}"' not in source] == []
+    elif verb == "compare":
+        requests = compare._requests(arguments.leading(typed), typed)
+        arguments.parse(compare._options(requests, requests[0]), verb, typed)
     elif verb != "train":
         arguments.parse(OPTIONS[verb], verb, typed)
         if verb == "list":

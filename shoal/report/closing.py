@@ -95,3 +95,27 @@ def _time(summary: Mapping[str, Any]) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "not measured" if value is None else form.format(value)
+
+
+def comparison(summary: Mapping[str, Any], folder: Path) -> str:
+    """The table a comparison ends with.
+
+    Args:
+        summary: As in the comparison's ``summary.json``.
+        folder: Its folder.
+    """
+    from shoal.report import comparison as compared
+
+    seeds = summary["seeds"]
+    done = {"completed": "completed", "interrupted": f"interrupted by {summary['stopped_by']}, saved"}
+    which = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    head = f"{', '.join(summary['presets'])} on {summary['env']} ({which}, {summary['steps']:,} steps each): "
+    table = [("", "IQM, last 100", "95 % interval", "evaluation", "all episodes", "steps", "training")]
+    table += [(name, *compared.cells(row)) for name, row in summary["presets"].items()]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  " + "  ".join(map(str.rjust, row, widths)) for row in table]
+    files = [f"  {key}  {summary[key]}" for key in ("figure", "report") if key in summary]
+    if summary["status"] == "interrupted":
+        files.append(f"  resume  shoal resume {folder}")
+    state = done.get(summary["status"], summary["status"])
+    return "\n".join([head + state, *lines, f"  {compared.verdict(summary)}", *files])

@@ -45,6 +45,8 @@ class Chart(NamedTuple):
     goal: float | None = None
     dots: tuple[np.ndarray, np.ndarray] | None = None
     zero: bool = False  # y begins at 0 where that is near
+    goal_name: str = "goal"
+    named: bool = False  # bold curves are named at their ends, in sizes with room for it
 
 
 def figure(title: str, body: markup.Markup, caption: Any = None, class_: str = "") -> markup.Markup:
@@ -89,10 +91,13 @@ def _picture(
         svg.area(frame, s.x, s.low, s.high, f"hue{s.hue}") for s in bands if s.low is not None and s.high is not None
     ]
     parts += [svg.line(frame, s.x, s.y, f"{s.class_} hue{s.hue}", s.dash) for s in series]
-    parts += [svg.level(frame, chart.goal, f"goal {words.number(chart.goal)}")] if chart.goal is not None else []
+    if chart.goal is not None:
+        parts.append(svg.level(frame, chart.goal, f"{chart.goal_name} {words.number(chart.goal)}"))
     for one in series:
         if one.class_ != "faint" and len(series) > 1:
             parts.append(svg.markers(frame, one.x, one.y, one.place, 5 if one.class_ == "bold" else 2))
+    if chart.named and size.right > svg.RIGHT:
+        parts.append(svg.names(frame, [ending(one) for one in series if one.class_ == "bold"]))
     names = words.few([one.legend for one in series if one.legend])
     return markup.tag(
         "svg",
@@ -103,8 +108,14 @@ def _picture(
         viewBox=f"0 0 {size.width} {size.height}",
         data_x=f"{frame.x[0]} {frame.x[1]}",
         data_y=f"{frame.y[0]} {frame.y[1]}",
-        data_plot=f"{svg.LEFT} {size.width - svg.RIGHT} {size.top} {size.height - svg.BOTTOM}",
+        data_plot=f"{svg.LEFT} {size.width - size.right} {size.top} {size.height - svg.BOTTOM}",
     )
+
+
+def ending(one: Series) -> tuple[float, float, str, int]:
+    """Where a curve ends, what it is called there, and its hue."""
+    last = int(np.flatnonzero(np.isfinite(one.y))[-1])
+    return float(one.x[last]), float(one.y[last]), one.name, one.hue
 
 
 def _tooltip(series: Sequence[Series], unit: str) -> markup.Markup:

@@ -19,6 +19,7 @@ BADGES = {
     "finished": "✓ finished",
     "stopped": "! not all runs completed",
 }
+NOTE = f"“{words.MISSING}” stands where a run wrote no number; it is never a zero."
 # The page may load nothing at all: what it needs is in it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -45,18 +46,29 @@ def render(found: Sequence[experiments.Group]) -> str:
     Returns:
         An HTML document.
     """
+    sections = [_header(found), _learning(found), _system(found), _metrics(found), _runs(found), _faults(found)]
+    given = [run.config.get("command") for group in found for run in group.runs]
+    return document(title(found), *sections, _settings(found), commands(given), footer=_footer(found))
+
+
+def document(name: str, *sections: Any, footer: markup.Markup) -> str:
+    """A whole HTML document with the style and script of every page.
+
+    Args:
+        name: Its title.
+        *sections: What it shows, in order; None is left out.
+        footer: What stands below.
+    """
     head = markup.tag(
         "head",
         markup.tag("meta", charset="utf-8"),
         markup.tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         markup.tag("meta", name="color-scheme", content="light dark"),
         markup.tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        markup.tag("title", f"{title(found)} · Shoal report"),
+        markup.tag("title", f"{name} · Shoal report"),
         markup.tag("style", _file("page.css")),
     )
-    sections = [_header(found), _learning(found), _system(found), _metrics(found), _runs(found), _faults(found)]
-    main = markup.tag("main", *sections, _settings(found), _commands(found))
-    body = markup.tag("body", main, _footer(found), markup.tag("script", _file("page.js")))
+    body = markup.tag("body", markup.tag("main", *sections), footer, markup.tag("script", _file("page.js")))
     return f"<!doctype html>\n{markup.tag('html', head, body, lang='en')}\n"
 
 
@@ -164,8 +176,8 @@ def _settings(found: Sequence[experiments.Group]) -> markup.Markup | None:
     return section("Configuration", markup.tag("div", *drawn, class_="configuration"))
 
 
-def _commands(found: Sequence[experiments.Group]) -> markup.Markup | None:
-    given = [run.config.get("command") for group in found for run in group.runs]
+def commands(given: Sequence[Any]) -> markup.Markup | None:
+    """The commands to repeat it, each once; None stands for one that was not written down."""
     unique = list(dict.fromkeys(str(command) for command in given if command))
     if not unique:
         return None
@@ -177,5 +189,4 @@ def _commands(found: Sequence[experiments.Group]) -> markup.Markup | None:
 def _footer(found: Sequence[experiments.Group]) -> markup.Markup:
     folders = [run.path.resolve().name for group in found for run in group.runs]
     made = f"Made by shoal report from {words.count(len(folders), 'run folder')}: {words.few(folders, 6)}."
-    note = f"“{words.MISSING}” stands where a run wrote no number; it is never a zero."
-    return markup.tag("footer", made, " ", note)
+    return markup.tag("footer", made, " ", NOTE)

@@ -122,7 +122,7 @@ def _reduced(column: np.ndarray | None, how: str) -> float | None:
 
 
 def read_all(paths: Sequence[Path]) -> list[Run]:
-    """Every run folder once, in the order given; the folder of several seeds stands for those of the seeds.
+    """Every run folder once, in the order given; that of several seeds, or of a comparison, stands for those inside.
 
     Raises:
         errors.Refused: No folder was given, or one of them is not a run folder.
@@ -134,8 +134,14 @@ def read_all(paths: Sequence[Path]) -> list[Run]:
 
 
 def _members(path: Path) -> list[Path]:
-    seeds = (_object(path / "config.json") or {}).get("seeds") if path.is_dir() else None
-    return [path / f"seed-{seed}" for seed in seeds] if isinstance(seeds, list) and seeds else [path]
+    config = (_object(path / "config.json") or {}) if path.is_dir() else {}
+    seeds, compared = config.get("seeds"), config.get("comparison")
+    if not isinstance(seeds, list) or not seeds:
+        return [path]
+    if not isinstance(compared, list):
+        return [path / f"seed-{seed}" for seed in seeds]
+    begun = [path / str(name) / f"seed-{seed}" for name in compared for seed in seeds]
+    return [place for place in begun if (place / "config.json").exists()] or [path]
 
 
 def read(path: Path) -> Run:

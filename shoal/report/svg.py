@@ -7,7 +7,7 @@ is drawn for the width it is shown at instead of being shrunk until its labels c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ class Size(NamedTuple):
     height: int
     ticks: int  # about so many along x
     top: int = 30  # pixels above the plot, for the name of y
+    right: int = RIGHT  # pixels right of the plot; more where curves are named at their ends
 
 
 class Frame(NamedTuple):
@@ -45,7 +46,7 @@ class Frame(NamedTuple):
 
     def px(self, values: np.ndarray | float) -> np.ndarray:
         """Data to horizontal pixels."""
-        span = self.size.width - LEFT - RIGHT
+        span = self.size.width - LEFT - self.size.right
         return LEFT + (np.asarray(values) - self.x[0]) / (self.x[1] - self.x[0]) * span
 
     def py(self, values: np.ndarray | float) -> np.ndarray:
@@ -141,11 +142,52 @@ def marker(px: float, py: float, place: int) -> markup.Markup:
 
 def level(frame: Frame, y: float, label: str) -> markup.Markup:
     """A horizontal line across the plot with its name, such as a goal."""
-    at, right = round(float(frame.py(y)), 1), frame.size.width - RIGHT
+    at, right = round(float(frame.py(y)), 1), frame.size.width - frame.size.right
     return markup.join(
         markup.tag("line", x1=LEFT, x2=right, y1=at, y2=at, class_="goal"),
         markup.tag("text", label, x=LEFT + 6, y=at - 5, class_="goal-label"),
     )
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places for labels near where they are wanted, no two closer than `gap`, within a range where that is possible.
+
+    Args:
+        wanted: Where each label would stand, in any order.
+        gap: Least distance.
+        low: The range's start; labels that do not fit go over its end, never before its start.
+        high: The range's end.
+
+    Returns:
+        A place for each, in the order given.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    placed = [0.0] * len(wanted)
+    below = high
+    for i in reversed(order):  # from the end: leave room for those that follow
+        placed[i] = below = min(wanted[i], below)
+        below -= gap
+    above = low
+    for i in order:
+        placed[i] = above = max(placed[i], above)
+        above += gap
+    return placed
+
+
+def names(frame: Frame, ends: Sequence[tuple[float, float, str, int]]) -> markup.Markup:
+    """Curves named at their ends: (x, y, name, hue) each; a thin line leads to a name that had to move."""
+    size = frame.size
+    left = size.width - size.right + 12
+    wanted = [float(frame.py(y)) for _, y, _, _ in ends]
+    parts = []
+    placed = spread(wanted, 16, size.top, size.height - BOTTOM)
+    for (x, _, name, hue), at, place in zip(ends, wanted, placed, strict=True):
+        start = float(frame.px(x)) + 6
+        if abs(place - at) > 4 or start < left - 8:
+            lead = f"M{start:.1f} {at:.1f}L{left - 3} {place:.1f}"
+            parts.append(markup.tag("path", d=lead, class_=f"lead hue{hue}"))
+        parts.append(markup.tag("text", name, x=left, y=round(place + 4, 1), class_=f"name hue{hue}"))
+    return markup.join(*parts)
 
 
 def axes(
@@ -159,7 +201,7 @@ def axes(
         show: How the ticks of x and y are written.
     """
     size = frame.size
-    right, bottom = size.width - RIGHT, size.height - BOTTOM
+    right, bottom = size.width - size.right, size.height - BOTTOM
     parts = [markup.tag("text", labels[1], x=2, y=16, class_="axis-label")]
     for value in ticks(*frame.y, 4 if size.height < 250 else 6):
         at = round(float(frame.py(value)), 1)
