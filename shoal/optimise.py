@@ -63,14 +63,25 @@ class OptimiserState(NamedTuple):
     rule: Any  # running statistics of the parameters as one vector, () when capturing
     gradient: Any  # the gradient left for somebody else, () unless capturing
     skipped: Any  # scalar i32: updates skipped because the gradient was not finite
+    rates: Any = ()  # left with the gradient: what the step of each leaf is multiplied by; () where all are alike
+
+
+class Step(NamedTuple):
+    """What a learning rule may ask of one step, besides the gradient."""
+
+    rates: Any = ()  # like the parameters, a scalar for each leaf: its step is multiplied by it; (): all alike
+    corrected: Any = True  # scalar bool; False takes Adam's moments as they are, without the correction of their bias
+
+
+PLAIN = Step()
 
 
 class Optimiser(NamedTuple):
     """Pure functions; `update` returns the new parameters and state, and the gradient's norm before clipping."""
 
-    init: Callable[[types.Params], OptimiserState]
-    update: Callable[[Any, OptimiserState, types.Params, Any], tuple[types.Params, OptimiserState, Any]]
-    # (gradient, state, params, env_steps) -> (params, state, norm)
+    init: Callable[..., OptimiserState]  # (params, rates=()); `rates` as in `Step`, of rules that ask for them
+    update: Callable[..., tuple[types.Params, OptimiserState, Any]]
+    # (gradient, state, params, env_steps, ask=PLAIN) -> (params, state, norm)
 
 
 def rate(hyper: Hyper, env_steps: Any) -> Any:
@@ -95,17 +106,22 @@ def local(config: Config, steps: int) -> Optimiser:
             return optax.scale_by_adam(b2=hyper.decay, eps=hyper.epsilon)
         return optax.scale_by_rms(decay=hyper.decay, eps=hyper.epsilon, eps_in_sqrt=True)
 
-    def init(params: types.Params) -> OptimiserState:
+    def init(params: types.Params, rates: Any = ()) -> OptimiserState:
+        del rates  # they come with every step
         hyper = _hyper(config, steps)
         return OptimiserState(hyper, rule(hyper).init(_vector(params)[0]), (), jnp.int32(0))
 
-    def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any) -> Any:
+    def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any, ask: Step = PLAIN) -> Any:
         vector, shaped = _vector(gradient)
         norm, scale = _clip(vector, state.hyper.max_norm)
         step, statistics = rule(state.hyper).update(vector * scale, state.rule)
+        if config.rule == "adam" and ask.corrected is not True:
+            plain = statistics.mu / (jnp.sqrt(statistics.nu) + state.hyper.epsilon)
+            step = jnp.where(ask.corrected, step, plain)
         eta = rate(state.hyper, jnp.asarray(env_steps, jnp.float32))
         finite = jnp.isfinite(norm)  # the norm is finite exactly when every element is (or it overflowed: skip too)
-        params = jax.tree.map(lambda p, s: jnp.where(finite, p - eta * s, p), params, shaped(step))
+        etas = jax.tree.map(lambda factor: eta * factor, ask.rates) if ask.rates else jax.tree.map(lambda _: eta, params)
+        params = jax.tree.map(lambda p, s, e: jnp.where(finite, p - e * s, p), params, shaped(step), etas)
         statistics = jax.tree.map(lambda new, old: jnp.where(finite, new, old), statistics, state.rule)
         skipped = state.skipped + (~finite).astype(jnp.int32)
         return params, state._replace(rule=statistics, skipped=skipped), norm
@@ -121,13 +137,14 @@ def capture(config: Config, steps: int) -> Optimiser:
         steps: Environment steps of the whole run, for annealing.
     """
 
-    def init(params: types.Params) -> OptimiserState:
-        return OptimiserState(_hyper(config, steps), (), jax.tree.map(jnp.zeros_like, params), jnp.int32(0))
+    def init(params: types.Params, rates: Any = ()) -> OptimiserState:
+        return OptimiserState(_hyper(config, steps), (), jax.tree.map(jnp.zeros_like, params), jnp.int32(0), rates)
 
-    def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any) -> Any:
+    def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any, ask: Step = PLAIN) -> Any:
         del env_steps  # the rate is taken where the gradient is applied
         norm, scale = _clip(_vector(gradient)[0], state.hyper.max_norm)
-        return params, state._replace(gradient=jax.tree.map(lambda g: g * scale, gradient)), norm
+        left = jax.tree.map(lambda g: g * scale, gradient)
+        return params, state._replace(gradient=left, rates=ask.rates), norm
 
     return Optimiser(init, update)
 
@@ -182,7 +199,7 @@ class SharedRMSProp:
         self._a = np.empty(size, np.float32)
         self._b = np.empty(size, np.float32)
 
-    def apply(self, theta: np.ndarray, g: np.ndarray, gradient: np.ndarray, hyper: Hyper, eta: float) -> None:
+    def apply(self, theta: np.ndarray, g: np.ndarray, gradient: np.ndarray, hyper: Hyper, eta: Any) -> None:
         """One step in place.
 
         Args:
@@ -190,7 +207,7 @@ class SharedRMSProp:
             g: ``[size]`` f32 mean squares, written.
             gradient: ``[size]`` f32.
             hyper: NumPy scalars.
-            eta: The annealed rate (`rate`).
+            eta: The annealed rate (`rate`), or one for each parameter, ``[size]``.
         """
         a, b = self._a, self._b
         np.multiply(gradient, gradient, out=a)

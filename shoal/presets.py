@@ -91,6 +91,13 @@ DQN_ATARI: Settings = {  # Mnih et al. 2015, with Adam and a tenth of the memory
     "runtime": {"environments": 1},
 }
 
+MAP = "Chung 2021, arXiv:2010.07893"
+MAP_SETTINGS: Settings = {  # the rates are in the algorithm's settings, one for each layer
+    "optimiser": {**ADAM, "learning_rate": 1.0, "epsilon": 1e-9},
+    "network": {"hidden": (64, 32), "activation": "softplus", "initialiser": "glorot"},
+    "runtime": {"environments": 1, "chunk_steps": 2000},
+}
+
 PRESETS: dict[str, Preset] = {
     "a2c": Preset(
         summary="synchronous advantage actor-critic; whole loop compiled, or vectorised Gymnasium environments",
@@ -313,6 +320,18 @@ PRESETS: dict[str, Preset] = {
         settings=REPLAY_CONTINUOUS,
         tuned={
             "Pendulum-v1": Tuned(20_000, REPLAY_PENDULUM),
+        },
+    ),
+    "map_propagation": Preset(
+        summary="every unit of the network is an agent; one broadcast signal, no back-propagation",
+        source=MAP,
+        algorithm="map_propagation",
+        runtime=None,
+        env="gymnax:CartPole-v1",
+        steps=500_000,
+        settings=MAP_SETTINGS,
+        tuned={
+            "CartPole-v1": Tuned(500_000, {"algorithm": {"actor_rates_end": (1e-3, 1e-6, 1e-8), "critic_rates_end": (2e-3, 2e-6, 2e-7)}}),
         },
     ),
 }
