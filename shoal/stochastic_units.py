@@ -119,10 +119,10 @@ def sample(kind: Kind, params: types.Params, obs: Any, deviation: Any, noise: Se
 
 def sweep(kind: Kind, law: Law, params: types.Params, obs: Any, hidden: Sequence[Any]) -> Activity:
     """Means and slopes of every layer, each from the values of the layer below."""
-    return _sweep(kind, law, params, (potential(params[kind.names[0]], obs)), hidden)
+    return sweep_from(kind, law, params, potential(params[kind.names[0]], obs), hidden)
 
 
-def _sweep(kind: Kind, law: Law, params: types.Params, first: Any, hidden: Sequence[Any]) -> Activity:
+def sweep_from(kind: Kind, law: Law, params: types.Params, first: Any, hidden: Sequence[Any]) -> Activity:
     """`sweep` with the first layer's potential known: it never changes while the observation does not."""
     function, slope = ACTIVATIONS[kind.activation]
     pots = [first, *(potential(params[name], h) for name, h in zip(kind.names[1:], hidden, strict=True))]
@@ -193,7 +193,7 @@ def settle(problems: Sequence[Problem], steps: int, unroll: int = 1) -> tuple[Se
     first = [potential(one.params[one.kind.names[0]], one.obs) for one in problems]
 
     def look(one: Problem, pot: Any, hidden: tuple[Any, ...]) -> Activity:
-        return _sweep(one.kind, one.law, one.params, pot, hidden)
+        return sweep_from(one.kind, one.law, one.params, pot, hidden)
 
     def step(at: Any, _: Any) -> tuple[Any, None]:
         moved = []

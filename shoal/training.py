@@ -239,12 +239,14 @@ def _run(
         kept.listen()
         began = time.time() - asked.since
         try:
-            if saved and kept.solved_at is not None:
+            if saved and kept.over:
                 result = run_folder.as_saved(built, made, saved)  # killed after its goal was met: nothing to learn
             else:
                 tree = saved.tree if saved else None
                 result = built.runtime.run(built.parts, made.seed, made.steps, made.goal, kept, tree)
             kept.finish(result)
+            if kept.gave_up:
+                raise errors.GaveUp(kept.gave_up)
             summary = kept.summary("interrupted" if kept.stopped_by else "completed", result, began)
             if asked.eval_episodes and not kept.stopped_by:
                 summary |= kept.evaluated(built, result.policy, asked.eval_episodes)

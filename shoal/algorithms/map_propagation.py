@@ -132,10 +132,17 @@ class Guess(NamedTuple):
     value: Any  # scalar, the mean of A given these hidden values
 
 
+class Course(NamedTuple):
+    """The same of a critic that never stops: where its units are after the ticks with a free output."""
+
+    flow: Any  # relaxation.Flow
+    value: Any  # scalar
+
+
 class Ahead(NamedTuple):
     """Clean variant: the critic's draw at the observation to be acted on next."""
 
-    guess: Any  # Guess, leaves [B, ...]; () without a critic. Asynchronous: relaxation.Flow of the critic
+    guess: Any  # Guess, or Course of asynchronous units, leaves [B, ...]; () without a critic
     fresh: Any  # [B] bool, an episode begins: draw anew
 
 
@@ -181,7 +188,7 @@ class Rule(NamedTuple):
     shape: tuple[int, ...]  # of an observation
 
 
-UNROLL = 1  # steps of the MAP phase written out in the loop's body
+UNROLL = 4  # steps of the MAP phase written out in the loop's body
 FLOOR = 30.0  # of softmax arguments in the author's code
 CORRECTED = 1000  # the author's Adam drops its correction from this step on
 
@@ -201,6 +208,8 @@ def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
             return f"algorithm.{name} has {given} values for {depth} layers; give {depth}, or 3 (first, between, output)"
     if config.targets and (config.critic_rule != "none" or spec.action.discrete or spec.action.shape != (1,)):
         return "algorithm.targets asks for one number as the action and algorithm.critic_rule none; see task:Regression"
+    if config.targets and config.learning == "map" and not config.steps:
+        return "a target is learned from after a MAP phase; set algorithm.steps above 0, or leave algorithm.targets out"
     if config.exploring and (config.learning != "map" or config.steps or config.asynchronous):
         return "algorithm.exploring is a way of REINFORCE teams; set algorithm.learning to map and algorithm.steps to 0"
     if config.critic_rule == "map" and not config.steps:
@@ -286,7 +295,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
     def restart(state: State) -> State:
         return state._replace(pending=_pending(rule, state, streams))
 
-    carry = relaxation.still(rule.sizes["actor"], outputs) if config.asynchronous else ()
+    carry = relaxation.still(rule.sizes["actor"], outputs, spec.action.discrete) if config.asynchronous else ()
     act = functools.partial(_act_relaxed if config.asynchronous else _act, rule)
     head = "categorical" if spec.action.discrete else "linear"
     return types.Agent(init, snapshot, act, update, carry, config.rollout_length, head, policy, None, restart)
@@ -422,7 +431,9 @@ def lesson(rule: Rule, state: State, moment: Moment, stale: dict[str, Any]) -> L
             if config.targets:
                 left = moment.target - end.activity.mean[-1][0]
         else:
-            error[which], hidden[which] = _unsettled(rule, which, problem, state), problem.hidden
+            error[which], mean = _unsettled(rule, which, problem)
+            hidden[which] = problem.hidden
+            left = moment.target - mean[0]
     if config.exploring:
         flags = units.split(moment.exploring, (*rule.sizes["actor"], 1))
         error["actor"] = tuple(e * flag for e, flag in zip(error["actor"], flags, strict=True))
@@ -441,20 +452,20 @@ def _gated(rule: Rule, state: State, which: str, problem: Any, end: Any) -> tupl
     return units.gate(law, problem.output, end.activity.mean[-1], end.error, state.hyper.guard)
 
 
-def _unsettled(rule: Rule, which: str, problem: Any, state: State) -> tuple[Any, ...]:
-    """Errors of a network that does not learn by MAP."""
+def _unsettled(rule: Rule, which: str, problem: Any) -> tuple[tuple[Any, ...], Any]:
+    """Errors of a network that does not learn by MAP, and the mean of its output."""
     kind, law, params = problem.kind, problem.law, problem.params
     activity = units.sweep(kind, law, params, problem.obs, problem.hidden)
-    own = units.errors(kind, law, activity, problem.hidden, problem.output)
-    if which == "actor":
-        return units.backpropagate(kind, params, activity, own[-1])
-    if rule.config.critic_rule == "backprop":  # the gradient of the value
-        return units.backpropagate(kind, params, activity, jnp.ones_like(problem.output))
+    own, mean = units.errors(kind, law, activity, problem.hidden, problem.output), activity.mean[-1]
+    if which == "actor" and not rule.config.targets:
+        return units.backpropagate(kind, params, activity, own[-1]), mean
+    if which == "actor" or rule.config.critic_rule == "backprop":  # the gradient of the mean
+        return units.backpropagate(kind, params, activity, jnp.ones_like(problem.output)), mean
     # REINFORCE with the output as its reward, and the value of quiet units as a baseline that no draw changes.
     silent = [jnp.zeros_like(h) for h in problem.hidden]
     calm = units.sample(kind, params, problem.obs, law.variance, silent)
     baseline = units.potential(params[kind.names[-1]], calm[-1])
-    return tuple(e * (problem.output - baseline) for e in own)
+    return tuple(e * (problem.output - baseline) for e in own), mean
 
 
 def clean(rule: Rule, state: State, step: types.Transition, key: types.Key) -> tuple[State, types.Metrics]:
@@ -540,15 +551,116 @@ def iterate(rule: Rule, state: State, moment: Moment, key: types.Key) -> tuple[S
 def relaxed(
     rule: Rule, state: State, step: types.Transition, carry: types.Carry, key: types.Key
 ) -> tuple[State, types.Metrics]:
-    """`clean` for units that never stop: the ticks of acting once more, now with their traces; then the same δ."""
-    raise NotImplementedError
+    """`clean` for units that never stop: the ticks of acting once more, now with their traces; then the same δ.
+
+    The critic's ticks with a held output are at this observation, those with a free one at the next.
+    """
+    hyper, pending = state.hyper, state.pending
+    obs, next_obs = (_seen(state.normaliser, seen) for seen in (step.obs, step.next_obs))
+    reward = jnp.clip(step.reward, -hyper.reward_clip, hyper.reward_clip)
+    z = state.traces or jax.tree.map(lambda leaf: jnp.zeros((reward.size, *leaf.shape)), state.params)
+    z = jax.tree.map(lambda leaf: jnp.where(pending.fresh.reshape(-1, *[1] * (leaf.ndim - 1)), 0.0, leaf), z)
+    delta, value, traces, course = reward, jnp.zeros_like(reward), {}, ()
+    traces["actor"] = jax.vmap(functools.partial(_retrace, rule, state))(z["actor"], obs, step.extras.hidden, carry)
+    if rule.config.critic_rule != "none":
+        noise = jax.random.normal(key, (reward.size, 2, rule.config.free_steps, 1))
+        going = jax.vmap(functools.partial(_course, rule, state))
+        traces["critic"], course, value = going(z["critic"], pending.guess, pending.fresh, obs, next_obs, noise)
+        delta = reward + hyper.discount * step.discount * course.value - value
+    gradient = jax.tree.map(lambda leaf: jnp.tensordot(delta, leaf, 1) / -delta.size, traces)
+    state, norm = apply(rule, state, gradient, optimise.Step(rates(rule, state.layers, state.env_steps / hyper.end_t)))
+    over, still = (step.discount == 0) | step.truncated, jnp.zeros_like(reward)
+    state = state._replace(
+        traces=traces if state.traces else (),
+        pending=Ahead(course, over),
+        env_steps=state.env_steps + reward.size,
+    )
+    return state, _told(rule, {"guard": still, "actor_move": still, "critic_move": still}, step, delta, value, norm)
+
+
+def _retrace(rule: Rule, state: State, z: Any, obs: Any, drawn: Any, flow: Any) -> Any:
+    """The actor's traces over the ticks of one decision, from the outputs it drew."""
+    kind, steps = rule.kinds["actor"], rule.config.steps
+    outputs = drawn.reshape(rule.config.free_steps, -1)
+    outputs = jnp.concatenate([outputs, jnp.broadcast_to(outputs[-1], (steps, *outputs.shape[1:]))])
+    body = relaxation.Body(kind, _law(state, "actor"), state.params["actor"], obs)
+    heard = relaxation.relax(body, flow, outputs, lambda _mean, _before, given: given, _clock(state))[2]
+    return relaxation.traced(kind, z, heard, state.hyper.discount * state.hyper.trace)
+
+
+def _course(
+    rule: Rule, state: State, z: Any, course: Course, fresh: Any, obs: Any, next_obs: Any, noise: Any
+) -> tuple[Any, Course, Any]:
+    """The critic's traces from one observation to the next, where it is then, and its value of the first."""
+    kind, law, params = rule.kinds["critic"], _law(state, "critic"), state.params["critic"]
+    fade, spread = state.hyper.discount * state.hyper.trace, jnp.sqrt(law.variance[-1])
+
+    def gate(output: Any, mean: Any, error: Any) -> Any:
+        if rule.config.gate == "product":
+            return tuple(e * (output - mean) for e in error)
+        return units.gate(law, output, mean, error, state.hyper.guard)[0]
+
+    def ticks(z: Any, flow: Any, obs: Any, outputs: Any, choose: Any) -> tuple[Any, Course]:
+        body = relaxation.Body(kind, law, params, obs)
+        flow, _, heard = relaxation.relax(body, flow, outputs, choose, _clock(state), gate)
+        value = units.potential(params[kind.names[-1]], flow.hidden[-1])[0]
+        return relaxation.traced(kind, z, heard, fade), Course(flow, value)
+
+    def free(mean: Any, before: Any, noise: Any) -> Any:
+        del before
+        return mean + spread * noise
+
+    begun = ticks(z, jax.tree.map(jnp.zeros_like, course.flow), obs, noise[0], free)
+    z, now = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), begun, (z, course))
+    z, held = ticks(z, now.flow, obs, jnp.zeros((rule.config.steps, 1)), lambda _mean, before, _given: before)
+    z, after = ticks(z, held.flow, next_obs, noise[1], free)
+    return z, after, now.value
 
 
 def _act_relaxed(
     rule: Rule, policy: types.Policy, carry: types.Carry, obs: Any, key: types.Key
 ) -> tuple[Any, Remembered, types.Carry]:
-    """N' ticks with a free output, then N with the last one held."""
-    raise NotImplementedError
+    """N' ticks with a free output, then N with the last one held; greedily, one sweep of means."""
+    kind, seen, config, more = rule.kinds["actor"], _seen(policy.normaliser, obs), rule.config, policy.exploration
+    law = units.Law(more.variance, jnp.ones(()))  # the temperature is in the weights
+    params = policy.params if rule.choices else _unfolded(rule, policy.params)
+    outputs = rule.choices or rule.scale.size
+    draw = jax.random.gumbel if rule.choices else jax.random.normal
+    noise = draw(key, (config.free_steps, outputs))
+    held = jnp.zeros((config.steps, outputs))
+    free = jnp.arange(config.free_steps + config.steps) < config.free_steps
+
+    def choose(mean: Any, before: Any, given: tuple[Any, Any]) -> Any:
+        noise, live = given
+        if rule.choices:
+            drawn = jax.nn.one_hot(jnp.argmax(jnp.log(mean) + noise), outputs, dtype=mean.dtype)
+        else:
+            drawn = mean + jnp.sqrt(law.variance[-1]) * noise
+        return jnp.where(live, drawn, before)
+
+    body = relaxation.Body(kind, law, params, seen)
+    clock = relaxation.Clock(more.speed_decay, jnp.zeros(()), jnp.ones(()))  # speeds are kept; nothing is learned
+    flow, drawn, _ = relaxation.relax(body, carry, (jnp.concatenate([noise, held]), free), choose, clock)
+    quiet = units.split(jnp.zeros(sum(rule.sizes["actor"])), rule.sizes["actor"])
+    calm = units.sample(kind, params, seen, more.deviation, quiet)
+    mean = units.potential(params[kind.names[-1]], calm[-1])
+    live = policy.explore > 0
+    if rule.choices:
+        action = jnp.where(live, jnp.argmax(flow.output), jnp.argmax(mean)).astype(jnp.int32)
+    else:
+        action = jnp.where(live, flow.output, mean) * rule.scale + rule.offset
+    return action, Remembered(drawn[: config.free_steps].reshape(-1), jnp.ones(1)), flow
+
+
+def _unfolded(rule: Rule, params: types.Params) -> types.Params:
+    """The output layer in its own units again."""
+    name = rule.kinds["actor"].names[-1]
+    kernel, bias = params[name]["kernel"], params[name]["bias"]
+    return {**params, name: {"kernel": kernel / rule.scale, "bias": (bias - rule.offset) / rule.scale}}
+
+
+def _clock(state: State) -> Any:
+    return relaxation.Clock(state.hyper.speed_decay, state.hyper.speed_weight, state.hyper.speed_floor)
 
 
 def eligible(state: State, added: Any, fresh: Any, delta: Any) -> tuple[State, Any]:
@@ -648,7 +760,8 @@ def _pending(rule: Rule, state: State, streams: int) -> Any:
     if rule.config.critic_rule == "none":
         return Ahead((), fresh)
     if rule.config.asynchronous:
-        return Ahead(_spread(relaxation.still(rule.sizes["critic"], 1), streams), fresh)
+        still = Course(relaxation.still(rule.sizes["critic"], 1), jnp.zeros(()))
+        return Ahead(_spread(still, streams), fresh)
     hidden = tuple(jnp.zeros((streams, size)) for size in rule.sizes["critic"])
     return Ahead(Guess(hidden, jnp.zeros((streams, 1)), jnp.zeros(streams)), fresh)
 
