@@ -52,7 +52,8 @@ class Experiment:
             "seed": self.seed,
             "goal": self.goal._asdict() if self.goal else None,
             "parts": parts,
-            **({"episodes": self.episodes} if self.episodes is not None else {}),  # digests without it stay as they were
+            # Left out where there is none, so that digests of older runs stay what they were.
+            **({"episodes": self.episodes} if self.episodes is not None else {}),
         }
 
 

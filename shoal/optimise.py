@@ -120,7 +120,7 @@ def local(config: Config, steps: int) -> Optimiser:
             step = jnp.where(ask.corrected, step, plain)
         eta = rate(state.hyper, jnp.asarray(env_steps, jnp.float32))
         finite = jnp.isfinite(norm)  # the norm is finite exactly when every element is (or it overflowed: skip too)
-        etas = jax.tree.map(lambda factor: eta * factor, ask.rates) if ask.rates else jax.tree.map(lambda _: eta, params)
+        etas = jax.tree.map(lambda factor: eta * factor, ask.rates or jax.tree.map(lambda _: 1.0, params))
         params = jax.tree.map(lambda p, s, e: jnp.where(finite, p - e * s, p), params, shaped(step), etas)
         statistics = jax.tree.map(lambda new, old: jnp.where(finite, new, old), statistics, state.rule)
         skipped = state.skipped + (~finite).astype(jnp.int32)

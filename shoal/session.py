@@ -26,7 +26,8 @@ with epy.lazy_imports():
 
 WRITE_EVERY = 0.1  # seconds between metric lines at first; grows to 1 % of the run so far, 5 s at most
 SAVE_EVERY = 20.0  # seconds between checkpoints at least; the environment variable SHOAL_SAVE_EVERY overrides it
-DIVERGED, DIVERGED_SHARE = 1000, 0.01  # gradients that were not finite, in all and of all, after which a run is given up
+DIVERGED = 1000  # gradients that were not finite, after which a run is given up,
+DIVERGED_SHARE = 0.01  # if they are so many of all
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 

@@ -41,8 +41,8 @@ SIZES = {"Multiplexer": (5, 10), "Regression": (8, 1024)}  # the published size,
 class Config(environments.Config):
     """Tasks of one step."""
 
-    weights_seed: int = options.number(0, low=0, high=2**31 - 1)
-    """Seed of the fixed weights that make the answers of a regression."""
+    weights_seed: int = options.number(11, low=0, high=2**31 - 1)
+    """Seed of the fixed weights that make the answers of a regression; answers of 11 have variance 2.5, the median."""
 
 
 class State(NamedTuple):

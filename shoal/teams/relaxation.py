@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import stochastic_units as units
 from shoal import types
+from shoal.teams import units
 
 with epy.lazy_imports():
     import jax
