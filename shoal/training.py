@@ -267,6 +267,9 @@ def _run_many(
     folder: Path, members: list[experiment.Experiment], built: experiment.Built, asked: many.Asked, *, resuming: bool
 ) -> Group:
     ended = many.run(folder, members, built, asked, resuming=resuming)
+    if lost := [run for run in ended.summaries if run["status"] == "failed"]:
+        seeds = ", ".join(str(run["seed"]) for run in lost)
+        raise errors.GaveUp(f"seeds {seeds}: {lost[0]['error']}; the others are complete in {folder}")
     folders = [many.seed_folder(folder, made.seed) for made in members]
     runs = tuple(Run(*one) for one in zip(folders, members, ended.policies, ended.summaries, strict=True))
     return Group(folder, runs, ended.summary)

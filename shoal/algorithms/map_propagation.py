@@ -21,7 +21,7 @@ with epy.lazy_imports():
     import numpy as np
 
     from shoal import networks, normalise, optimise
-    from shoal.teams import acting, ceaseless, learning, records, relaxation, units
+    from shoal.teams import acting, author, ceaseless, learning, records, relaxation, units
 
 
 FLOOR = 30.0  # softmax arguments of the author's code are no further than this below the largest
@@ -93,9 +93,7 @@ def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
     """See `algorithms`."""
     scalar = not spec.action.discrete and spec.action.shape == (1,)
     if config.targets and not (scalar and config.critic_rule == "none"):
-        return (
-            "algorithm.targets asks for one number as the action and algorithm.critic_rule none; see task:Regression-8"
-        )
+        return "algorithm.targets asks for one number as the action and algorithm.critic_rule none: task:Regression-8"
     return _unfit_network(config, network, spec) or _unfit_variant(config) or _unfit_rules(config)
 
 
