@@ -187,16 +187,18 @@ class Script:
 # ------------------------------------------------------------------------------------------------ against loops
 
 
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("spec", [DISCRETE, REACH], ids=["softmax", "linear"])
 @pytest.mark.parametrize("variant", ["clean", "paper"])
-def test_every_step_equals_loops_in_numpy(x64, variant, spec):
+def test_every_step_equals_loops_in_numpy(variant, spec):
     script = Script(spec, variant)
     for end in ENDS:
         script.step(end)
         script.assert_equal()
 
 
-def test_the_order_of_events_is_the_one_written_down(x64):
+@pytest.mark.usefixtures("x64")
+def test_the_order_of_events_is_the_one_written_down():
     """(an end without a bootstrap, learned, traces cleared, iterations or steps before)."""
     ends = ["", "terminal", "", "limit", ""]
     clean, paper = Script(), Script(variant="paper")
@@ -226,7 +228,8 @@ def test_the_order_of_events_is_the_one_written_down(x64):
 # ------------------------------------------------------------------------------------------------ quirks, by row
 
 
-def test_row_2_a_time_limit_bootstraps_in_the_clean_variant_only(x64):
+@pytest.mark.usefixtures("x64")
+def test_row_2_a_time_limit_bootstraps_in_the_clean_variant_only():
     deltas = {}
     for variant in ("clean", "paper"):
         script = Script(variant=variant)
@@ -238,7 +241,8 @@ def test_row_2_a_time_limit_bootstraps_in_the_clean_variant_only(x64):
     assert deltas["clean"] != 0.0
 
 
-def test_row_3_old_momentum_moves_the_weights_in_the_paper_variant(x64):
+@pytest.mark.usefixtures("x64")
+def test_row_3_old_momentum_moves_the_weights_in_the_paper_variant():
     script = Script(variant="paper")
     for end in ("", "", "terminal"):
         script.step(end)
@@ -263,8 +267,9 @@ def test_row_5_actions_of_the_paper_variant_are_shifted():
         np.testing.assert_allclose(policy.params["policy"]["kernel"], 2.0 * raw)
 
 
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("variant", "jump"), [("clean", 1.0), ("paper", 1.26)])
-def test_row_6_the_paper_variant_drops_adams_correction_at_step_1000(x64, variant, jump):
+def test_row_6_the_paper_variant_drops_adams_correction_at_step_1000(variant, jump):
     script = Script(variant=variant)
     for _ in range(3):
         script.step()
@@ -329,8 +334,9 @@ def agent_kind(variant):
     return found[0]
 
 
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("variant", ["clean", "paper"])
-def test_row_10_rewards_are_held_within_the_limit(x64, variant):
+def test_row_10_rewards_are_held_within_the_limit(variant):
     deltas = []
     for clip in (1e-9, 1e9):
         script = Script(variant=variant, reward_clip=clip)
@@ -386,8 +392,9 @@ def reparametrised(problem, hidden):
     return jax.grad(objective)(problem.params)
 
 
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("head", "variance", "temperature"), VARIANCES)
-def test_theorem_at_the_minimum_the_update_is_back_propagation(x64, head, variance, temperature):
+def test_theorem_at_the_minimum_the_update_is_back_propagation(head, variance, temperature):
     @functools.partial(jax.jit, static_argnums=1)
     def compare(problem_arrays, steps):
         problem = units.Problem(kind, *problem_arrays)
@@ -413,7 +420,8 @@ def test_theorem_at_the_minimum_the_update_is_back_propagation(x64, head, varian
     assert np.median(cosines) >= 0.99
 
 
-def test_the_map_phase_descends_the_energy_along_its_gradient(x64):
+@pytest.mark.usefixtures("x64")
+def test_the_map_phase_descends_the_energy_along_its_gradient():
     problem = problem_of("softmax", (0.03, 0.1, 0.1), 2.0, 0)
     activity = units.sweep(problem.kind, problem.law, problem.params, problem.obs, problem.hidden)
     moved = units.ascend(problem, activity, problem.hidden)
@@ -491,7 +499,8 @@ def _plain_rollout(streams=1, features=4, units_=11):
 # ------------------------------------------------------------------------------------------------ REINFORCE
 
 
-def test_reinforce_is_unbiased_on_a_unit_whose_gradient_is_known(x64):
+@pytest.mark.usefixtures("x64")
+def test_reinforce_is_unbiased_on_a_unit_whose_gradient_is_known():
     """One hidden unit, two choices, reward 1 for the second: the exact gradient by quadrature over the unit's noise."""
     problem = problem_of("softmax", (0.4, 1.0), 1.0, 5, sizes=(1,), features=2)
     kind, law, params, obs = problem.kind, problem.law, problem.params, problem.obs
@@ -562,12 +571,14 @@ def test_a_unit_that_does_not_explore_gives_its_mean_and_learns_nothing():
     rollout = rollout._replace(transitions=rollout.transitions._replace(obs=step[0], action=step[1], extras=step[2]))
     after, _ = jax.jit(agent.update)(state, rollout, seeds.key(3))
     assert all(
-        np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (after.params["actor"], state.params["actor"])))
+        np.array_equal(a, b)
+        for a, b in zip(*map(jax.tree.leaves, (after.params["actor"], state.params["actor"])), strict=True)
     )
     assert not np.array_equal(after.params["critic"]["value"]["kernel"], state.params["critic"]["value"]["kernel"])
 
 
-def test_back_propagation_is_that_of_autograd(x64):
+@pytest.mark.usefixtures("x64")
+def test_back_propagation_is_that_of_autograd():
     problem = problem_of("softmax", (0.03, 0.1, 0.1), 2.0, 3)
     kind, law = problem.kind, problem.law
     activity = units.sweep(kind, law, problem.params, problem.obs, problem.hidden)
