@@ -29,6 +29,7 @@ RATES = {
     "actor_rates": (1e-2, 3e-3, 1e-3), "actor_rates_end": (1e-3, 1e-4, 1e-5),
     "critic_rates": (2e-2, 2e-3, 2e-3), "critic_rates_end": (2e-3, 2e-4, 2e-5),
 }  # fmt: skip
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # compiled fast, run slowly
 DISCRETE = env_spec((4,), choices=3)
 REACH = env_spec((4,), low=(-1.0, 0.0), high=(1.0, 3.0))
 
@@ -55,7 +56,7 @@ def agent_of(spec=DISCRETE, streams=1, network=NETWORK, **algorithm):
 
 
 def begun(agent, seed=0):
-    return jax.jit(agent.init)(seeds.key(seed))
+    return jax.jit(agent.init, compiler_options=QUICK)(seeds.key(seed))
 
 
 def doubled(tree):
@@ -101,7 +102,7 @@ def oracle(kind, state, agent, spec, config):
 def compiled(spec, variant):
     """The agent of a script and its update, compiled once; numbers that may change are not part of it."""
     agent = agent_of(spec, variant=variant, steps=7, end_t=10, **RATES)
-    return agent, jax.jit(agent.update)
+    return agent, jax.jit(agent.update, compiler_options=QUICK)
 
 
 ENDS = ["", "", "terminal", "", "limit", "", "", "terminal"]  # of the steps of the script, the last of an episode
@@ -256,13 +257,13 @@ def test_row_5_actions_of_the_paper_variant_are_shifted():
     reach = env_spec((4,), low=(-1.0,), high=(1.0,))
     for variant, middle in (("clean", 0.0), ("paper", 1.0)):
         agent = agent_of(reach, variant=variant)
-        state = begun(agent)
+        state, act = begun(agent), jax.jit(agent.act)
         policy = agent.snapshot(state)
         zero = policy._replace(params=jax.tree.map(lambda leaf: 0.0 * leaf, policy.params), explore=jnp.float32(0.0))
-        assert float(agent.act(policy, (), jnp.zeros(4), seeds.key(0))[0][0]) != 0.0
+        assert float(act(policy, (), jnp.zeros(4), seeds.key(0))[0][0]) != 0.0
         bias = policy.params["policy"]["bias"]
         np.testing.assert_allclose(bias, middle)
-        assert float(agent.act(zero, (), jnp.zeros(4), seeds.key(0))[0][0]) == 0.0
+        assert float(act(zero, (), jnp.zeros(4), seeds.key(0))[0][0]) == 0.0
         raw = state.params["actor"]["policy"]["kernel"]
         np.testing.assert_allclose(policy.params["policy"]["kernel"], 2.0 * raw)
 
@@ -328,7 +329,8 @@ def agent_kind(variant):
     original = acting.units.logits
     try:
         acting.units.logits = lambda kind, *given: (found.append(kind), original(kind, *given))[1]
-        agent.act(agent.snapshot(begun(agent)), (), jnp.zeros(4), seeds.key(1))
+        policy = jax.eval_shape(lambda: agent.snapshot(agent.init(seeds.key(0))))
+        jax.eval_shape(agent.act, policy, (), jax.ShapeDtypeStruct((4,), np.float32), seeds.key(1))
     finally:
         acting.units.logits = original
     return found[0]
@@ -395,7 +397,7 @@ def reparametrised(problem, hidden):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("head", "variance", "temperature"), VARIANCES)
 def test_theorem_at_the_minimum_the_update_is_back_propagation(head, variance, temperature):
-    @functools.partial(jax.jit, static_argnums=1)
+    @functools.partial(jax.jit, static_argnums=1, compiler_options=QUICK)
     def compare(problem_arrays, steps):
         problem = units.Problem(kind, *problem_arrays)
         (end,) = units.settle([problem], steps)
