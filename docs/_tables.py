@@ -96,6 +96,23 @@ FAMILIES = {
         ("sac",),
         {**REPLAY, "algorithm.temperature": "α₀", "algorithm.entropy_target": "H̄ / dim"},
     ),
+    "presets/map_propagation.md": Family(
+        "map_propagation",
+        ("map_propagation", "map_async", "reinforce_team", "reinforce_team_explore", "backprop_det", "backprop_sto"),
+        {
+            "algorithm.steps": "N",
+            "algorithm.free_steps": "N'",
+            "algorithm.explore": "p",
+            "algorithm.trace": "λ",
+            "algorithm.actor_variance": "σ²",
+            "algorithm.critic_variance": "σ²",
+            "algorithm.actor_rates": "η",
+            "algorithm.critic_rates": "η",
+            "algorithm.speed_decay": "β",
+            "algorithm.speed_weight": "α",
+            "algorithm.speed_floor": "ε",
+        },
+    ),
 }
 
 
@@ -135,12 +152,12 @@ def _flag(name: str) -> str:
     return name if name.endswith("_") else name.replace("_", "-")
 
 
-def show(value: Any) -> str:
-    """A setting as it is typed, more or less."""
+def show(value: Any, nothing: str = "all") -> str:
+    """A setting as it is typed, more or less; `nothing` stands for an empty list."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return " ".join(map(str, value)) or "all"
+        return " ".join(show(item) for item in value) or nothing
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -151,7 +168,7 @@ def tuned(family: Family) -> str:
         preset = presets.PRESETS[name]
         for env, found in preset.tuned.items():
             given = [
-                f"`--{kind}.{_flag(field)}` {show(value)}"
+                f"`--{kind}.{_flag(field)}` {show(value, 'none')}"
                 for kind, values in found.settings.items()
                 for field, value in values.items()
             ]

@@ -36,6 +36,7 @@ def train(
     runtime: str | Mapping[str, Any] | None = None,
     corrector: str | Mapping[str, Any] | None = None,
     until: float | str | None = None,
+    episodes: int | None = None,
     out: str | Path | None = None,
     eval_episodes: int = 20,
     quiet: bool = False,
@@ -54,6 +55,7 @@ def train(
             name may be left out).
         corrector: Likewise, one of `shoal list correctors`.
         until: Stop early at this mean return of the last 100 episodes; ``"solved"`` takes the environment's own.
+        episodes: Stop after so many training episodes, of each seed; or at `steps`, if that comes first.
         out: The run folder; a new one under ``runs/`` when None.
         eval_episodes: Episodes of the evaluation at the end.
         quiet: Show nothing on stderr.
@@ -73,7 +75,7 @@ def train(
         settings[kind] = named
     if workers is not None:
         settings["runtime"] = {"workers": workers, **settings["runtime"]}
-    request = presets.Request(preset, env, steps, seed, **names, until=until, settings=settings)
+    request = presets.Request(preset, env, steps, seed, **names, until=until, episodes=episodes, settings=settings)
     if seeds is None:
         return training.train(request, out, console=log.pick(quiet), eval_episodes=eval_episodes)
     return training.train_seeds(request, seeds, out, console=log.pick(quiet), eval_episodes=eval_episodes)

@@ -105,6 +105,8 @@ class TrainOptions:
     """Stop early at this mean return of the last 100 episodes; "solved" takes the environment's own number."""
     out: Path | None = None
     """The run folder; must not exist. Default: runs/PRESET-ENV-SEED-TIME (of several seeds: FIRSTtoLAST)."""
+    episodes: int | None = None
+    """Stop after so many training episodes (of each seed), or at --steps if that comes first."""
     eval_episodes: int = 20
     """Episodes of the evaluation at the end; 0 for none."""
     quiet: bool = False
@@ -137,7 +139,9 @@ def _train(typed: list[str]) -> int:
         configs["runtime"] = dataclasses.replace(configs["runtime"], workers=given.workers)
     if given.eval_episodes < 0:
         raise errors.Refused(f"--eval-episodes {given.eval_episodes} is negative; 0 turns the evaluation off")
-    request = request._replace(steps=given.steps, seed=given.seed, until=given.until, configs=configs)
+    request = request._replace(
+        steps=given.steps, seed=given.seed, until=given.until, episodes=given.episodes, configs=configs
+    )
     asked: dict[str, Any] = {
         "console": log.pick(given.quiet),
         "eval_episodes": given.eval_episodes,

@@ -38,6 +38,7 @@ class Experiment:
     compressor: str
     runtime: str
     configs: Mapping[str, Any]  # kind -> its config; the kinds of `kinds()`
+    episodes: int | None = None  # training episodes after which the run ends, if before its steps; None: steps alone
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as in ``config.json``."""
@@ -53,6 +54,8 @@ class Experiment:
             "seed": self.seed,
             "goal": self.goal._asdict() if self.goal else None,
             "parts": parts,
+            # Left out where there is none, so that digests of older runs stay what they were.
+            **({"episodes": self.episodes} if self.episodes is not None else {}),
         }
 
 
@@ -95,7 +98,7 @@ def from_json(data: Mapping[str, Any]) -> Experiment:
         goal = types.Goal(**data["goal"]) if data["goal"] else None
         return Experiment(
             preset=data["preset"], env=data["env"], steps=data["steps"], seed=data["seed"], goal=goal, **names,
-            configs=configs,
+            configs=configs, episodes=data.get("episodes"),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise errors.Refused(f"config.json is not one of Shoal's ({type(error).__name__}: {error})") from None
@@ -116,12 +119,16 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
     Raises:
         Refused: Says what was given, what is allowed and what to do.
     """
-    for name in ("steps", "seed"):
+    for name in ("steps", "seed", "episodes"):
         value = getattr(experiment, name)
+        if name == "episodes" and value is None:
+            continue
         if not isinstance(value, int) or isinstance(value, bool):
             raise errors.Refused(f"{name}={value!r} is not a whole number; give one, e.g. {name}=100000")
     if experiment.steps < 1:
         raise errors.Refused(f"steps={experiment.steps}, but at least 1 environment step is needed")
+    if experiment.episodes is not None and experiment.episodes < 1:
+        raise errors.Refused(f"episodes={experiment.episodes}, but at least 1 is needed; leave it out to run by steps")
     if not 0 <= experiment.seed < 2**63:
         raise errors.Refused(f"seed={experiment.seed} is out of range; it must be between 0 and 2^63 - 1")
     for kind in kinds():

@@ -31,7 +31,7 @@ class Config:
     """Convolutions before the hidden layers; auto: nature for images of 36 pixels and more, else mlp."""
     hidden: tuple[int, ...] = options.number((64, 64), low=1)
     """Units of the dense hidden layers."""
-    activation: Literal["tanh", "relu"] = "tanh"
+    activation: Literal["tanh", "relu", "softplus"] = "tanh"
     """Non-linearity after every hidden layer."""
     lstm: int = options.number(0, low=0)
     """Cells of an LSTM after the last hidden layer; 0 for a feed-forward network."""
@@ -39,8 +39,9 @@ class Config:
     """Whether all heads stand on one trunk; false gives every head a trunk of its own."""
     dueling: bool = False
     """Action values as V + A - mean A (Wang et al. 2016); for algorithms that learn action values."""
-    initialiser: Literal["orthogonal", "fan_in"] = "orthogonal"
-    """Initial weights: orthogonal (openai/baselines), or uniform +-1/sqrt(fan in), the Torch default (A3C paper)."""
+    initialiser: Literal["orthogonal", "fan_in", "glorot"] = "orthogonal"
+    """Initial weights: orthogonal (openai/baselines), uniform +-1/sqrt(fan in), the Torch default (A3C paper), or
+    uniform +-sqrt(6/(fan in + fan out)) with zero biases (Glorot & Bengio 2010)."""
 
 
 class Head(NamedTuple):
@@ -247,6 +248,7 @@ def _free() -> Any:
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "tanh": lambda x: jnp.tanh(x),  # noqa: PLW0108 - naming jnp.tanh here would import JAX with this file
     "relu": lambda x: jax.nn.relu(x),  # noqa: PLW0108
+    "softplus": lambda x: jax.nn.softplus(x),  # noqa: PLW0108
     "flatten": lambda x: x.reshape(-1),
     "scale": lambda x: x.astype(jnp.float32) / 255.0,  # bytes to [0, 1]
 }
@@ -293,6 +295,8 @@ def _orthogonal(gain: float) -> Callable[..., Any]:
 def _initialisers(initialiser: str, gain: float, fan_in: int) -> tuple[Any, Any]:
     if initialiser == "orthogonal":
         return _orthogonal(gain), linen.initializers.zeros
+    if initialiser == "glorot":
+        return linen.initializers.glorot_uniform(), linen.initializers.zeros
     bound = 1.0 / math.sqrt(fan_in)
 
     def uniform(key: types.Key, shape: Any, dtype: Any = jnp.float32) -> Any:

@@ -77,14 +77,25 @@ class OptimiserState(NamedTuple):
     rule: Any  # running statistics of the parameters as one vector, () when capturing
     gradient: Any  # the gradient left for somebody else, () unless capturing
     skipped: Any  # scalar i32: updates skipped because the gradient was not finite
+    rates: Any = ()  # left with the gradient: what the step of each leaf is multiplied by; () where all are alike
+
+
+class Step(NamedTuple):
+    """What a learning rule may ask of one step, besides the gradient."""
+
+    rates: Any = ()  # like the parameters, a scalar for each leaf: its step is multiplied by it; (): all alike
+    corrected: Any = True  # scalar bool; False takes Adam's moments as they are, without the correction of their bias
+
+
+PLAIN = Step()
 
 
 class Optimiser(NamedTuple):
     """Pure functions; `update` returns the new parameters and state, and the gradient's norm before clipping."""
 
-    init: Callable[[types.Params], OptimiserState]
-    update: Callable[[Any, OptimiserState, types.Params, Any], tuple[types.Params, OptimiserState, Any]]
-    # (gradient, state, params, env_steps) -> (params, state, norm)
+    init: Callable[..., OptimiserState]  # (params, rates=()); `rates` as in `Step`, of rules that ask for them
+    update: Callable[..., tuple[types.Params, OptimiserState, Any]]
+    # (gradient, state, params, env_steps, ask=PLAIN) -> (params, state, norm)
 
 
 def rate(hyper: Hyper, env_steps: Any) -> Any:
@@ -113,18 +124,23 @@ def local(config: Config, steps: int) -> Optimiser:
     def theirs(statistics: Any) -> Any:
         return (optax.ScaleByAdamState if config.rule == "adam" else optax.ScaleByRmsState)(*statistics)
 
-    def init(params: types.Params) -> OptimiserState:
+    def init(params: types.Params, rates: Any = ()) -> OptimiserState:
+        del rates  # they come with every step
         hyper = _hyper(config, steps)
         return OptimiserState(hyper, kept(*rule(hyper).init(_vector(params)[0])), (), jnp.int32(0))
 
-    def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any) -> Any:
+    def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any, ask: Step = PLAIN) -> Any:
         vector, shaped = _vector(gradient)
         norm, scale = _clip(vector, state.hyper.max_norm)
         step, statistics = rule(state.hyper).update(vector * scale, theirs(state.rule))
         statistics = kept(*statistics)
+        if config.rule == "adam" and ask.corrected is not True:
+            plain = statistics.mu / (jnp.sqrt(statistics.nu) + state.hyper.epsilon)
+            step = jnp.where(ask.corrected, step, plain)
         eta = rate(state.hyper, jnp.asarray(env_steps, jnp.float32))
         finite = jnp.isfinite(norm)  # the norm is finite exactly when every element is (or it overflowed: skip too)
-        params = jax.tree.map(lambda p, s: jnp.where(finite, p - eta * s, p), params, shaped(step))
+        etas = jax.tree.map(lambda factor: eta * factor, ask.rates or jax.tree.map(lambda _: 1.0, params))
+        params = jax.tree.map(lambda p, s, e: jnp.where(finite, p - e * s, p), params, shaped(step), etas)
         statistics = jax.tree.map(lambda new, old: jnp.where(finite, new, old), statistics, state.rule)
         skipped = state.skipped + (~finite).astype(jnp.int32)
         return params, state._replace(rule=statistics, skipped=skipped), norm
@@ -140,13 +156,14 @@ def capture(config: Config, steps: int) -> Optimiser:
         steps: Environment steps of the whole run, for annealing.
     """
 
-    def init(params: types.Params) -> OptimiserState:
-        return OptimiserState(_hyper(config, steps), (), jax.tree.map(jnp.zeros_like, params), jnp.int32(0))
+    def init(params: types.Params, rates: Any = ()) -> OptimiserState:
+        return OptimiserState(_hyper(config, steps), (), jax.tree.map(jnp.zeros_like, params), jnp.int32(0), rates)
 
-    def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any) -> Any:
+    def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any, ask: Step = PLAIN) -> Any:
         del env_steps  # the rate is taken where the gradient is applied
         norm, scale = _clip(_vector(gradient)[0], state.hyper.max_norm)
-        return params, state._replace(gradient=jax.tree.map(lambda g: g * scale, gradient)), norm
+        left = jax.tree.map(lambda g: g * scale, gradient)
+        return params, state._replace(gradient=left, rates=ask.rates), norm
 
     return Optimiser(init, update)
 
@@ -201,7 +218,7 @@ class SharedRMSProp:
         self._a = np.empty(size, np.float32)
         self._b = np.empty(size, np.float32)
 
-    def apply(self, theta: np.ndarray, g: np.ndarray, gradient: np.ndarray, hyper: Hyper, eta: float) -> None:
+    def apply(self, theta: np.ndarray, g: np.ndarray, gradient: np.ndarray, hyper: Hyper, eta: Any) -> None:
         """One step in place.
 
         Args:
@@ -209,7 +226,7 @@ class SharedRMSProp:
             g: ``[size]`` f32 mean squares, written.
             gradient: ``[size]`` f32.
             hyper: NumPy scalars.
-            eta: The annealed rate (`rate`).
+            eta: The annealed rate (`rate`), or one for each parameter, ``[size]``.
         """
         a, b = self._a, self._b
         np.multiply(gradient, gradient, out=a)

@@ -26,6 +26,8 @@ with epy.lazy_imports():
 
 WRITE_EVERY = 0.1  # seconds between metric lines at first; grows to 1 % of the run so far, 5 s at most
 SAVE_EVERY = 20.0  # seconds between checkpoints at least; the environment variable SHOAL_SAVE_EVERY overrides it
+DIVERGED = 1000  # gradients that were not finite, after which a run is given up,
+DIVERGED_SHARE = 0.01  # if they are so many of all
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -72,7 +74,11 @@ class Session:
         self._returns: list[tuple[int, int, float]] = [
             tuple(r) for r in meta.get("returns", [])
         ]  # (step, worker, return)
+        self._total: float = meta.get("return_total", 0.0)
+        self._squares: float = meta.get("return_squares", 0.0)
+        self._counted: int = meta.get("returns_counted", 0)
         self.stopped_by: str | None = None
+        self.gave_up: str | None = None
         self._latest: types.Progress | None = None
         self._save_every = save_every()
         self._saved = checkpoint.Saved(folder, 0.0, 0)
@@ -100,7 +106,14 @@ class Session:
         pace = self._saved.seconds * self._together if self._save_every else 0.0
         if progress.updates and checkpoint.due(pace, now - self._saved_at, self._save_every):
             self.save(progress)
-        return self.stopped_by is None and self.solved_at is None
+        return self.stopped_by is None and not self.over
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do before the steps are used up: goal met, enough episodes, or diverged."""
+        asked = self._experiment.episodes
+        enough = asked is not None and self.episodes >= asked
+        return self.solved_at is not None or enough or self.gave_up is not None
 
     def fault(self, kind: str, message: str) -> None:
         """Show what failed and was mended, and keep it in ``faults.log``."""
@@ -158,10 +171,15 @@ class Session:
         return [value for _, _, value in self._returns[max(0, end - count) : end]]
 
     def _take(self, progress: types.Progress) -> None:
-        goal = self._experiment.goal
-        for episode in progress.episodes:
+        goal, asked = self._experiment.goal, self._experiment.episodes
+        # What other environments or seeds finish in the same breath is not counted.
+        episodes = progress.episodes if asked is None else progress.episodes[: max(0, asked - self.episodes)]
+        for episode in episodes:
             self.episodes += 1
             if math.isfinite(episode.episode_return):  # a simulator that paid NaN: told in episodes.csv, in no mean
+                self._total += episode.episode_return
+                self._squares += episode.episode_return**2
+                self._counted += 1
                 bisect.insort(self._returns, (episode.env_steps, episode.worker, episode.episode_return))
             if goal and not progress.watches_goal and self.solved_at is None and goal.met(self._last(goal.window)):
                 self.solved_at = episode.env_steps
@@ -169,9 +187,19 @@ class Session:
             self.solved_at = progress.solved_at
         del self._returns[: -4 * self._window]  # late reports of other workers still find their place
         mean = self.return_mean
-        if len(self._returns) >= 100 and mean is not None and progress.episodes:
+        if len(self._returns) >= 100 and mean is not None and episodes:
             self.best = mean if self.best is None else max(mean, self.best)
-        self._log.episodes(progress.episodes, self.wall_s)
+        self._log.episodes(episodes, self.wall_s)
+        lost = progress.faults.get("non_finite", 0)
+        if lost >= DIVERGED and lost >= DIVERGED_SHARE * progress.updates and self.gave_up is None:
+            self.gave_up = f"{lost:,} gradients were not finite; lower the learning rates, or keep their guards"
+
+    def _train_mean(self) -> tuple[float | None, float | None]:
+        """Mean and deviation of the returns of all training episodes."""
+        if not self._counted:
+            return None, None
+        mean = self._total / self._counted
+        return mean, max(0.0, self._squares / self._counted - mean * mean) ** 0.5
 
     def _write(self, progress: types.Progress) -> None:
         """A line of metrics, unless its step has one."""
@@ -264,6 +292,9 @@ class Session:
             "train_s": self.train_s(progress),
             "episodes": self.episodes,
             "returns": self._returns,
+            "return_total": self._total,
+            "return_squares": self._squares,
+            "returns_counted": self._counted,
             "best": self.best,
             "solved_at_step": self.solved_at,
             "faults": self.faults(progress),
@@ -296,6 +327,7 @@ class Session:
         made = self._experiment
         final = result.final if result else self._latest
         last, mean = self._last(), self.return_mean
+        train_mean, train_std = self._train_mean()
         train_s = self.train_s(final) if final else None
         workers = {k: v for k, v in final.workers.items() if k not in ("pids", "up", "rss_mb")} if final else {}
         return {
@@ -315,6 +347,8 @@ class Session:
             "return_mean": mean,
             "return_std": (sum((r - mean) ** 2 for r in last) / len(last)) ** 0.5 if mean is not None else None,
             "best_return_mean": self.best,
+            "train_return_mean": train_mean,
+            "train_return_std": train_std,
             "goal": made.goal.target if made.goal else None,
             "solved_at_step": self.solved_at,
             "eval_return_mean": None,

@@ -249,12 +249,14 @@ def _run(
         kept.listen()
         began = time.time() - asked.since
         try:
-            if saved and kept.solved_at is not None:
+            if saved and kept.over:
                 result = run_folder.as_saved(built, made, saved)  # killed after its goal was met: nothing to learn
             else:
                 tree = saved.tree if saved else None
                 result = built.runtime.run(built.parts, made.seed, made.steps, made.goal, kept, tree)
             kept.finish(result)
+            if kept.gave_up:
+                raise errors.GaveUp(kept.gave_up)
             summary = kept.summary("interrupted" if kept.stopped_by else "completed", result, began)
             if asked.eval_episodes and not kept.stopped_by:
                 summary |= kept.evaluated(built, result.policy, asked.eval_episodes)
@@ -275,6 +277,9 @@ def _run_many(
     folder: Path, members: list[experiment.Experiment], built: experiment.Built, asked: many.Asked, *, resuming: bool
 ) -> Group:
     ended = many.run(folder, members, built, asked, resuming=resuming)
+    if lost := [run for run in ended.summaries if run["status"] == "failed"]:
+        seeds = ", ".join(str(run["seed"]) for run in lost)
+        raise errors.GaveUp(f"seeds {seeds}: {lost[0]['error']}; the others are complete in {folder}")
     folders = [many.seed_folder(folder, made.seed) for made in members]
     runs = tuple(Run(*one) for one in zip(folders, members, ended.policies, ended.summaries, strict=True))
     return Group(folder, runs, ended.summary)

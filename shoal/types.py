@@ -151,7 +151,7 @@ class HostVector(Protocol):
 class Layer(NamedTuple):
     """One layer of a network as data."""
 
-    kind: str  # "scale", "flatten", "dense", "gaussian", "dueling", "conv", "lstm", "tanh", "relu"
+    kind: str  # "scale", "flatten", "dense", "gaussian", "dueling", "conv", "lstm", "tanh", "relu", "softplus"
     name: str  # path of its parameters in the tree, "" when it has none
     size: int = 0  # units or channels
     kernel: int = 0  # square kernel side (conv)
@@ -203,7 +203,7 @@ class Agent(NamedTuple):
     update: Callable[[Any, Rollout, Key], tuple[Any, Metrics]]
     carry: Carry  # the recurrent state at the start of an episode
     rollout_length: int  # T
-    head: str  # how outputs become an action: categorical, gaussian, greedy, squashed or deterministic (see `export`)
+    head: str  # how outputs become an action: categorical, gaussian, greedy, squashed, deterministic, linear (`export`)
     network: Network
     small_act: SmallAct | None  # None: the network is too large, or remembers
     restart: Callable[[Any], Any] | None = None

@@ -12,6 +12,7 @@ Outputs: ``action`` (int64 [batch], or float32 [batch, d] within the bounds), an
 | categorical   | ``logits`` [batch, n]                                                                           |
 | greedy        | ``q`` [batch, n], the value of each action                                                      |
 | gaussian      | ``mean`` and ``variance`` [batch, d]; the action is the mean, held within the bounds            |
+| linear        | ``mean`` [batch, d] in the environment's units; the action is the mean, held within the bounds   |
 | squashed      | ``mean`` and ``deviation`` [batch, d] before the tanh; the action is tanh(mean), stretched      |
 | deterministic | nothing else                                                                                    |
 

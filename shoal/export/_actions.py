@@ -40,6 +40,15 @@ def _gaussian(graph: _graph.Graph, output: str, action: types.ActionSpec) -> Non
     graph.output("variance", variance, (size,))
 
 
+def _linear(graph: _graph.Graph, mean: str, action: types.ActionSpec) -> None:
+    largest = np.finfo(np.float32).max  # an infinite bound bounds nothing
+    low, high = (np.clip(np.asarray(bound, np.float64), -largest, largest) for bound in (action.low, action.high))
+    bounded = graph.add("Min", graph.add("Max", mean, graph.constant(low)), graph.constant(high))
+    size = int(np.prod(action.shape))
+    graph.output("action", bounded, (size,))
+    graph.output("mean", mean, (size,))
+
+
 def _squashed(graph: _graph.Graph, output: str, action: types.ActionSpec) -> None:
     mean, raw, size = _halves(graph, output, action)
     bounds = (graph.constant(np.float32(bound)) for bound in distributions.LOG_DEVIATION)
@@ -68,6 +77,7 @@ def _stretched(graph: _graph.Graph, output: str, action: types.ActionSpec) -> st
 FINISHES: Mapping[str, Finish] = {
     "categorical": Finish("policy", _categorical),
     "gaussian": Finish("policy", _gaussian),
+    "linear": Finish("policy", _linear),
     "greedy": Finish("q", _greedy),
     "squashed": Finish("policy", _squashed),
     "deterministic": Finish("policy", _deterministic),

@@ -69,7 +69,7 @@ def _scale(graph: _graph.Graph, layer: types.Layer, weights: Any, x: _graph.Sign
 
 def _activation(graph: _graph.Graph, layer: types.Layer, weights: Any, x: _graph.Signal) -> _graph.Signal:
     del weights
-    return x._replace(name=graph.add({"tanh": "Tanh", "relu": "Relu"}[layer.kind], x.name))
+    return x._replace(name=graph.add({"tanh": "Tanh", "relu": "Relu", "softplus": "Softplus"}[layer.kind], x.name))
 
 
 def _lstm(graph: _graph.Graph, layer: types.Layer, weights: Any, x: _graph.Signal) -> _graph.Signal:
@@ -101,4 +101,5 @@ _LAYERS: Mapping[str, Callable[..., _graph.Signal]] = {
     "lstm": _lstm,
     "tanh": _activation,
     "relu": _activation,
+    "softplus": _activation,
 }

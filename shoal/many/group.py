@@ -13,8 +13,8 @@ from shoal import checkpoint, errors, experiment, log, report, run_folder, sessi
 from shoal.many import board
 from shoal.report import statistics
 
-SHORT = ("seed", "run", "status", "env_steps", "episodes", "return_mean", "eval_return_mean", "solved_at_step",
-    "params_sha256")  # fmt: skip
+SHORT = ("seed", "run", "status", "env_steps", "episodes", "return_mean", "train_return_mean", "eval_return_mean",
+    "solved_at_step", "params_sha256")  # fmt: skip
 ADDED = ("env_steps", "updates", "episodes")
 LARGEST = ("wall_s", "train_s", "startup_s", "peak_rss_mb")
 
@@ -123,7 +123,7 @@ class Group:
     def train(self, built: experiment.Built) -> None:
         """Run to the end of every seed."""
         for at, (kept, saved) in enumerate(zip(self._sessions, self._saved, strict=True)):
-            if saved and kept.solved_at is not None:  # its goal was met before: nothing is left to learn
+            if saved and kept.over:  # its goal was met before: nothing is left to learn
                 self._ended(at, run_folder.as_saved(built, self._members[at], saved))
         if len(self._results) < len(self._members):
             runtime: Any = built.runtime
@@ -143,7 +143,9 @@ class Group:
         self._board.done(at)
         kept.finish(result)
         self._results[at] = result._replace(final=result.final._replace(save=_gone))
-        self._write(at, kept.summary("interrupted" if kept.stopped_by else "completed", result, self._began))
+        status = "failed" if kept.gave_up else "interrupted" if kept.stopped_by else "completed"
+        said = {"error": kept.gave_up} if kept.gave_up else {}
+        self._write(at, kept.summary(status, result, self._began) | said)
 
     def _write(self, at: int, summary: dict[str, Any]) -> None:
         self._summaries[at] = summary
@@ -207,6 +209,7 @@ def summary(
         **longest,
         "env_steps_per_s": totals["env_steps"] / longest["train_s"] if longest["train_s"] else None,
         **_middle("return", [run["return_mean"] for run in runs]),
+        **_spread("train_return", [run["train_return_mean"] for run in runs]),
         **_middle("eval_return", [run["eval_return_mean"] for run in runs]),
         "eval_episodes": next((run["eval_episodes"] for run in runs if run["eval_episodes"]), None),
         "goal": made.goal.target if made.goal else None,
@@ -216,6 +219,14 @@ def summary(
         "faults": {key: sum(run["faults"].get(key, 0) for run in runs) for run in runs for key in run["faults"]},
         "runs": [{key: run[key] for key in SHORT} for run in runs],
     }
+
+
+def _spread(name: str, values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and population deviation over the seeds, as tables of papers have them."""
+    known = [value for value in values if value is not None]
+    mean = sum(known) / len(known) if known else None
+    deviation = (sum((v - mean) ** 2 for v in known) / len(known)) ** 0.5 if mean is not None else None
+    return {f"{name}_mean": mean, f"{name}_std": deviation}
 
 
 def _middle(name: str, values: Sequence[float | None]) -> dict[str, Any]:

@@ -155,6 +155,7 @@ class _Learner:
         letter.theta[:] = block["theta"]
         if letter.rest.normaliser:
             jax.tree.map(_fill, letter.rest.normaliser, normaliser(block, letter.rest.normaliser))
+        letter.rest.env_steps[...] = block["steps"].sum()  # of all workers: schedules follow the whole run
         policy = self._policy(self._words) if self._needs_policy else None
         segment = self.segments.collect(policy)
         self._out, rest = self._gradient(self._words, segment.payload if self._device else self._apart)
@@ -180,10 +181,16 @@ class _Learner:
         hyper = self._letter.rest.optimiser.hyper
         before = int(block["steps"].sum()) - self._steps  # as `optimise.local`: the steps this update does not hold
         eta = float(optimise.rate(hyper, before))
-        self._rule.apply(block["theta"], block["g"], gradient, hyper, eta)
+        rates = self._letter.rest.optimiser.rates  # as this update left them
+        self._rule.apply(block["theta"], block["g"], gradient, hyper, eta * self._each(rates) if rates else eta)
         block["updates"][worker] += 1
         block["lag_sum"][worker] += lag
         block["lag_max"][worker] = max(lag, block["lag_max"][worker])
+
+    def _each(self, rates: Any) -> np.ndarray:
+        """A rate for every parameter ``[size]``, in the order of the flat vector, from one for every leaf."""
+        sizes = [int(np.prod(leaf.shape)) for leaf in tree.paths(self._job.shapes).values()]
+        return np.repeat(np.asarray(list(tree.paths(rates).values()), np.float32), sizes)
 
     def _drop(self) -> None:
         self._block["non_finite"][self._worker] += 1

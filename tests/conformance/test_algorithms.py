@@ -44,8 +44,8 @@ def network(memory: str) -> networks.Config:
 def one_step(name: str) -> Any:
     """The rule's config with which its gradient can be left to somebody else, None if there is none."""
     module = registry.load("algorithm", name)
-    config = small(module, **ONE_STEP)
-    return None if module.shareable(config) else config
+    tried = (small(module, **ONE_STEP), small(module, **ONE_STEP, rollout_length=1))  # some learn at every step
+    return next((config for config in tried if not module.shareable(config)), None)
 
 
 ALL = [(n, k, m) for n in registry.names("algorithm") for k in ENVS for m in MEMORY if suits(n, k, m)]

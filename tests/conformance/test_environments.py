@@ -17,10 +17,11 @@ SAMPLE = {
     "envpool": ["envpool:CartPole-v1", "envpool:FrozenLake-v1", "envpool:Hopper-v4", "envpool:Breakout-v5"],
     "gymnasium": [*GYMNASIUM, "Hopper-v5", "LunarLander-v3", "LunarLanderContinuous-v3"],
     "gymnax": ["gymnax:CartPole-v1", "gymnax:Pendulum-v1", "gymnax:Breakout-MinAtar", "gymnax:FrozenLake-misc"],
+    "task": ["task:Multiplexer-3", "task:Regression-8"],
     "probe": [f"probe:{name}" for name in ("constant", "match", "truncated", "target", "memory")],
 }
 IDS = [env_id for ids in SAMPLE.values() for env_id in ids]
-DEVICE_IDS = SAMPLE["brax"] + SAMPLE["gymnax"] + SAMPLE["probe"]
+DEVICE_IDS = SAMPLE["brax"] + SAMPLE["gymnax"] + SAMPLE["probe"] + SAMPLE["task"]
 SHORT = environments.Config(time_limit=25)
 QUICK = {"brax:inverted_pendulum": {"backend": "spring"}}  # compiles in half the time
 

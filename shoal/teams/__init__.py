@@ -1,0 +1,1 @@
+"""Networks as teams of units that learn locally: formulas, records, acting and learning of `map_propagation`."""
