@@ -132,8 +132,8 @@ def local(config: Config, steps: int) -> Optimiser:
     def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any, ask: Step = PLAIN) -> Any:
         vector, shaped = _vector(gradient)
         norm, scale = _clip(vector, state.hyper.max_norm)
-        step, statistics = rule(state.hyper).update(vector * scale, theirs(state.rule))
-        statistics = kept(*statistics)
+        step, moved = rule(state.hyper).update(vector * scale, theirs(state.rule))
+        statistics: Any = kept(*moved)
         if config.rule == "adam" and ask.corrected is not True:
             plain = statistics.mu / (jnp.sqrt(statistics.nu) + state.hyper.epsilon)
             step = jnp.where(ask.corrected, step, plain)
