@@ -75,7 +75,10 @@ def _dispatch(typed: list[str]) -> int:
     verb, rest = typed[0], typed[1:]
     if verb not in VERBS:
         raise errors.unknown("command", verb, VERBS, "`shoal --help` lists them.")
-    return VERBS[verb](rest)
+    if verb not in KEEPING:
+        return VERBS[verb](rest)
+    with experiment.keep_programs():  # nobody has changed code in memory: the process is ours
+        return VERBS[verb](rest)
 
 
 # ================================================================================================ train
@@ -117,7 +120,6 @@ class TrainOptions:
 
 def _train(typed: list[str]) -> int:
     since = output.process_start()
-    experiment.keep_programs()
     first = arguments.peek(typed)
     if first is None:
         if {"-h", "--help"} & set(typed):
@@ -196,7 +198,6 @@ class ResumeOptions:
 
 def _resume(typed: list[str]) -> int:
     since = output.process_start()
-    experiment.keep_programs()
     given = arguments.parse(ResumeOptions, "resume", typed)
     if compare.is_one(given.run):
         return compare.resume(given.run, given.eval_episodes, since, quiet=given.quiet, as_json=given.json)
@@ -390,6 +391,7 @@ def _bench(typed: list[str]) -> int:
     return subprocess.call([sys.executable, str(script), *typed[1:]])
 
 
+KEEPING = ("train", "resume", "compare")  # lowered programs, see `programs`
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "resume": _resume,

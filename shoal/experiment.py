@@ -6,10 +6,11 @@ experiment = algorithm x network x environment x corrector x compressor x runtim
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -216,9 +217,14 @@ def cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def keep_programs() -> None:
-    """Keep lowered programs beside JAX's cache from here on; for the command line (see `programs.keep`)."""
+@contextlib.contextmanager
+def keep_programs() -> Iterator[None]:
+    """Within, lowered programs are kept beside JAX's cache; for the command line (see `programs.keep`)."""
     programs.keep(cache_folder() / "programs")
+    try:
+        yield
+    finally:
+        programs.keep(None)
 
 
 def cache_folder() -> Path:

@@ -50,8 +50,8 @@ _importing = threading.Lock()
 def keep(folder: Path | None) -> None:
     """From here on programs are kept in `folder`; None keeps none.
 
-    For the command line, where nobody can have replaced a function in memory. The environment variable
-    ``SHOAL_PROGRAMS=0`` turns it off.
+    For the command line and as long as its verb lasts: there nobody can have replaced a function in memory. The
+    environment variable ``SHOAL_PROGRAMS=0`` turns it off.
     """
     global _folder  # noqa: PLW0603  one process keeps its programs in one place
     _folder = None if os.environ.get("SHOAL_PROGRAMS") == "0" else folder
@@ -238,19 +238,30 @@ def _describe(tree: Any) -> Any:
         _Unknown: It holds a class that is not of `TRUSTED`, or that its fields alone do not rebuild.
     """
     leaves, structure = jax.tree.flatten(tree)
-    places = jax.tree.unflatten(structure, list(range(len(leaves))))
-    description = _describe_node(places)
+    places = [_Place(at) for at in range(len(leaves))]
+    description = _describe_node(jax.tree.unflatten(structure, places))
     again: Any
     same: Any
-    again, same = jax.tree.flatten(_rebuild(description, range(len(leaves))))
-    if again != list(range(len(leaves))) or same != structure:
+    again, same = jax.tree.flatten(_rebuild(description, places))
+    if again != places or same != structure:
         raise _Unknown
     return description
 
 
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Stands for a leaf; plain numbers in a structure are settings of its classes."""
+
+    at: int
+
+
 def _describe_node(node: Any) -> Any:
-    if node is None or type(node) is int:
-        return node
+    if node is None:
+        return None
+    if isinstance(node, _Place):
+        return node.at
+    if type(node) in (bool, int, float, str):
+        return {"plain": node}
     if type(node) in (tuple, list):
         return {type(node).__name__: [_describe_node(child) for child in node]}
     if type(node) is dict and all(isinstance(name, str) for name in node):
@@ -282,6 +293,8 @@ def _rebuild(description: Any, leaves: Sequence[Any]) -> Any:
         found: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
         return found(**{field: _rebuild(of, leaves) for field, of in description["fields"].items()})
     kind, children = next(iter(description.items()))
+    if kind == "plain":
+        return children
     if kind == "dict":
         return {name: _rebuild(child, leaves) for name, child in children.items()}
     return {"tuple": tuple, "list": list}[kind](_rebuild(child, leaves) for child in children)

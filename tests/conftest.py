@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ import pytest
 
 from shoal import algorithms, networks, optimise, options, registry, types
 from shoal.algorithms import actor_critic
+
+os.environ["SHOAL_PROGRAMS"] = "0"  # tests replace functions in memory, which no digest of files sees
 
 # Modules whose code under test is Shoal's own arithmetic. Simulators (gymnax) and oracles mix types on purpose.
 STRICT = (

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import shoal
-from shoal import presets, prng, programs, training
+from shoal import cli, experiment, presets, prng, programs, training
 from shoal.runtimes import on_device
 
 
@@ -125,7 +125,10 @@ def test_a_damaged_file_is_made_again(folder: pathlib.Path) -> None:
         assert file.read_bytes()[:65] == whole[:65] or programs._unpack(file)
 
 
-def test_a_folder_that_cannot_be_written_keeps_nothing_and_breaks_nothing(tmp_path: pathlib.Path) -> None:
+def test_a_folder_that_cannot_be_written_keeps_nothing_and_breaks_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SHOAL_PROGRAMS", raising=False)
     (tmp_path / "file").write_text("in the way")
     programs.keep(tmp_path / "file" / "programs")
     try:
@@ -198,6 +201,39 @@ def test_a_run_with_kept_programs_is_the_same_run(
         assert run("second") == first
     programs.keep(None)
     assert run("without") == first
+
+
+def test_the_command_line_keeps_programs_while_a_verb_lasts(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SHOAL_PROGRAMS", raising=False)
+    monkeypatch.setattr(experiment, "cache_folder", lambda: tmp_path / "cache")
+    typed = ["train", "ppo", "--env", "probe:action", "--steps", "512", "--eval-episodes", "0", "--quiet"]
+    assert cli.main([*typed, "--out", str(tmp_path / "run")]) == 0
+    assert len(list((tmp_path / "cache" / "programs").glob("*.program"))) == 3
+    assert programs._folder is None
+    with pytest.raises(ZeroDivisionError), experiment.keep_programs():
+        raise ZeroDivisionError
+    assert programs._folder is None
+
+
+def test_plain_numbers_in_a_structure_are_not_taken_for_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Static:
+        def __init__(self, data: Any, capacity: int) -> None:
+            self.data, self.capacity = data, capacity
+
+    Static.__module__, Static.__qualname__ = "shoal.invented", "Static"
+    Static._fields = ("data", "capacity")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "shoal.invented", type(sys)("shoal.invented"))
+    sys.modules["shoal.invented"].Static = Static  # type: ignore[attr-defined]
+    jax.tree_util.register_pytree_node(
+        Static, lambda node: ((node.data,), node.capacity), lambda capacity, children: Static(children[0], capacity)
+    )
+    whole = {"a": jnp.zeros(2), "b": Static(jnp.ones(3), 1)}
+    again = programs._rebuild(programs._describe(whole), jax.tree.leaves(whole))
+    assert again["b"].capacity == 1
+    assert jax.tree.structure(again) == jax.tree.structure(whole)
+    np.testing.assert_array_equal(again["b"].data, jnp.ones(3))
 
 
 def test_from_python_nothing_is_kept(tmp_path: pathlib.Path) -> None:

@@ -76,7 +76,6 @@ def run(typed: list[str]) -> int:
     requests = _requests(names, typed)
     rest = typed[: typed.index(names[0])] + typed[typed.index(names[0]) + len(names) :]
     _refuse_unshared(requests, rest)
-    experiment.keep_programs()
     asked = []
     for request in requests:
         given = arguments.parse(_options(requests, request), f"compare {' '.join(names)}", [*names, *rest])
