@@ -87,6 +87,7 @@ def test_it_runs_on_the_host(preset, tmp_path):
     assert (run.summary["runtime"], run.summary["updates"], run.summary["status"]) == ("host", 60, "completed")
 
 
+@pytest.mark.slow
 def test_hogwild_workers_share_it_with_a_rate_for_every_layer(tmp_path):
     """A layer whose rate is 0 stays as it was; the others move."""
     algorithm = SMALL["algorithm"] | {"actor_rates": (1e-2, 0.0, 1e-3), "actor_rates_end": ()}
@@ -211,6 +212,7 @@ def test_a_regression_shows_its_answer_after_the_question():
         environments.open("task:Regresion-8", environments.Config())
 
 
+@pytest.mark.slow
 def test_units_learn_a_small_multiplexer_and_reinforce_lags(tmp_path):
     settings = {"network": {"hidden": (32, 16)}, "runtime": {"chunk_steps": 12_800}}
     algorithm = presets.find("map_propagation").tuned["Multiplexer-5"].settings["algorithm"]
