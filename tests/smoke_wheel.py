@@ -1,11 +1,13 @@
 """The wheel builds, and works where there is no checkout: ``python tests/smoke_wheel.py``.
 
 Built as for release, installed without its dependencies into a new environment that borrows them from the one this
-runs in, and used from an empty folder.
+runs in, and used from an empty folder. Only what a plain ``pip install`` would bring is borrowed: a package that comes
+with the extras and the test tools alone is missing here as it is for a new user.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -15,6 +17,8 @@ import tempfile
 import venv
 import zipfile
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 NEEDED = ("shoal/py.typed", "shoal/report/page.css", "shoal/report/page.js", "shoal/cli.py")
@@ -58,12 +62,34 @@ def install(wheel: Path, folder: Path) -> Path:
     call(sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "install", "--quiet",
          "--no-deps", "--no-index", wheel, cwd=folder)  # fmt: skip
     site = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
-    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    borrow(wheel, site)
     return python.parent
 
 
+def borrow(wheel: Path, site: Path) -> None:
+    """Link everything that the wheel asks for, and what that asks for, from the environment this runs in."""
+    own = Path(sysconfig.get_path("purelib"))
+    seen: set[tuple[str, str]] = set()
+    (metadata,) = (name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA"))
+    text = zipfile.ZipFile(wheel).read(metadata).decode()
+    waiting = [(line.partition(":")[2], "") for line in text.splitlines() if line.startswith("Requires-Dist:")]
+    while waiting:
+        line, extra = waiting.pop()
+        need = Requirement(line)
+        if need.marker and not need.marker.evaluate({"extra": extra}):
+            continue
+        for wanted in ("", *need.extras):
+            if (need.name, wanted) not in seen:
+                seen.add((need.name, wanted))
+                distribution = importlib.metadata.distribution(need.name)
+                waiting += [(line, wanted) for line in distribution.requires or []]
+                for top in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__", "bin"}:
+                    if not (site / top).exists():
+                        (site / top).symlink_to(own / top)
+
+
 def check_use(commands: Path, cwd: Path) -> None:
-    """Help, a run with worker processes, a report: from the wheel, not from the checkout."""
+    """Help, a run with worker processes, runs compiled whole, a report: from the wheel, not from the checkout."""
     found = Path(call(commands / "python", "-c", "import shoal; print(shoal.__file__)", cwd=cwd).strip())
     assert found.is_relative_to(commands.parent), f"shoal comes from {found}"
     shoal = commands / "shoal"
@@ -72,6 +98,9 @@ def check_use(commands: Path, cwd: Path) -> None:
     summary = json.loads(call(shoal, "train", "a3c", "--steps", 2000, "--out", "run", "--json", cwd=cwd))
     assert summary["status"] == "completed"
     assert summary["env_steps"] >= 2000
+    for preset, env in {"ppo": "gymnax:CartPole-v1", "sac": "gymnax:Pendulum-v1"}.items():
+        typed = ("--env", env, "--steps", 200, "--out", preset, "--eval-episodes", 1, "--json")
+        assert json.loads(call(shoal, "train", preset, *typed, cwd=cwd))["status"] == "completed"
     call(shoal, "report", "run", "--out", "page.html", cwd=cwd)
     page = (cwd / "page.html").read_text()
     assert "<style" in page
