@@ -4,7 +4,7 @@
 * `capture()` leaves it in the state, for a runtime to apply elsewhere (shared memory, a server, a federated sum).
 
 The rate, its annealing, the decay, epsilon and the clip are leaves of `OptimiserState`: changing them needs no
-recompilation. `SharedRMSProp` is the same rule written in place on a flat vector, for memory several processes share.
+recompilation. `shoal.in_place` has the same rule on a flat vector, for memory several processes share.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from etils import epy
 
 from shoal import options, types
@@ -43,7 +42,7 @@ class Config:
     """Gradients are scaled down to this global norm; 0 turns the clip off."""
 
 
-LARGEST = float(np.finfo(np.float32).max)  # stands for "never": checkpoints hold no infinity
+LARGEST = 3.4028234663852886e38  # the largest float32: stands for "never": checkpoints hold no infinity
 
 
 class Hyper(NamedTuple):
@@ -203,39 +202,3 @@ def _clip(vector: Any, max_norm: Any) -> tuple[Any, Any]:
     # A product, not a sum of squares: XLA adds up a long vector one number after the other.
     norm = jnp.sqrt(jnp.vdot(vector, vector))
     return norm, jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-12))
-
-
-class SharedRMSProp:
-    """RMSProp in place on a flat vector that several processes update without locks.
-
-    g ← α g + (1 - α) dθ²,  θ ← θ - η dθ / √(g + ε); element-wise, epsilon inside the root, g from 0. Nothing is
-    allocated, so the window in which another writer's element can be lost stays a few microseconds.
-
-    Source: Mnih et al. 2016, arXiv:1602.01783, equation S2; Niu et al. 2011, arXiv:1106.5730 (no locks).
-    """
-
-    def __init__(self, size: int) -> None:
-        self._a = np.empty(size, np.float32)
-        self._b = np.empty(size, np.float32)
-
-    def apply(self, theta: np.ndarray, g: np.ndarray, gradient: np.ndarray, hyper: Hyper, eta: Any) -> None:
-        """One step in place.
-
-        Args:
-            theta: ``[size]`` f32 parameters, written.
-            g: ``[size]`` f32 mean squares, written.
-            gradient: ``[size]`` f32.
-            hyper: NumPy scalars.
-            eta: The annealed rate (`rate`), or one for each parameter, ``[size]``.
-        """
-        a, b = self._a, self._b
-        np.multiply(gradient, gradient, out=a)
-        a *= 1.0 - hyper.decay
-        np.multiply(g, hyper.decay, out=b)
-        b += a
-        g[:] = b
-        b += hyper.epsilon
-        np.sqrt(b, out=b)
-        np.divide(gradient, b, out=a)
-        a *= eta
-        theta -= a

@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -31,6 +30,8 @@ from typing import Any, NamedTuple
 from etils import epy
 
 with epy.lazy_imports():
+    import importlib.metadata
+
     import jax
     import jax.export
     import numpy as np

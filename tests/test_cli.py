@@ -209,8 +209,8 @@ QUICK = [
     "list algorithms",
     "list runtimes --json",
     "bench --help",
-    "train a4c",
     "train a3c --help",
+    "train a4c",
     "train a3c --stpes 10",
     "train a3c --steps many",
     "train a3c --algorithm.discount 1.5",
@@ -235,24 +235,26 @@ for typed in {QUICK!r}:
             assert leaving.code in (0, None), typed
     assert "jax" not in sys.modules, typed
     assert "flax" not in sys.modules, typed
+    assert "--help" not in typed or "numpy" not in sys.modules, typed
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())
 
 
+def _processor_seconds(*typed):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *typed], cwd=faults.ROOT, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime  # the machine may be busy with other tests
+
+
 @pytest.mark.parametrize("typed", ["--help", "train --help", "train a3c --help"])
 def test_help_comes_at_once(typed):
-    def seconds():
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [sys.executable, "-m", "shoal", *typed.split()], cwd=faults.ROOT, capture_output=True, text=True, check=True
-        )
-        assert "usage" in done.stdout.lower()
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime - before.ru_utime  # processor time: the machine may be busy with other tests
-
-    assert min(seconds() for _ in range(3)) < 0.5
+    """About 0.3 s; held to what the parser of options costs alone, because machines differ."""
+    parser = ("-c", "import tyro._cli, typeguard")
+    ratios = [_processor_seconds("-m", "shoal", *typed.split()) / _processor_seconds(*parser) for _ in range(3)]
+    assert min(ratios) < 2.5
 
 
 # ------------------------------------------------------------------------------------------------ what is printed

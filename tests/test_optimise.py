@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import optimise
+from shoal import in_place, optimise
 
 STEPS = 1000
 
@@ -106,7 +106,7 @@ def test_the_shared_rule_is_the_local_rule():
     params, state = walk(optimise.local(given, STEPS), gradients())
     theta, square = flat(start()).astype(np.float32), np.zeros(6, np.float32)
     hyper = jax.tree.map(np.asarray, state.hyper)
-    shared, rooms = optimise.SharedRMSProp(6), (theta, square)
+    shared, rooms = in_place.SharedRMSProp(6), (theta, square)
     for gradient in gradients():
         shared.apply(*rooms, gradient, hyper, float(optimise.rate(hyper, 0)))
     np.testing.assert_allclose(theta, flat(params), rtol=1e-5)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import algorithms, networks, optimise, seeds, tree, types
+from shoal import algorithms, in_place, networks, optimise, seeds, tree, types
 from shoal.algorithms import actor_critic
 from shoal.correct import none
 
@@ -53,7 +53,7 @@ def test_a2c_with_one_environment_is_a3c_with_one_worker(reduction):
     state, worker = here.init(seeds.key(0)), there.init(seeds.key(0))
     flat = tree.flattener(state.params)
     theta, g = np.array(flat.flatten(worker.params)), np.zeros(flat.size, np.float32)
-    shared, taken = optimise.SharedRMSProp(flat.size), 0
+    shared, taken = in_place.SharedRMSProp(flat.size), 0
     update_here, update_there = jax.jit(here.update), jax.jit(there.update)
     for rollout in _rollouts():
         state, _ = update_here(state, rollout, seeds.key(1))

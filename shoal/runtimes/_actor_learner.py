@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epy
 
-from shoal import normalise, optimise, prng, seeds, types
+from shoal import in_place, normalise, optimise, prng, seeds, types
 from shoal.runtimes import _pool, _shared, _words
 
 with epy.lazy_imports():
@@ -126,7 +126,7 @@ class _Learner:
             params, room = flat.unflatten(self._letter.theta), self._letter.rollout or self._apart
             self.segments = _segment.HostSegments(parts, params, room, job.seed, *place)
         self._device = parts.device_env is not None
-        self._rule = optimise.SharedRMSProp(flat.size)
+        self._rule = in_place.SharedRMSProp(flat.size)
         self._gradient = _Gradient(agent, flat, unpack)
         self._steps = agent.rollout_length  # of one segment
         self._policy = jax.jit(_snapshot(agent, flat, unpack))

@@ -11,16 +11,16 @@ import dataclasses
 import time
 from typing import Any
 
-import numpy as np
 from etils import epy
 
 from shoal import errors, options, seeds, types
-from shoal.runtimes import _actor_learner, _pool, _shared
 
 with epy.lazy_imports():
     import jax
+    import numpy as np
 
     from shoal import tree
+    from shoal.runtimes import _actor_learner, _pool, _shared
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,15 @@ import dataclasses
 import time
 from typing import Any, NamedTuple
 
-import numpy as np
 from etils import epy
 
 from shoal import optimise, options, prng, seeds, types
-from shoal.runtimes import _vector
 
 with epy.lazy_imports():
     import jax
+    import numpy as np
+
+    from shoal.runtimes import _vector
 
 
 @dataclasses.dataclass(frozen=True)

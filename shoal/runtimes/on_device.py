@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from etils import epy
 
 from shoal import errors, optimise, options, programs, seeds, types
@@ -23,6 +22,7 @@ from shoal import errors, optimise, options, programs, seeds, types
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from shoal.runtimes import _chunks, _rollout
 
