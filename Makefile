@@ -20,8 +20,8 @@ types: .venv/dev
 contracts: .venv/dev  ## Imports point down
 	$(BIN)/lint-imports
 
-tests: .venv/dev
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+tests: .venv/dev  # programs are compiled with few optimisations: most of the time of a clean checkout is compiling
+	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 wheel: .venv/dev  ## The wheel builds, and works outside the checkout
 	$(BIN)/python tests/smoke_wheel.py

@@ -130,7 +130,9 @@ def test_without_steps_all_get_the_most_that_one_is_tuned_for(capsys, tmp_path, 
 # ------------------------------------------------------------------------------------------------ stopped, killed
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL]
+)
 def test_a_stopped_comparison_goes_on_to_the_same_bits(number, tmp_path, capsys):
     long = ("compare", "a2c", "ppo", "--env", "gymnax:CartPole-v1", "--steps", 24_000, "--seeds", 2)
     long += ("--eval-episodes", 0, "--runtime.chunk-steps", 512)

@@ -109,7 +109,9 @@ RULES = {  # every algorithm, small: what a memory holds is part of what must co
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", RULES)
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=pytest.mark.slow) if name == "td3" else name for name in RULES]
+)
 def test_stopped_and_resumed_every_algorithm_reaches_the_same_bits(preset, tmp_path, capsys):
     """Parameters, targets, optimisers, statistics and the memory: the whole tree of the last checkpoint."""
     env, steps, *settings = RULES[preset]

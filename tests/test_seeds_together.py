@@ -155,7 +155,7 @@ def test_what_cannot_run_together_is_refused(given, words, tmp_path):
 # ------------------------------------------------------------------------------------------------ what a seed computes
 
 
-@pytest.mark.parametrize("preset", ["a2c", "ppo", "dqn"])
+@pytest.mark.parametrize("preset", ["a2c", pytest.param("ppo", marks=pytest.mark.slow), "dqn"])
 def test_a_seed_learns_what_it_would_alone(preset, tmp_path):
     given = {"env": "probe:match", "steps": 4000, "eval_episodes": 0, "quiet": True}
     group = shoal.train(preset, **given, seed=2, seeds=2, out=tmp_path / "group")

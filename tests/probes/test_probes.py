@@ -126,8 +126,23 @@ REACHERS = [name for name in RULES if "continuous" in registry.load("algorithm",
 BOXED = [name for name in REACHERS if name not in CHOOSERS]  # they learn what the others do with an action to ignore
 
 
-@pytest.mark.parametrize("name", ["constant", "observation", "discount", "action", "match"])
-@pytest.mark.parametrize("preset", CHOOSERS)
+def known(presets_, names, fast):
+    """Every pair; those that tell least beyond the others are left to `make test-slow`."""
+    return [
+        pytest.param(preset, name, marks=() if fast(preset, name) else pytest.mark.slow)
+        for preset in presets_
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    known(
+        CHOOSERS,
+        ["constant", "observation", "discount", "action", "match"],
+        lambda preset, name: preset == "a2c" or name in ("discount", "match"),
+    ),
+)
 def test_values_and_actions_become_those_known(preset, name):
     learned = learn(preset, name)
     found, true = values(learned, name)
@@ -136,8 +151,9 @@ def test_values_and_actions_become_those_known(preset, name):
         assert greedy_return(learned) == probe.TRUTHS[name].optimal_return
 
 
-@pytest.mark.parametrize("name", ["observation", "discount"])
-@pytest.mark.parametrize("preset", BOXED)
+@pytest.mark.parametrize(
+    ("preset", "name"), known(BOXED, ["observation", "discount"], lambda _, name: name == "discount")
+)
 def test_critics_of_actions_learn_the_values_known(preset, name):
     found, true = values(learn(preset, name, change=boxed, resolve="target"), name)
     np.testing.assert_allclose(found, true, atol=2 * TOLERANCE)
@@ -173,7 +189,9 @@ LAND = {
 SURVEY = dict.fromkeys(BOXED, LAND)
 
 
-@pytest.mark.parametrize("preset", REACHERS)
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=pytest.mark.slow) if name == "ppo" else name for name in REACHERS]
+)
 def test_a_bounded_action_finds_its_target(preset):
     learned = learn(preset, "target", 24_000 if preset in BOXED else 160_000, **SURVEY.get(preset, {}))
     # Standing still, at 0, earns -(cue / 2)² = -0.25; 95 % of the way from there to the optimum of 0.
@@ -184,9 +202,12 @@ def test_a_bounded_action_finds_its_target(preset):
         assert (values(learned, "target")[0] > (-0.25 if preset == "a2c" else -2.0)).all()
 
 
-@pytest.mark.parametrize(("lstm", "least", "most"), [(16, 0.95, 1.0), (0, -0.6, 0.6)], ids=["lstm", "feed-forward"])
-@pytest.mark.parametrize("preset", ["a2c", "ppo"])
-def test_only_a_memory_recalls_the_cue(preset, lstm, least, most):
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    known(["a2c", "ppo"], ["lstm", "feed-forward"], lambda preset, name: preset == "a2c" or name == "lstm"),
+)
+def test_only_a_memory_recalls_the_cue(preset, name):
+    lstm, least, most = (16, 0.95, 1.0) if name == "lstm" else (0, -0.6, 0.6)
     found = greedy_return(learn(preset, "memory", 200_000, network={"lstm": lstm}, algorithm={"entropy_cost": 0.01}))
     # 64 coin flips of a network that cannot know stay within ±0.6 (4.8 standard deviations).
     assert least * probe.TRUTHS["memory"].optimal_return <= found <= most
