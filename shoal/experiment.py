@@ -174,6 +174,13 @@ def prepare(runtime: str, configs: Mapping[str, Any]) -> None:
         module.prepare(configs["runtime"], configs["algorithm"], configs["network"])
 
 
+def prepare_seeds(runtime: str, seeds: int) -> None:
+    """The same for several seeds in one program; before JAX is imported."""
+    module = registry.load("runtime", runtime)
+    if hasattr(module, "prepare_seeds"):
+        module.prepare_seeds(seeds)
+
+
 def build(experiment: Experiment, opened: environments.Opened | None = None) -> Built:
     """The parts, made from data alone.
 

@@ -215,14 +215,22 @@ def _plain(leaf: Any) -> Any:
 
 
 def _plain_shape(leaf: Any) -> Any:
+    where = _spread(leaf)
     if _is_key(leaf):
-        return jax.ShapeDtypeStruct((*leaf.shape, 2), np.uint32)
-    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype)
+        return jax.ShapeDtypeStruct((*leaf.shape, 2), np.uint32, sharding=where)
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    return jax.ShapeDtypeStruct(np.shape(leaf), dtype, sharding=where)
+
+
+def _spread(leaf: Any) -> Any:
+    """How its first axis is cut up over devices; None where it is whole."""
+    where = getattr(leaf, "sharding", None)
+    return where if isinstance(where, jax.sharding.NamedSharding) else None
 
 
 def _signature(leaf: Any) -> list[Any]:
     plain = _plain_shape(leaf)
-    return [_is_key(leaf), str(plain.dtype), list(plain.shape)]
+    return [_is_key(leaf), str(plain.dtype), list(plain.shape), plain.sharding.num_devices if plain.sharding else 1]
 
 
 # ------------------------------------------------------------------------------------------------ structures

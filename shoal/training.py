@@ -162,12 +162,14 @@ def resume(
     made = run_folder.unedited(folder, config)
     if run_folder.status(folder) == "completed":
         raise errors.Refused(f"{folder} is complete: nothing is left to do; `shoal train` begins a new run")
+    listed = _seeds(folder, config)
+    experiment.prepare_seeds(made.runtime, len(listed))
     experiment.prepare(made.runtime, made.configs)
     opened = environments.open(made.env, made.configs["environment"])
     experiment.validate(made, opened)
     built = _build(made, opened)
     needed = _need(made, built)
-    members = [dataclasses.replace(made, seed=seed) for seed in _seeds(folder, config)]
+    members = [dataclasses.replace(made, seed=seed) for seed in listed]
     if note := memory.check(needed, len(members)):
         console.note(note)
     asked = many.Asked(console, eval_episodes, since, needed.replay)
@@ -187,6 +189,7 @@ def _ready(
 ) -> _Ready:
     """Everything that can be refused, refused."""
     _check(eval_episodes)
+    experiment.prepare_seeds(presets.parts(request)["runtime"], seeds)
     made, opened = presets.resolve(request)
     members = [dataclasses.replace(made, seed=made.seed + more) for more in range(seeds)]
     if together:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import shoal
-from shoal import cli, errors, log, many, memory, tree
+from shoal import cli, errors, experiment, log, many, memory, tree
 from shoal.report import statistics
 from shoal.runtimes import _chunks
 from tests import faults
@@ -186,6 +187,35 @@ def test_a_seed_that_is_done_keeps_what_it_had_then(capsys, tmp_path):
         assert run["params_sha256"] == tree.sha256(ours.policy.params), "what it came to is what was saved"
         last = newest(tmp_path / "group" / f"seed-{run['seed']}")
         assert last.name == f"step-{run['env_steps']:012d}"
+
+
+@pytest.mark.parametrize("preset", ["ppo", pytest.param("dqn", marks=pytest.mark.slow)])
+def test_on_how_many_cores_they_run_changes_nothing(preset, tmp_path):
+    """Three seeds on two devices are two and two, one of which is nobody's; memories are not filled up like that."""
+    seeds = 3 if preset == "ppo" else 2
+    typed = ("train", preset, "--env", "probe:match", "--steps", 3000, "--runtime.chunk-steps", 1000, "--seeds", seeds)
+    ended = {}
+    for devices in (1, 2):
+        with faults.Process(
+            *typed, "--eval-episodes", 0, "--out", tmp_path / f"{devices}", "--json", JAX_NUM_CPU_DEVICES=devices
+        ) as process:
+            ended[devices] = process.ended()
+        assert ended[devices].code == 0, ended[devices].err
+    one, two = (shoal.load(tmp_path / f"{devices}" / f"seed-{seeds - 1}") for devices in (1, 2))
+    close(one.policy.params, two.policy.params)
+    assert episodes(one.folder) == episodes(two.folder)
+    assert len(ended[2].json["runs"]) == seeds
+
+
+def test_a_device_is_made_for_each_core_seeds_can_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "9")  # and as it was afterwards
+    for seeds, devices in [(1, None), (2, "2"), (10, "3")]:
+        monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+        experiment.prepare_seeds("on_device", seeds)
+        assert os.environ.get("JAX_NUM_CPU_DEVICES") == devices
+    experiment.prepare_seeds("on_device", 2)
+    assert os.environ["JAX_NUM_CPU_DEVICES"] == "3", "what a person has set stays"
 
 
 @pytest.mark.parametrize("seeds", [(), ("--seeds", 2)], ids=["one", "two"])

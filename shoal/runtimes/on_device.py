@@ -74,6 +74,13 @@ def prepare(config: Config, algorithm: Any, network: Any) -> None:
         os.environ.setdefault("NPROC", str(threads))
 
 
+def prepare_seeds(seeds: int) -> None:
+    """A device for each core that several seeds can be spread over; JAX reads it when it is imported."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if seeds > 1 and cores > 1:
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(min(seeds, cores)))
+
+
 def streams(config: Config) -> int:
     """Environments that one learner learns from at a time."""
     return config.environments
@@ -144,14 +151,68 @@ class OnDevice:
         began = time.monotonic()
         plan = _plan(self._config, parts.agent.rollout_length, steps)
         lane = jax.jit(lambda tree, at: jax.tree.map(lambda leaf: leaf[at], tree))
-        init, keys = _keys(places, "init"), _keys(places, "run")
+        init = _keys(places, "init")
         start = _shelf(parts).compiled("starts", jax.vmap(_start(parts, self._config.environments)), init)
         # Under vmap a replay memory is copied at every step, and a rule that learns now and then learns always.
-        spread = _in_turn if hasattr(start.returns.state, "memory") else jax.vmap
-        with _beside(lambda: _joined(lambda: start.load()(init), places, lane)) as loop:
-            chunk = _compiled(parts, "chunks", spread(_chunk(parts, plan)), start.returns, keys)
+        remembers = hasattr(start.returns.state, "memory")
+        cut = _Cut(len(places), fill=not remembers)
+        keys = cut.put(_keys(places, "run"))
+        with _beside(lambda: cut.put(_joined(lambda: start.load()(init), places, lane))) as loop:
+            every = cut.over((_in_turn if remembers else jax.vmap)(_chunk(parts, plan)))
+            chunk = _compiled(parts, "chunks", every, cut.like(start.returns), keys)
         observers = [(place.observe, place.ended) if place.observe else None for place in places]
-        _chunks.Drive(_program(parts, plan, chunk)._replace(lane=lane), observers, began)(loop.result())
+        program = _program(parts, plan, chunk)._replace(lane=lambda tree, at: lane(*cut.share(tree, at)))
+        _chunks.Drive(program, observers, began)(loop.result())
+
+
+class _Cut:
+    """Several seeds spread over the devices, each device with its share; they have nothing to tell each other."""
+
+    def __init__(self, seeds: int, *, fill: bool) -> None:
+        """Args: `fill`, shares are made equal by twins of the last seed; else there are fewer of them."""
+        devices = min(seeds, jax.local_device_count())
+        if not fill:
+            devices = next(count for count in range(devices, 0, -1) if seeds % count == 0)
+        self._seeds, self._devices, self._lanes = seeds, devices, seeds + -seeds % devices
+        self._axis = jax.sharding.PartitionSpec("seeds")
+        mesh = jax.make_mesh((devices,), ("seeds",), devices=jax.local_devices()[:devices])
+        self._where = jax.sharding.NamedSharding(mesh, self._axis)
+
+    def over(self, every: Callable[[Loop, Any], Any]) -> Callable[[Loop, Any], Any]:
+        """A chunk of every seed, on each device those of its share."""
+        if self._devices == 1:
+            return every
+        # Unchecked: the check wants every branch of a rule to say that its numbers differ between devices.
+        return jax.shard_map(every, mesh=self._where.mesh, in_specs=self._axis, out_specs=self._axis, check_vma=False)
+
+    def put(self, tree: Any) -> Any:
+        """Leaves ``[seeds, ...]`` to their devices."""
+        if self._devices == 1:
+            return tree
+        if self._lanes > self._seeds:
+            which = jnp.minimum(jnp.arange(self._lanes), self._seeds - 1)
+            tree = jax.tree.map(lambda leaf: leaf[which], tree)
+        return jax.device_put(tree, self._where)
+
+    def share(self, tree: Any, at: int) -> tuple[Any, int]:
+        """What the device of a seed holds, and the seed's place in it."""
+        if self._devices == 1:
+            return tree, at
+        each = self._lanes // self._devices
+        begins = at // each * each
+
+        def held(leaf: Any) -> Any:
+            return next(part.data for part in leaf.addressable_shards if (part.index[0].start or 0) == begins)
+
+        return jax.tree.map(held, tree), at - begins
+
+    def like(self, tree: Any) -> Any:
+        """What `put` makes of ShapeDtypeStructs."""
+        if self._devices == 1:
+            return tree
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((self._lanes, *leaf.shape[1:]), leaf.dtype, sharding=self._where), tree
+        )
 
 
 def _joined(start: Callable[[], Loop], places: Sequence[types.Place], lane: Callable[[Any, int], Any]) -> Loop:
