@@ -21,7 +21,6 @@ with epy.lazy_imports():
     import jax
     import jax.flatten_util
     import jax.numpy as jnp
-    import optax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Config:
     """Gradients are scaled down to this global norm; 0 turns the clip off."""
 
 
+MOMENTUM = 0.9  # of adam's first moment (beta 1)
 LARGEST = 3.4028234663852886e38  # the largest float32: stands for "never": checkpoints hold no infinity
 
 
@@ -56,7 +56,7 @@ class Hyper(NamedTuple):
 
 
 class Adam(NamedTuple):
-    """Running statistics of ``adam``, field for field as optax keeps them; loading a program needs no optax."""
+    """Running statistics of ``adam``."""
 
     count: Any  # scalar i32
     mu: Any  # [size] f32
@@ -113,38 +113,53 @@ def local(config: Config, steps: int) -> Optimiser:
         config: The rule and its numbers.
         steps: Environment steps of the whole run, for annealing.
     """
-    kept = Adam if config.rule == "adam" else RMSProp
-
-    def rule(hyper: Hyper) -> optax.GradientTransformation:
-        if config.rule == "adam":
-            return optax.scale_by_adam(b2=hyper.decay, eps=hyper.epsilon)
-        return optax.scale_by_rms(decay=hyper.decay, eps=hyper.epsilon, eps_in_sqrt=True)
-
-    def theirs(statistics: Any) -> Any:
-        return (optax.ScaleByAdamState if config.rule == "adam" else optax.ScaleByRmsState)(*statistics)
+    if config.rule == "adam":
+        rule: Any = _adam
+        kept: Any = lambda vector: Adam(jnp.int32(0), jnp.zeros_like(vector), jnp.zeros_like(vector))  # noqa: E731
+    else:
+        rule, kept = _rmsprop, lambda vector: RMSProp(jnp.zeros_like(vector))
 
     def init(params: types.Params, rates: Any = ()) -> OptimiserState:
         del rates  # they come with every step
-        hyper = _hyper(config, steps)
-        return OptimiserState(hyper, kept(*rule(hyper).init(_vector(params)[0])), (), jnp.int32(0))
+        return OptimiserState(_hyper(config, steps), kept(_vector(params)[0]), (), jnp.int32(0))
 
     def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any, ask: Step = PLAIN) -> Any:
         vector, shaped = _vector(gradient)
         norm, scale = _clip(vector, state.hyper.max_norm)
-        step, moved = rule(state.hyper).update(vector * scale, theirs(state.rule))
-        statistics: Any = kept(*moved)
-        if config.rule == "adam" and ask.corrected is not True:
-            plain = statistics.mu / (jnp.sqrt(statistics.nu) + state.hyper.epsilon)
-            step = jnp.where(ask.corrected, step, plain)
-        eta = rate(state.hyper, jnp.asarray(env_steps, jnp.float32))
         finite = jnp.isfinite(norm)  # the norm is finite exactly when every element is (or it overflowed: skip too)
+        # What is skipped is a step of size 0 from a gradient of 0 that decays nothing: the same bits, in one pass.
+        step, statistics = rule(state.hyper, state.rule, jnp.where(finite, vector * scale, 0.0), finite, ask)
+        eta = rate(state.hyper, jnp.asarray(env_steps, jnp.float32))
         etas = jax.tree.map(lambda factor: eta * factor, ask.rates or jax.tree.map(lambda _: 1.0, params))
-        params = jax.tree.map(lambda p, s, e: jnp.where(finite, p - e * s, p), params, shaped(step), etas)
-        statistics = jax.tree.map(lambda new, old: jnp.where(finite, new, old), statistics, state.rule)
+        params = jax.tree.map(lambda p, s, e: p - e * s, params, shaped(step), etas)
         skipped = state.skipped + (~finite).astype(jnp.int32)
         return params, state._replace(rule=statistics, skipped=skipped), norm
 
     return Optimiser(init, update)
+
+
+def _adam(hyper: Hyper, old: Adam, gradient: Any, finite: Any, ask: Step) -> tuple[Any, Adam]:
+    """Adam: m ← β₁ m + (1 - β₁) g, v ← β₂ v + (1 - β₂) g²; m̂ / (√v̂ + ε) with the corrections taken as scalars.
+
+    Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1 in the order of its section 2: a root and a division for
+    each element, where correcting both moments first asks for three divisions.
+    """
+    count = old.count + finite.astype(jnp.int32)
+    first, second = (jnp.where(finite, decay, 1.0) for decay in (MOMENTUM, hyper.decay))
+    mu = first * old.mu + (1.0 - first) * gradient
+    nu = second * old.nu + (1.0 - second) * gradient * gradient
+    t = jnp.maximum(count, 1)  # nothing is 0 / 0 where the very first gradient is skipped
+    root = jnp.sqrt(1.0 - hyper.decay**t)
+    size, root = (jnp.where(ask.corrected, a, 1.0) for a in (root / (1.0 - MOMENTUM**t), root))
+    return jnp.where(finite, size, 0.0) * mu / (jnp.sqrt(nu) + hyper.epsilon * root), Adam(count, mu, nu)
+
+
+def _rmsprop(hyper: Hyper, old: RMSProp, gradient: Any, finite: Any, ask: Step) -> tuple[Any, RMSProp]:
+    """RMSProp: v ← α v + (1 - α) g²; g / √(v + ε)."""
+    del ask
+    decay = jnp.where(finite, hyper.decay, 1.0)
+    nu = decay * old.nu + (1.0 - decay) * gradient * gradient
+    return gradient / jnp.sqrt(nu + hyper.epsilon), RMSProp(nu)
 
 
 def capture(config: Config, steps: int) -> Optimiser:

@@ -127,7 +127,9 @@ def eligible(state: records.State, added: Any, fresh: Any, delta: Any) -> tuple[
         return jnp.where(fresh.reshape(-1, *[1] * (z.ndim - 1)), 0.0, fade * z) + new
 
     traces = jax.tree.map(trace, state.traces, added) if state.traces else added
-    gradient = jax.tree.map(lambda z: jnp.tensordot(delta, z, 1) / -delta.size, traces)
+    share = delta / -delta.size
+    # A sum of products, not a product of matrices: of one stream, XLA joins it with the lines above.
+    gradient = jax.tree.map(lambda z: jnp.sum(share.reshape(-1, *[1] * (z.ndim - 1)) * z, axis=0), traces)
     return state._replace(traces=traces if state.traces else ()), gradient
 
 
