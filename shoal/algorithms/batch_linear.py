@@ -26,6 +26,7 @@ ACTIONS = ("discrete",)
 CORRECTS = False
 LEARNS = "sums"
 METRICS = ("change", "bellman_error")
+ROUNDS = {"lstd": 1, "lspi": 50, "td": 5000, "tdc": 5000}
 WEIGHTS = 20_000  # of the methods that solve for them at once: their matrix has the square of it
 
 
@@ -55,8 +56,8 @@ class Config:
     """Step size of the weights, of the mean over samples (td, tdc)."""
     correction_step_size: float = options.number(0.5, low=0.0)
     """Step size of the correction's weights (tdc)."""
-    rounds: int = options.number(1000, low=1)
-    """Rounds of map and solve at most; lstd needs one, lspi a handful."""
+    rounds: int = options.number(0, low=0)
+    """Rounds of map and solve at most; 0: 1 of lstd, 50 of lspi (which may go round in circles), 5000 of td and tdc."""
     tolerance: float = options.number(1e-6, low=0.0)
     """The weights stay when they move by less than this in a round."""
 
@@ -119,7 +120,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         prepare=functools.partial(least_squares.prepare, made, config.discount),
         map=functools.partial(least_squares.map_shard, numbers, actions),
         solve=functools.partial(least_squares.solve, numbers),
-        rounds=config.rounds,
+        rounds=config.rounds or ROUNDS[config.method],
         policy=act_by,
     )
     return policy.agent(made, given.spec, 0.0, sums=sums)
