@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -180,8 +180,7 @@ class Learner:
     def _exchange(self) -> None:
         block, me, scheme = self._block, self.worker, self._job.scheme
         if scheme == "asynchronous":
-            for message in self._mailboxes.found():
-                self._merge(message)
+            self._merge(list(self._mailboxes.found()))
             message = self._news()
             self._mailboxes.post(message, self.steps)
             self._known[message.entry] = message.value
@@ -210,16 +209,22 @@ class Learner:
         self._done()
         block["waits"][me] = 0
 
-    def _merge(self, message: _mailboxes.Message) -> None:
-        """One peer's news: weighed by its visits against one's own since a peer was last heard of the entry."""
-        index, value, count = message
-        own = self._visits[index] - self._heard[index]
-        weight = own + count
-        before = self._weights[index]
-        after = np.where(weight > 0, (own * before + count * value) / np.maximum(weight, 1), before)
-        self._weights[index] = after
-        self._known[index] += after - before  # not one's own news: nobody is told of it again
-        self._heard[index] = self._visits[index]
+    def _merge(self, messages: Sequence[_mailboxes.Message]) -> None:
+        """All news at once, by visits, with one's own since a peer was last heard of the entry.
+
+        One after the other would not do: the second message would find nothing of one's own left to weigh against.
+        """
+        if not messages:
+            return
+        before = self._weights.copy()
+        own = _mailboxes.whole(before, self._visits - self._heard)
+        after = _mailboxes.averaged(before, [own, *messages])
+        told = np.zeros(len(before), bool)
+        for message in messages:
+            told[message.entry] = True
+        self._weights[told] = after[told]
+        self._known[told] += (after - before)[told]  # not one's own news: nobody is told of it again
+        self._heard[told] = self._visits[told]
 
     def _done(self) -> None:
         self._block["exchanges"][self.worker] += 1
