@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import environments, experiment, types
+from shoal import environments, errors, experiment, presets, types
 from shoal.linear import features, least_squares, sarsa
 from shoal.runtimes import _mapper
 
@@ -263,6 +263,14 @@ def test_off_policy_td_grows_without_bound_and_tdc_does_not():
     assert baird("tdc", 5000) < 20
 
 
+def test_weights_that_grow_without_bound_are_given_up(samples):
+    with pytest.raises(errors.GaveUp, match="step-size"):
+        learn("td", samples, rounds=10_000, step_size=100.0)
+    nothing_there = samples._replace(obs=np.zeros_like(samples.obs))
+    with pytest.raises(errors.GaveUp, match="ridge"):
+        learn("lstd", nothing_there, ridge=0.0)
+
+
 def test_chunks_change_nothing(samples, monkeypatch):
     whole = learn("lstd", samples)[0]
     monkeypatch.setattr(least_squares, "CHUNK", 100)
@@ -273,8 +281,6 @@ def test_chunks_change_nothing(samples, monkeypatch):
 
 
 def refusal(preset, env="MountainCar-v0", **settings):
-    from shoal import errors, presets
-
     with pytest.raises(errors.Refused) as told:
         presets.resolve(presets.Request(preset, env=env, **settings))
     return str(told.value)

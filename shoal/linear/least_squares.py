@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shoal import types
+from shoal import errors, types
 from shoal.linear import features
 
+BEYOND = 1e100  # no value is so large: the weights grow without bound, and their squares would overflow
 CHUNK = 4096  # samples worked on at once, so that a mapper's memory does not grow with k x shard
 
 
@@ -155,15 +156,25 @@ def solve(
 
     Returns:
         The memory after, metrics, and whether nothing is left to do.
+
+    Raises:
+        GaveUp: The matrix cannot be inverted, or the weights grow without bound.
     """
     before, count = memory["w"], max(float(sums["n"]), 1.0)
     after = dict(memory)
     if numbers.method in ("lstd", "lspi"):
-        after["w"] = np.linalg.solve(sums["A"] + numbers.ridge * np.eye(len(before)), sums["b"])
+        try:
+            after["w"] = np.linalg.solve(sums["A"] + numbers.ridge * np.eye(len(before)), sums["b"])
+        except np.linalg.LinAlgError:
+            raise errors.GaveUp("the samples do not determine the weights; raise algorithm.ridge above 0") from None
     else:
         after["w"] = before + numbers.step_size / count * (sums["first"] - sums.get("second", 0.0))
     if numbers.method == "tdc":
         after["u"] = memory["u"] + numbers.correction_step_size / count * sums["third"]
+    if not np.abs(after["w"]).max() < BEYOND:
+        raise errors.GaveUp(
+            f"the weights of {numbers.method} grew beyond {BEYOND:g}; lower algorithm.step-size, or scale the features"
+        )
     change = float(np.linalg.norm(after["w"] - before))
     metrics = {"change": change, "bellman_error": float(np.sqrt(sums["squares"] / count))}
     return after, metrics, numbers.method == "lstd" or change < numbers.tolerance
