@@ -1,6 +1,6 @@
 """Ancestors with linear function approximation: learners that exchange weights, and sums over shards of samples.
 
-Learning: Sarsa(λ) on MountainCar-v0, episodes of up to 1,000 steps. Learners take turns, so that timing leaves no trace,
+Learning: Sarsa(λ) on MountainCar-v0, episodes of up to 1,000 steps. Learners take turns: timing leaves no trace,
 and each is judged by its first episodes. One learner exchanges nothing: its figures are the same under any scheme.
 Speed: spawned processes, steps a second and seconds of solving with several over those with one.
 """

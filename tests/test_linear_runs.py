@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shoal import experiment, presets, tree
-from shoal.runtimes import _mailboxes, _mapper, _shared
+from shoal.runtimes import _mailboxes, _mapper, _peer, _shared
 from tests import faults
 from tests.conformance import test_runtimes
 
@@ -152,6 +152,39 @@ def test_asynchronous_learners_wait_for_nobody():
     assert told(result)["messages"] > 2
     assert all(count > 0 for count in result.final.workers["env_steps"])
     assert not observer.faults
+
+
+def learner(scheme, workers=3):
+    """One learner of several, the others silent; and what they share."""
+    made = built(**peers(scheme, workers=workers))
+    block = _shared.Block(_peer.layout(workers, made.parts.agent.exchange.size, 4))
+    job = _peer.Job(block, None, 0, 0, 0, 10**9, scheme, 1, 0.1, 1.0)
+    return _peer.Learner(made.parts, made.parts.make_host(), job), block
+
+
+def test_who_waits_and_who_does_not_when_others_are_silent():
+    for scheme in SCHEMES:
+        one, block = learner(scheme)
+        went_on = [one.turn() for _ in range(8)]
+        if scheme == "asynchronous":
+            assert all(went_on)
+            assert block["episodes"][0] > 1
+        else:
+            assert not went_on[-1]
+            assert block["episodes"][0] == 1, "it waits with its first news"
+
+
+def test_news_found_together_weigh_alike_and_are_not_told_again():
+    one, block = learner("asynchronous")
+    block["weights"][0, 5], block["visits"][0, 5] = 3.0, 1
+    for other, value in ((1, 6.0), (2, 9.0)):
+        _mailboxes.Mailboxes(block, other).post(message({5: (value, 1), 7 + other: (value, 1)}), steps=0)
+    one._exchange()
+    assert block["weights"][0, [5, 8, 9]].tolist() == [6.0, 6.0, 9.0]
+    first = next(_mailboxes.Mailboxes(block, 1).found())
+    assert first.entry.tolist() == [5], "what others told is not one's own news"
+    one._exchange()
+    assert block["weights"][0, [5, 8, 9]].tolist() == [6.0, 6.0, 9.0]
 
 
 def test_a_resume_of_learners_that_wait_begins_together():
