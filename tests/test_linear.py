@@ -235,6 +235,9 @@ def test_samples_that_are_not_finite_are_left_out(samples):
     without = types.Transition(*(leaf[kept] for leaf in samples[:-1]), extras=())
     found = learn("lstd", samples._replace(reward=reward, obs=obs))[0]
     np.testing.assert_allclose(found, learn("lstd", without)[0], rtol=0, atol=1e-10)
+    shard = least_squares.prepare(ONE_HOT, GAMMA, samples._replace(reward=reward, obs=obs))
+    sums = least_squares.map_shard(numbers("lstd"), 2, least_squares.begin("lstd", 2, PLACES), shard)
+    assert sums["n"] == len(reward) - 2, "and not counted"
 
 
 def baird(method, rounds):

@@ -10,6 +10,7 @@ import pytest
 
 from shoal import experiment, presets, tree
 from shoal.runtimes import _mailboxes, _mapper, _peer, _shared
+from shoal.runtimes import peers as peers_runtime
 from tests import faults
 from tests.conformance import test_runtimes
 
@@ -190,6 +191,14 @@ def test_news_found_together_weigh_alike_and_are_not_told_again():
 def test_a_resume_of_learners_that_wait_begins_together():
     made, observer = built(steps=10**6, **peers("filtered")), Observer(stop_at=4000)
     saved = run(made, 10**6, observer=observer).final.save()
+    saved["weights"][0, 5] += 4.0  # as if it had been stopped before it could tell
+    saved["visits"][:, 5] = saved["told"][:, 5] + (3, 1, 0)
+    run_again = peers_runtime._Run(made.runtime._config, made.parts, 0, 0, None)
+    run_again.restore(saved)
+    weights = run_again.save()["weights"]
+    assert (weights == weights[0]).all(), "what was under way is exchanged first"
+    mean = (3 * saved["weights"][0, 5] + saved["weights"][1, 5]) / 4
+    assert weights[0, 5] == pytest.approx(mean)
     again = built(steps=8000, **peers("filtered"))
     result = run(again, 8000, saved=saved)
     assert result.final.env_steps >= 8000
