@@ -255,6 +255,36 @@ def map_cost(results: Mapping[str, Any]) -> str:
     return grid(head, rows)
 
 
+def linear(results: Mapping[str, Any]) -> str:
+    """Learners that exchange weights, and mappers."""
+    speeds, rows = results["sarsa_speed"], []
+    for scheme, by_workers in results["sarsa"].items():
+        for workers, one in by_workers.items():
+            speed = speeds[scheme][workers]
+            rows.append(
+                [
+                    f"`{scheme}`, {workers}",
+                    spread(one, "steps_per_episode"),
+                    spread(one, "last_steps_per_episode"),
+                    number(one["bytes_per_episode"]),
+                    spread(speed, "ratio_1", "x"),
+                    number(speed["waiting_fraction"]),
+                ]
+            )
+    head = ["scheme, learners", "steps per episode", "the last 10", "bytes per episode", "speed over one", "waiting"]
+    batch = [
+        [f"`{method}`, {workers}", spread(one, "seconds"), spread(one, "ratio_1", "x"), number(one["bytes_sent"])]
+        for method, by_workers in results["batch"].items()
+        for workers, one in by_workers.items()
+    ]
+    told = (
+        f"`filtered` sends {number(100 * results['filtered_bytes_fraction'])} % of the bytes of `average` with two "
+        f"learners, at {number(100 * results['filtered_score_ratio'])} % of its steps per episode in the end."
+    )
+    below = grid(["method, mappers", "seconds of solving", "speed over one", "bytes"], batch)
+    return "\n\n".join([grid(head, rows), told, below])
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "hogwild": hogwild,
     "on_device": on_device,
@@ -262,6 +292,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "startup": startup,
     "presets": presets,
     "map_propagation": map_propagation,
+    "linear": linear,
 }
 
 

@@ -20,7 +20,7 @@ DOCS = Path(__file__).parent
 
 
 class Family(NamedTuple):
-    """The presets of one page: one learning rule and the symbols its page writes."""
+    """The presets of one page: one learning rule, or a few alike, and the symbols its page writes."""
 
     algorithm: str
     presets: tuple[str, ...]
@@ -96,6 +96,20 @@ FAMILIES = {
         ("sac",),
         {**REPLAY, "algorithm.temperature": "α₀", "algorithm.entropy_target": "H̄ / dim"},
     ),
+    "presets/linear.md": Family(
+        "parallel_sarsa",
+        ("parallel_sarsa", "batch_linear"),
+        {
+            "algorithm.tilings": "m",
+            "algorithm.step_size": "α (times m, of parallel_sarsa)",
+            "algorithm.trace": "λ",
+            "algorithm.epsilon": "ε",
+            "algorithm.ridge": "ε",
+            "algorithm.correction_step_size": "β",
+            "runtime.period": "P",
+            "runtime.threshold": "θ",
+        },
+    ),
     "presets/map_propagation.md": Family(
         "map_propagation",
         ("map_propagation", "map_async", "reinforce_team", "reinforce_team_explore", "backprop_det", "backprop_sto"),
@@ -119,10 +133,15 @@ FAMILIES = {
 def settings(family: Family) -> str:
     """Every option, its default, and what the presets set."""
     rows: list[tuple[str, ...]] = []
-    for kind in ("algorithm", "network", "optimiser", "environment"):
+    rules = list(dict.fromkeys(presets.PRESETS[preset].algorithm for preset in family.presets))
+    for rule in rules:
+        users = [preset for preset in family.presets if presets.PRESETS[preset].algorithm == rule]
+        which = f" ({rule})" if len(rules) > 1 else ""
+        rows += _rows(family, "algorithm", experiment.config_class("algorithm", rule), users, which)
+    by_gradient = experiment.learns("algorithm", family.algorithm) == "rollouts"
+    for kind in ("network", "optimiser", "environment") if by_gradient else ("environment",):
         # The settings every environment has; those of one adapter are on the page of environments.
-        cls = experiment.config_class(kind, "CartPole-v1" if kind == "environment" else family.algorithm)
-        rows += _rows(family, kind, cls, family.presets)
+        rows += _rows(family, kind, experiment.config_class(kind, "CartPole-v1"), family.presets)
     if "corrector.lambda_" in family.symbols:  # rules that learn from a memory use no corrector
         rows += _rows(family, "corrector", experiment.config_class("corrector", "none"), family.presets)
     for name in filter(functools.partial(_takes, family), registry.names("runtime")):
@@ -132,7 +151,10 @@ def settings(family: Family) -> str:
 
 
 def _takes(family: Family, runtime: str) -> bool:
-    """Whether a runtime can run the rule in some setting."""
+    """Whether a runtime can run a rule of the page in some setting."""
+    ways = {experiment.learns("algorithm", presets.PRESETS[preset].algorithm) for preset in family.presets}
+    if experiment.learns("runtime", runtime) not in ways:
+        return False
     rule = registry.load("algorithm", family.algorithm)
     least = {"epochs": 1, "minibatches": 1}  # with which an update is one gradient step
     config = rule.Config(**{name: value for name, value in least.items() if name in rule.Config.__dataclass_fields__})

@@ -24,6 +24,7 @@ with epy.lazy_imports():
     import tyro
 
     from shoal import check_env, evaluation, experiment, export, log, report, training
+    from shoal.verbs import atari
 
 USAGE = """\
 usage: shoal VERB ...
@@ -249,12 +250,22 @@ class ReportOptions:
     """Run folders, or folders of several seeds; runs that differ only in their seed are aggregated, others compared."""
     out: Path | None = None
     """The file; default: report.html in the run folder, or in the current one for several runs."""
+    atari: bool = False
+    """Instead of the page: human-normalised Atari scores beside A3C's and Gorila's; of no run, the published means."""
+    random: tuple[str, ...] = ()
+    """With --atari: GAME=SCORE, random scores to use instead of those listed, e.g. video_pinball=0."""
     json: bool = False
-    """Print the path as one JSON object."""
+    """Print the path (the scores, with --atari) as one JSON object."""
 
 
 def _report(typed: list[str]) -> int:
     given = arguments.parse(ReportOptions, "report", typed)
+    if given.atari:
+        if given.out:
+            raise errors.Refused("--atari prints a table and makes no page; leave --out out")
+        return atari.run(given.runs, given.random, as_json=given.json)
+    if given.random:
+        raise errors.Refused("--random is for the scores that --atari shows; give --atari too")
     if not given.runs:
         raise errors.Refused("give one or more run folders, e.g. `shoal report runs/*`")
     out = given.out or ((given.runs[0] if len(given.runs) == 1 else Path()) / "report.html")

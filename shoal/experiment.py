@@ -159,11 +159,36 @@ def _check_algorithm(experiment: Experiment, spec: types.EnvSpec) -> None:
     configs = experiment.configs
     if reason := module.fits(configs["algorithm"], configs["network"], spec):
         raise errors.Refused(f"{experiment.algorithm} on {experiment.env}: {reason}")
+    _check_learning(experiment)
     runtime = registry.load("runtime", experiment.runtime)
     if runtime.CAPTURES and (reason := module.shareable(configs["algorithm"])):
         raise errors.Refused(
             f"the {experiment.runtime} runtime applies gradients itself, but {reason}; "
             "or use --runtime on_device or host"
+        )
+
+
+def learns(kind: str, name: str) -> str:
+    """How an algorithm learns, or what a runtime serves: ``rollouts``, ``exchange`` or ``sums``.
+
+    Args:
+        kind: ``"algorithm"`` or ``"runtime"``.
+        name: The choice.
+    """
+    return str(getattr(registry.load(kind, name), "LEARNS", "rollouts"))
+
+
+def _check_learning(experiment: Experiment) -> None:
+    how = learns("algorithm", experiment.algorithm)
+    if learns("runtime", experiment.runtime) != how:
+        fitting = [name for name in registry.names("runtime") if learns("runtime", name) == how]
+        raise errors.Refused(
+            f"{experiment.algorithm} learns by {how}, the {experiment.runtime} runtime by "
+            f"{learns('runtime', experiment.runtime)}; use --runtime {' or '.join(fitting)}"
+        )
+    if how != "rollouts" and experiment.configs["optimiser"] != optimise.Config():
+        raise errors.Refused(
+            f"{experiment.algorithm} has no gradient for an optimiser to apply; leave the options of --optimiser out"
         )
 
 

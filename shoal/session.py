@@ -360,6 +360,7 @@ class Session:
             "exact": self.exact,
             **({"workers": workers} if workers else {}),
             **({"replay": dict(self._replay)} if self._replay else {}),
+            **({name: dict(told) for name, told in final.subsystems.items()} if final else {}),
             "faults": self.faults(final) if final else {},
             "split": dict(final.split) if final else {},
         }

@@ -7,6 +7,7 @@ observation or one stream unless a ``[T, B]`` is shown; ``vmap`` gives the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -208,6 +209,52 @@ class Agent(NamedTuple):
     small_act: SmallAct | None  # None: the network is too large, or remembers
     restart: Callable[[Any], Any] | None = None
     # state -> state when all streams begin new episodes out of turn (a resume without the simulators); None: no matter
+    exchange: Exchange | None = None  # of rules that learn weights which learners exchange (runtime `peers`)
+    sums: Sums | None = None  # of rules that learn from sums over samples (runtime `map_reduce`)
+
+
+class Stream(Protocol):
+    """One learner in one simulator, on the host; it writes the weights and the visits it was given in place."""
+
+    non_finite: int  # TD errors that were not finite, and changed nothing
+    environment_s: float  # seconds in the simulator
+
+    def begin(self, seed: int) -> None:
+        """Begin an episode, all its randomness from `seed`; one under way is left."""
+        ...
+
+    def advance(self, most: int) -> Episode | None:
+        """Act and learn for `most` steps or to the end of the episode, whichever is first; the episode if it ended.
+
+        Its `env_steps` and `worker` are left at 0: only the runtime knows them.
+        """
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """About the latest episode that ended; empty before the first."""
+        ...
+
+
+class Exchange(NamedTuple):
+    """A rule that learns one vector of weights online, of which several learners exchange parts. NumPy, on the host."""
+
+    size: int  # weights
+    open: Callable[[HostEnv, np.ndarray, np.ndarray], Stream]  # (simulator, weights [size] f64, visits [size] i64)
+    policy: Callable[[np.ndarray], Policy]  # weights [size] -> what acts
+
+
+class Sums(NamedTuple):
+    """A rule that learns from sums over samples: map a shard, add the sums up, solve. NumPy in float64, on the host."""
+
+    begin: Callable[[], Mapping[str, np.ndarray]]  # -> memory: what is learned, by name
+    behave: Callable[[np.random.Generator], Any]  # -> the action while samples are collected; int32
+    prepare: Callable[[Transition], Any]  # a shard [n] -> what each round computes with; once
+    map: Callable[[Mapping[str, np.ndarray], Any], Mapping[str, np.ndarray]]  # (memory, prepared) -> sums, by name;
+    # among them "n", the samples that were learned from: those that are not finite are left out
+    solve: Callable[[Mapping, Mapping], tuple[Mapping[str, np.ndarray], Metrics, bool]]
+    # (memory, sums of all shards) -> (memory, metrics, whether nothing is left to do)
+    rounds: int  # of map and solve, at most
+    policy: Callable[[Mapping[str, np.ndarray]], Policy]  # memory -> what acts
 
 
 class Corrected(NamedTuple):
@@ -290,6 +337,7 @@ class Progress(NamedTuple):
     save: Callable[[], Tree]  # makes the checkpoint tree, on the host
     watches_goal: bool = False  # True: the runtime judges the goal itself; else the observer does, episode by episode
     solved_at: int | None = None  # the step at which such a runtime saw it met
+    subsystems: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # objects of the summary, e.g. "communication"
 
 
 class Result(NamedTuple):

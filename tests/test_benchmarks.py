@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-BENCHES = ("hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation")
+BENCHES = ("hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear")
 
 
 @pytest.fixture(autouse=True)
@@ -393,6 +393,27 @@ def test_a_record_that_lacks_a_key_or_was_quick_is_told():
     assert "on_device: no 'ppo.rejax.peer_compile_s' in the results" in found
     assert "on_device: measured with --quick" in found
     assert "hogwild: no 'machine'" in table.problems({"bench": "hogwild"})
+
+
+def test_linear_sets_several_beside_one_round_by_round():
+    bench, table = _load("linear"), _load("table")
+    common = _load("_common")
+    learned = {
+        **common.spread("steps_per_episode", [200.0, 300.0]),
+        **common.spread("last_steps_per_episode", [100.0, 120.0]),
+        **common.spread("bytes_per_episode", [1000.0, 1000.0]),
+    }
+    sarsa = {scheme: {str(workers): dict(learned) for workers in bench.WORKERS} for scheme in bench.SCHEMES}
+    sarsa["filtered"]["2"]["bytes_per_episode"] = 150.0
+    speeds = {(s, w): [100.0 * w, 50.0 * w] for s in bench.SCHEMES for w in bench.WORKERS}
+    seconds = {(m, w): [4.0 / w, 8.0 / w] for m in bench.METHODS for w in bench.WORKERS}
+    results = bench.conclude(sarsa, speeds, dict.fromkeys(speeds, 0.25), seconds, dict.fromkeys(seconds, 10))
+    assert results["filtered_bytes_fraction"] == 0.15
+    assert results["sarsa_speed"]["average"]["4"]["ratio_1_repeats"] == [4.0, 4.0]
+    assert results["batch"]["lspi"]["2"]["ratio_1"] == 2.0
+    record = _record("linear", results)
+    assert table.problems(record) == []
+    assert "| `filtered`, 2 | 250 (200 to 300) | 110 (100 to 120) | 150 |" in table.render(record, "linear")
 
 
 @pytest.mark.parametrize("bench", BENCHES)

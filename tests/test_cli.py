@@ -218,6 +218,8 @@ QUICK = [
     "train a3c --runtime cluster",
     "train a3c --env CartPol-v1",
     "train a3c --out .",
+    "train parallel_sarsa --help",
+    "train batch_linear --help",
     "resume no-such-folder",
     "eval --episodes x",
 ]

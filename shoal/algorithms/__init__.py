@@ -7,7 +7,10 @@ A file here offers
 * ``CORRECTS``: whether it learns through the corrector it is given;
 * ``fits(config, network, spec) -> str``: why it cannot learn this way from such an environment, ``""`` if it can;
 * ``shareable(config) -> str``: why its gradients cannot be left for a runtime to apply elsewhere, ``""`` if they can;
-* ``build(config, ingredients) -> types.Agent``; `Ingredients` is what every rule may be given.
+* ``build(config, ingredients) -> types.Agent``; `Ingredients` is what every rule may be given;
+* where it does not learn from rollouts through `Agent.update`, ``LEARNS``: ``"exchange"`` (weights written online, of
+  which learners exchange parts: `Agent.exchange`) or ``"sums"`` (sums over samples: `Agent.sums`), and ``METRICS``, the
+  names of what it measures. A runtime says by its own ``LEARNS`` which it serves; ``"rollouts"`` if it is silent.
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ def one_step(name: str) -> Any:
     return next((config for config in tried if not module.shareable(config)), None)
 
 
-ALL = [(n, k, m) for n in registry.names("algorithm") for k in ENVS for m in MEMORY if suits(n, k, m)]
+ROLLOUTS = [name for name in registry.names("algorithm") if experiment.learns("algorithm", name) == "rollouts"]
+OTHERS = sorted({*registry.names("algorithm")} - {*ROLLOUTS})  # they learn as their runtime's contract says
+ALL = [(n, k, m) for n in ROLLOUTS for k in ENVS for m in MEMORY if suits(n, k, m)]
 SHARED = [each for each in ALL if one_step(each[0]) and each[2] == "none"]
 
 
@@ -126,12 +128,51 @@ def test_it_declares_what_the_wiring_reads(name):
     module = registry.load("algorithm", name)
     assert set(module.ACTIONS) <= set(ENVS)
     assert module.ACTIONS, "it learns something"
-    assert any(each[0] == name for each in ALL), "and in one of the environments of these tests"
+    assert name in OTHERS or any(each[0] == name for each in ALL), "and in one of the environments of these tests"
     assert module.Config.__doc__
     assert isinstance(module.shareable(small(module)), str)
     for kind in module.ACTIONS:
         for memory in MEMORY:
             assert isinstance(module.fits(small(module), network(memory), opened(kind).spec), str)
+
+
+RANGES = {"low": (-1.0,), "high": (1.0,)}  # of what the probes show, for rules that need to know
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_one_that_does_not_learn_from_rollouts_says_how_and_has_a_runtime(name):
+    how, module = experiment.learns("algorithm", name), registry.load("algorithm", name)
+    assert how in {experiment.learns("runtime", runtime) for runtime in registry.names("runtime")}
+    assert module.METRICS
+    assert module.shareable(small(module)), "it leaves no gradient"
+    config, spec = small(module, **RANGES), opened(module.ACTIONS[0]).spec
+    assert module.fits(config, networks.Config(), spec) == ""
+    assert "--network" in module.fits(config, networks.Config(hidden=(3,)), spec), "a network would change nothing"
+    given = algorithms.Ingredients(spec, networks.Config(), optimise.local(optimise.Config(), 1000), None)
+    agent = module.build(config, given)
+    assert getattr(agent, how) is not None
+    state = agent.init(jax.random.key(0))
+    assert {"params", "optimiser", "normaliser", "env_steps"} <= set(state._fields)
+    with pytest.raises(TypeError, match=how):
+        agent.update(state, None, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_its_policy_is_compiled_and_greedy_when_it_is_to_be(name):
+    module, spec = registry.load("algorithm", name), opened("discrete").spec
+    config = small(module, **RANGES, epsilon=0.5)
+    given = algorithms.Ingredients(spec, networks.Config(), optimise.local(optimise.Config(), 1000), None)
+    agent = module.build(config, given)
+    policy, act = (
+        agent.snapshot(agent.init(jax.random.key(0))),
+        jax.jit(jax.vmap(agent.act, in_axes=(None, None, 0, 0))),
+    )
+    obs, keys = jnp.ones((32, *spec.observation.shape)), jax.random.split(jax.random.key(1), 32)
+    actions = act(policy, (), obs, keys)[0]
+    assert actions.dtype == jnp.int32
+    assert set(actions.tolist()) <= set(range(spec.action.n))
+    greedy = act(policy._replace(explore=jnp.float32(0.0)), (), obs, keys)[0]
+    assert len(set(greedy.tolist())) == 1
 
 
 def test_the_state_is_arrays_and_has_the_fields_of_the_contract(case):

@@ -13,7 +13,13 @@ from shoal import experiment, presets, registry, tree, types
 from tests import faults  # noqa: F401  its compilation cache
 
 STEPS = 600
-SMALL = {"environments": 4, "workers": 2, "processes": 0, "chunk_steps": 100, "report_s": 0.01}
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # how a runtime learns -> a preset it runs, and its settings
+    # Annealing off: how long a run is meant to be must not change what an update does.
+    "rollouts": ("a2c", {"optimiser": {"anneal": False}}),
+    "exchange": ("parallel_sarsa", {"algorithm": {"low": (0.0,), "high": (2.0,)}}),
+    "sums": ("batch_linear", {}),
+}
+SMALL = {"environments": 4, "workers": 2, "processes": 0, "spawn": False, "chunk_steps": 100, "report_s": 0.01}
 
 
 class Observer:
@@ -37,21 +43,20 @@ class Done(NamedTuple):
     observer: Observer
     result: types.Result
     steps: int
+    runtime: str
 
 
 def made(runtime: str, env: str = "probe:constant", steps: int = STEPS) -> experiment.Experiment:
     cls = experiment.config_class("runtime", runtime)
     settings = {name: value for name, value in SMALL.items() if name in cls.__dataclass_fields__}
-    # Annealing off: how long a run is meant to be must not change what an update does.
-    request = presets.Request(
-        "a2c", env, steps, runtime=runtime, settings={"runtime": settings, "optimiser": {"anneal": False}}
-    )
+    preset, more = PRESETS[experiment.learns("runtime", runtime)]
+    request = presets.Request(preset, env, steps, runtime=runtime, settings={"runtime": settings, **more})
     return presets.resolve(request)[0]
 
 
 def run(runtime: str, *, saved: Any = None, steps: int = STEPS, **options: Any) -> Done:
     built, observer = experiment.build(made(runtime)), Observer(**options)
-    return Done(built, observer, built.runtime.run(built.parts, 0, steps, None, observer, saved), steps)
+    return Done(built, observer, built.runtime.run(built.parts, 0, steps, None, observer, saved), steps, runtime)
 
 
 @pytest.fixture(scope="module", params=registry.names("runtime"))
@@ -102,7 +107,11 @@ def test_progress_is_plain_data(done):
     final = done.result.final
     assert type(final.env_steps) is type(final.updates) is int
     assert all(type(value) is float and np.isfinite(value) for value in final.metrics.values())
-    assert {"loss", "entropy", "gradient_norm"} <= set(final.metrics)
+    learns = experiment.learns("runtime", done.runtime)
+    wanted = {"loss", "entropy", "gradient_norm"}
+    if learns != "rollouts":
+        wanted = set(registry.load("algorithm", presets.find(PRESETS[learns][0]).algorithm).METRICS)
+    assert wanted <= set(final.metrics)
     assert set(final.split) <= {"environment", "inference", "learning", "waiting", "on_device"}
     assert sum(final.split.values()) > 0
     assert all(type(count) is int for count in final.faults.values())

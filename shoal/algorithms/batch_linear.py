@@ -1,0 +1,126 @@
+"""LSTD, LSPI, TD and TDC from a fixed batch of samples, as sums over shards (MapReduce).
+
+Li & Schuurmans 2011, "MapReduce for Parallel Reinforcement Learning": mappers read shards of the samples, the reducer
+adds up, the driver solves. Samples are taken by choosing actions at random; `lstd`, `td` and `tdc` learn the value of
+doing so, `lspi` improves the policy until it stays. Formulas: `shoal/linear/least_squares.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from etils import epy
+
+from shoal import algorithms, options, types
+
+with epy.lazy_imports():
+    import numpy as np
+
+    from shoal import networks
+    from shoal.linear import features, least_squares, policy
+
+ACTIONS = ("discrete",)
+CORRECTS = False
+LEARNS = "sums"
+METRICS = ("change", "bellman_error")
+ROUNDS = {"lstd": 1, "lspi": 50, "td": 5000, "tdc": 5000}
+WEIGHTS = 20_000  # of the methods that solve for them at once: their matrix has the square of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Linear values from a batch of samples."""
+
+    method: Literal["lstd", "lspi", "td", "tdc"] = "lspi"
+    """lstd, td, tdc: the value of random actions, solved for, by steps, by corrected steps; lspi: the best policy."""
+    features: Literal["polynomial", "tiles", "raw"] = "raw"
+    """Products of the numbers observed, tile coding, or the numbers themselves (one-hot ones make a table)."""
+    degree: int = options.number(2, low=0, high=16)
+    """Of the highest product (polynomial)."""
+    tilings: int = options.number(4, low=1, high=1024)
+    """Shifted grids (tiles)."""
+    tiles: int = options.number(4, low=1, high=1024)
+    """Tiles of a grid along each number observed (tiles)."""
+    low: tuple[float, ...] = ()
+    """Smallest value of each number observed (polynomial, tiles); smaller ones count as it."""
+    high: tuple[float, ...] = ()
+    """Largest value of each number observed (polynomial, tiles); larger ones count as it."""
+    discount: float = options.number(0.95, low=0.0, high=1.0)
+    """Gamma."""
+    ridge: float = options.number(1e-3, low=0.0)
+    """Added to the diagonal before solving (lstd, lspi)."""
+    step_size: float = options.number(0.5, low=0.0)
+    """Step size of the weights, of the mean over samples (td, tdc)."""
+    correction_step_size: float = options.number(0.5, low=0.0)
+    """Step size of the correction's weights (tdc)."""
+    rounds: int = options.number(0, low=0)
+    """Rounds of map and solve at most; 0: 1 of lstd, 50 of lspi (which may go round in circles), 5000 of td and tdc."""
+    tolerance: float = options.number(1e-6, low=0.0)
+    """The weights stay when they move by less than this in a round."""
+
+
+def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
+    """See `algorithms`."""
+    if network != type(network)():
+        return "it is linear and has no network; leave the options of --network out"
+    if reason := features.refusal(spec.observation, config.low, config.high, needed=config.features != "raw"):
+        return reason
+    grid = config.tilings * (config.tiles + 1) ** spec.observation.shape[0]
+    if config.features == "tiles" and grid * spec.action.n > WEIGHTS:
+        return (
+            f"{grid * spec.action.n:,} weights are more than {WEIGHTS:,}; lower algorithm.tiles or algorithm.tilings, "
+            "or choose numbers with --environment.observe"
+        )
+    return ""
+
+
+def shareable(config: Config) -> str:
+    """See `algorithms`."""
+    del config
+    return "it solves for its weights and leaves no gradient"
+
+
+def _features(config: Config, spec: types.EnvSpec) -> features.Features:
+    if config.features == "raw":
+        return features.raw(spec.observation.shape[0])
+    if config.features == "polynomial":
+        return features.polynomial(config.low, config.high, config.degree)
+    return features.tiles(config.low, config.high, config.tilings, config.tiles)
+
+
+def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
+    """The rule.
+
+    Args:
+        config: The rule's numbers.
+        given: Environment spec; network, optimiser and corrector are not used.
+    """
+    actions, made = given.spec.action.n, _features(config, given.spec)
+    numbers = least_squares.Numbers(
+        config.method,
+        config.discount,
+        config.ridge,
+        config.step_size,
+        config.correction_step_size,
+        config.tolerance,
+    )
+
+    def behave(chance: np.random.Generator) -> Any:
+        return chance.integers(actions, dtype=np.int32)
+
+    def act_by(memory: Mapping[str, np.ndarray]) -> types.Policy:
+        return policy.policy(memory["w"], actions, 0.0)
+
+    sums = types.Sums(
+        begin=functools.partial(least_squares.begin, config.method, actions, made.size),
+        behave=behave,
+        prepare=functools.partial(least_squares.prepare, made, config.discount),
+        map=functools.partial(least_squares.map_shard, numbers, actions),
+        solve=functools.partial(least_squares.solve, numbers),
+        rounds=config.rounds or ROUNDS[config.method],
+        policy=act_by,
+    )
+    return policy.agent(made, given.spec, 0.0, sums=sums)

@@ -1,0 +1,322 @@
+"""Learners that exchange weights, and mappers: messages, mailboxes, whole runs, deaths, resumes."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from shoal import experiment, presets, tree
+from shoal.runtimes import _mailboxes, _mapper, _peer, _shared
+from shoal.runtimes import peers as peers_runtime
+from tests import faults
+from tests.conformance import test_runtimes
+
+Observer = test_runtimes.Observer
+SCHEMES = ("average", "filtered", "asynchronous")
+
+
+def message(entries):
+    """A message from {index: (value, visits)}."""
+    index = np.array(sorted(entries), np.int32)
+    value, visits = (np.array([entries[i][at] for i in index]) for at in range(2))
+    return _mailboxes.Message(index, value.astype(float), visits.astype(np.int32))
+
+
+# ---------------------------------------------------------------------------------------------- messages
+
+
+def test_weights_are_averaged_by_visits_and_stay_where_nobody_was():
+    known = np.array([5.0, 6.0, 7.0])
+    told = [message({0: (1.0, 1), 1: (2.0, 0)}), message({0: (4.0, 2), 1: (9.0, 0)})]
+    np.testing.assert_allclose(_mailboxes.averaged(known, told), [3.0, 6.0, 7.0])
+
+
+def test_only_what_moved_is_told():
+    found = _mailboxes.moved(np.array([1.0, 2.0, 3.0]), np.array([1.0, 1.5, 2.8]), np.array([4, 5, 6]), 0.3)
+    assert [leaf.tolist() for leaf in found] == [[1], [2.0], [5]]
+
+
+def test_bytes_are_those_of_index_value_and_count():
+    told = message({3: (1.0, 1), 8: (2.0, 1)})
+    assert _mailboxes.size(told, dense=False) == 2 * (4 + 8 + 4)
+    assert _mailboxes.size(told, dense=True) == 2 * (8 + 4), "entries in order need no index"
+
+
+def test_a_full_mailbox_drops_the_oldest_and_counts():
+    block = _shared.Block(_mailboxes.layout(3, 10, 4))
+    sender, reader = _mailboxes.Mailboxes(block, 0), _mailboxes.Mailboxes(block, 1)
+    for number in range(6):
+        sender.post(message({number: (float(number), 1)}), steps=number)
+    assert _mailboxes.dropped(block) == 4, "two in the mailbox of each of the two others, unread or not"
+    assert [found.entry.tolist() for found in reader.found()] == [[2], [3], [4], [5]]
+    assert list(reader.found()) == [], "each is taken once"
+    assert list(sender.found()) == [], "one's own messages are not"
+    assert (block["dropped"].tolist(), _mailboxes.dropped(block)) == ([0, 2, 0], 4)
+    assert (int(block["messages"][0]), int(block["bytes"][0])) == (12, 12 * 16)
+    block.close()
+
+
+# ---------------------------------------------------------------------------------------------- learners
+
+
+def built(preset="parallel_sarsa", steps=6000, seed=0, env="MountainCar-v0", **settings):
+    request = presets.Request(preset, env, steps, seed=seed, settings=settings)
+    return experiment.build(presets.resolve(request)[0])
+
+
+def run(made, steps=6000, seed=0, observer=None, saved=None):
+    return made.runtime.run(made.parts, seed, steps, None, observer or Observer(), saved)
+
+
+def peers(scheme, *, spawn=False, workers=3, **more):
+    return {"runtime": {"scheme": scheme, "workers": workers, "spawn": spawn, "report_s": 0.02} | more}
+
+
+@pytest.fixture(scope="module")
+def ended():
+    """A run of each scheme, learners taking turns."""
+    return {scheme: run(built(**peers(scheme))) for scheme in SCHEMES}
+
+
+def told(result):
+    return result.final.subsystems["communication"]
+
+
+def test_after_an_exchange_all_learners_agree(ended):
+    saved = {scheme: result.final.save() for scheme, result in ended.items()}
+    average, filtered = saved["average"], saved["filtered"]
+    assert (average["weights"] == average["weights"][0]).all(), "to the last bit"
+    assert average["weights"].any()
+    assert (filtered["known"] == filtered["known"][0]).all()
+    assert np.abs(filtered["weights"] - filtered["known"]).max() <= 0.1, "what is not told is less than the threshold"
+    assert (saved["asynchronous"]["weights"] != saved["asynchronous"]["weights"][0]).any()
+    for one in saved.values():
+        assert len(set(one["episodes"].tolist())) == 1 or one is saved["asynchronous"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_in_turns_any_scheme_repeats(ended, scheme):
+    again = run(built(**peers(scheme)))
+    assert tree.sha256(again.policy.params) == tree.sha256(ended[scheme].policy.params)
+    assert told(again) == told(ended[scheme])
+    other = run(built(seed=1, **peers(scheme)), seed=1)
+    assert tree.sha256(other.policy.params) != tree.sha256(again.policy.params)
+
+
+def test_what_is_sent_is_counted(ended):
+    rounds = int(ended["average"].final.save()["exchanges"][0])
+    assert told(ended["average"])["messages"] == rounds * 3 * 2
+    assert told(ended["average"])["bytes_sent"] == rounds * 3 * 2 * 1944 * 12
+    assert 0 < told(ended["filtered"])["bytes_sent"] < told(ended["average"])["bytes_sent"]
+    assert told(ended["asynchronous"])["bytes_sent"] > 0
+    for result in ended.values():
+        assert told(result)["dropped_messages"] == 0
+        assert told(result)["waiting_s"] == 0
+    alone = run(built(steps=1500, **peers("average", workers=1)), 1500)
+    assert (told(alone)["bytes_sent"], told(alone)["messages"]) == (0, 0)
+
+
+def test_processes_that_wait_for_each_other_come_to_the_bits_of_turns_even_if_one_dies(ended):
+    class Killer(Observer):
+        """Kills a learner once training is under way."""
+
+        killed = False
+
+        def __call__(self, progress):
+            if progress.env_steps > 500 and not self.killed:
+                self.killed = True
+                os.kill(progress.workers["pids"][0], signal.SIGKILL)
+            return super().__call__(progress)
+
+    observer = Killer()
+    result = run(built(**peers("average", spawn=True, workers=2)), observer=observer)
+    assert observer.killed
+    assert result.final.faults["restarts"] == result.final.workers["restarts"] == 1
+    assert "SIGKILL" in observer.faults[0]
+    weights = result.final.save()["weights"]
+    assert (weights[0] == weights[1]).all()
+    assert told(result)["waiting_s"] > 0, "for the one that was started again"
+    assert result.final.env_steps >= 6000
+    # Undisturbed, timing leaves no trace.
+    processes = run(built(**peers("average", spawn=True)))
+    assert tree.sha256(processes.policy.params) == tree.sha256(ended["average"].policy.params)
+    assert told(processes)["bytes_sent"] == told(ended["average"])["bytes_sent"]
+
+
+def test_asynchronous_learners_wait_for_nobody():
+    observer = Observer()
+    result = run(built(**peers("asynchronous", spawn=True, workers=2)), observer=observer)
+    assert told(result)["waiting_s"] == 0
+    assert told(result)["messages"] > 2
+    assert all(count > 0 for count in result.final.workers["env_steps"])
+    assert not observer.faults
+
+
+def learner(scheme, workers=3):
+    """One learner of several, the others silent; and what they share."""
+    made = built(**peers(scheme, workers=workers))
+    block = _shared.Block(_peer.layout(workers, made.parts.agent.exchange.size, 4))
+    job = _peer.Job(block, None, 0, 0, 0, 10**9, scheme, 1, 0.1, 1.0)
+    return _peer.Learner(made.parts, made.parts.make_host(), job), block
+
+
+def test_who_waits_and_who_does_not_when_others_are_silent():
+    for scheme in SCHEMES:
+        one, block = learner(scheme)
+        went_on = [one.turn() for _ in range(8)]
+        if scheme == "asynchronous":
+            assert all(went_on)
+            assert block["episodes"][0] > 1
+        else:
+            assert not went_on[-1]
+            assert block["episodes"][0] == 1, "it waits with its first news"
+
+
+def test_news_found_together_weigh_alike_and_are_not_told_again():
+    one, block = learner("asynchronous")
+    block["weights"][0, 5], block["visits"][0, 5] = 3.0, 1
+    for other, value in ((1, 6.0), (2, 9.0)):
+        _mailboxes.Mailboxes(block, other).post(message({5: (value, 1), 7 + other: (value, 1)}), steps=0)
+    one._exchange()
+    assert block["weights"][0, [5, 8, 9]].tolist() == [6.0, 6.0, 9.0]
+    first = next(_mailboxes.Mailboxes(block, 1).found())
+    assert first.entry.tolist() == [5], "what others told is not one's own news"
+    one._exchange()
+    assert block["weights"][0, [5, 8, 9]].tolist() == [6.0, 6.0, 9.0]
+
+
+def test_a_resume_of_learners_that_wait_begins_together():
+    made, observer = built(steps=10**6, **peers("filtered")), Observer(stop_at=4000)
+    saved = run(made, 10**6, observer=observer).final.save()
+    saved["weights"][0, 5] += 4.0  # as if it had been stopped before it could tell
+    saved["visits"][:, 5] = saved["told"][:, 5] + (3, 1, 0)
+    run_again = peers_runtime._Run(made.runtime._config, made.parts, 0, 0, None)
+    run_again.restore(saved)
+    weights = run_again.save()["weights"]
+    assert (weights == weights[0]).all(), "what was under way is exchanged first"
+    mean = (3 * saved["weights"][0, 5] + saved["weights"][1, 5]) / 4
+    assert weights[0, 5] == pytest.approx(mean)
+    again = built(steps=8000, **peers("filtered"))
+    result = run(again, 8000, saved=saved)
+    assert result.final.env_steps >= 8000
+    assert told(result)["bytes_sent"] > saved["bytes"].sum(), "counted over all lives"
+    assert min(result.final.save()["episodes"]) > max(saved["episodes"])
+
+
+# ---------------------------------------------------------------------------------------------- mappers
+
+
+def test_shards_cover_every_sample_once():
+    assert _mapper.shards(10, 4) == [(0, 2), (2, 5), (5, 7), (7, 10)]
+    assert _mapper.shards(1, 3)[0][0] == 0
+    assert _mapper.shards(1, 3)[-1][1] == 1
+
+
+def batch(steps=1500, *, workers=2, spawn=False, **algorithm):
+    settings = {"runtime": {"workers": workers, "spawn": spawn}, "algorithm": algorithm}
+    return built("batch_linear", steps, env="CartPole-v1", **settings)
+
+
+def test_any_number_of_mappers_comes_to_the_same_weights():
+    found = {n: run(batch(workers=n, method="lstd"), 1500).final.save()["memory"]["w"] for n in (1, 2, 8)}
+    for weights in found.values():
+        np.testing.assert_allclose(weights, found[1], rtol=0, atol=1e-8 * np.abs(found[1]).max())
+
+
+def test_a_mapper_that_dies_is_asked_again_and_timing_leaves_no_trace():
+    class Killer(Observer):
+        killed = False
+
+        def __call__(self, progress):
+            if progress.updates > 5 and not self.killed:
+                self.killed = True
+                os.kill(progress.workers["pids"][1], signal.SIGKILL)
+            return super().__call__(progress)
+
+    observer, settings = Killer(), {"method": "td", "rounds": 40}
+    disturbed = run(batch(spawn=True, **settings), 1500, observer=observer)
+    assert observer.killed
+    assert disturbed.final.faults["restarts"] == 1
+    calm = run(batch(**settings), 1500)
+    assert tree.sha256(disturbed.policy.params) == tree.sha256(calm.policy.params)
+    k = calm.final.save()["memory"]["w"].nbytes
+    assert told(disturbed)["bytes_sent"] >= 40 * 2 * (k + k + 16)
+    assert told(calm)["bytes_sent"] == 0
+
+
+def test_a_stopped_solution_goes_on_where_it_was():
+    settings = {"method": "td", "rounds": 60}
+    whole = run(batch(**settings), 1500).final.save()
+
+    class Stop(Observer):
+        def __call__(self, progress):
+            super().__call__(progress)
+            return progress.updates < 20
+
+    stopped = run(batch(**settings), 1500, observer=Stop()).final.save()
+    assert stopped["rounds"] == 20
+    observer = Observer()
+    resumed = run(batch(**settings), 1500, observer=observer, saved=stopped).final.save()
+    np.testing.assert_array_equal(resumed["memory"]["w"], whole["memory"]["w"])
+    assert not any(progress.episodes for progress in observer.told), "they were told before the stop"
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+def test_commands(capsys, tmp_path):
+    for preset, env, more in [
+        ("parallel_sarsa", "MountainCar-v0", ("--runtime.scheme", "filtered")),
+        ("batch_linear", "CartPole-v1", ("--algorithm.method", "lspi")),
+    ]:
+        folder = tmp_path / preset
+        words = (
+            "--steps",
+            2500,
+            "--env",
+            env,
+            "--workers",
+            2,
+            "--runtime.no-spawn",
+            *more,
+            "--environment.time-limit",
+            60,
+        )
+        summary = faults.train(capsys, folder, preset, *words, evaluate=2)
+        assert summary["status"] == "completed"
+        assert {"bytes_sent", "messages", "dropped_messages", "waiting_s"} <= set(summary["communication"])
+        played = faults.call(capsys, "eval", folder, "--episodes", 2, "--json").json
+        assert played["eval_return_mean"] != 0
+        assert faults.call(capsys, "resume", folder).code == 2, "nothing is left to do"
+        assert faults.call(capsys, "report", folder).code == 0
+        refused = faults.call(capsys, "export", folder)
+        assert refused.code == 2, "no network of layers"
+        assert len(refused.err.strip().splitlines()) == 1
+
+
+# ---------------------------------------------------------------------------------------------- learning
+
+
+def learned(scheme, seed, steps):
+    """Steps per episode over the last 40 episodes of every learner, and bytes sent; learners take turns."""
+    observer = Observer()
+    result = run(built(steps=steps, seed=seed, **peers(scheme, workers=2)), steps, seed, observer)
+    lengths = [episode.length for progress in observer.told for episode in progress.episodes]
+    return np.mean(lengths[-80:]), told(result)["bytes_sent"]
+
+
+def test_filtered_messages_are_a_fraction_at_the_same_score():
+    (score, sent), (other, less) = (learned(scheme, 0, 24_000) for scheme in ("average", "filtered"))
+    assert less <= 0.3 * sent
+    assert other <= 1.1 * score
+    assert score < 200, "it is learned: random actions take thousands of steps"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_learns_mountain_car(scheme):
+    scores = [learned(scheme, 1000 + seed, 60_000)[0] for seed in range(5)]
+    assert np.mean(scores) < 140
