@@ -7,5 +7,6 @@ uninterrupted one), ``streams(config)`` (environments that one learner learns fr
 need also ``SEEDS`` (True when it can run several seeds in one program: `types.ManySeeds`) and ``prepare(config,
 algorithm, network)`` (what is to be settled before the first array is made), ``prepare_seeds(seeds)`` (before JAX is
 imported) and ``LEARNS`` (of runtimes for rules that do not learn from rollouts: see `algorithms`). Concurrency lives
-only here. Files that begin with an underscore are what runtimes share: rollouts, the supervised pool of processes, shared memory.
+only here. Files that begin with an underscore are what runtimes share: rollouts, the supervised pool of processes,
+shared memory.
 """
