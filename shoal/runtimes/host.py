@@ -104,7 +104,8 @@ class _Loop:
         self._began = time.monotonic()
         agent = parts.agent
         self._act = jax.jit(_batched(agent))
-        self._update = jax.jit(agent.update, donate_argnums=0)
+        self._update = jax.jit(_counted(agent), donate_argnums=0)
+        self._learning = np.array([seeds.derive(seed, "update", i) for i in range(2)] + [0], np.uint32)
         self._snapshot = jax.jit(agent.snapshot)
         self._times = {"environment": 0.0, "inference": 0.0, "learning": 0.0}
         self._vector: Any = None
@@ -149,8 +150,8 @@ class _Loop:
             rollout, ended = self._collect()
             episodes += ended
             before = time.perf_counter()
-            key = seeds.key(self._seed, "update", self._updates)
-            self._state, self._metrics = self._update(self._state, rollout, key)
+            self._learning[2] = self._updates
+            self._state, self._metrics = self._update(self._state, rollout, self._learning.copy())
             jax.block_until_ready(self._metrics)
             self._times["learning"] += time.perf_counter() - before
             self._updates += 1
@@ -185,7 +186,10 @@ class _Loop:
             ended += self._account(batch.outcome.reward, over)
             self._obs = batch.obs
             self._carry = _restart(agent.carry, after, over) if agent.carry else ()
-        transitions = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
+        if len(steps) == 1:
+            transitions = jax.tree.map(lambda leaf: np.asarray(leaf)[None], steps[0])
+        else:
+            transitions = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
         return types.Rollout(transitions, carry), ended
 
     def _account(self, reward: np.ndarray, over: np.ndarray) -> list[types.Episode]:
@@ -225,6 +229,15 @@ class _Loop:
 def _raw(seed: int, life: int, update: int) -> np.ndarray:
     """The words of one rollout's stream of keys (`prng.counted`)."""
     return np.array([*(seeds.derive(seed, "act", life, update, i) for i in range(2)), 0], np.uint32)
+
+
+def _counted(agent: types.Agent) -> Any:
+    """`Agent.update` with plain words for a key: they enter a compiled call by its fast path."""
+
+    def update(state: Any, rollout: types.Rollout, words: Any) -> Any:
+        return agent.update(state, rollout, prng.counted(words))
+
+    return update
 
 
 def _batched(agent: types.Agent) -> Any:
