@@ -172,6 +172,35 @@ def cartpole(results: Mapping[str, Any]) -> str:
     return grid(["preset", "reached", "steps", "IQM [95 %]", "training, s", "IQM [95 %]", "whole run, s"], rows)
 
 
+def asynchrony(results: Mapping[str, Any]) -> str:
+    """Updates per second, racing and with tickets."""
+    rows = []
+    for name, length in {"segments_5": "5", "segments_32": "32"}.items():
+        keys = ("racing_updates_per_s", "replayable_updates_per_s", "cost")
+        rows.append([f"segments of {length} steps", *(spread(results[name], key) for key in keys)])
+    told = grid(["2 workers", "racing, updates/s", "replayable, updates/s", "cost of an update, ratio"], rows)
+    size, rate = number(results["bytes_per_update"]), number(results["replay_updates_per_s"])
+    same = "the same parameters" if results["replay_equal"] else "OTHER parameters"
+    return f"{told}\n\nThe record takes {size} bytes an update; `shoal replay` reached {same}, at {rate} updates/s."
+
+
+def async_scaling(results: Mapping[str, Any]) -> str:
+    """Steps to the score, and what they would make of the published speed-up."""
+    rows = []
+    for name, method in results["methods"].items():
+        for n, one in method["workers"].items():
+            if one["of"]:
+                spread_ = one["quartiles"]
+                between = f" [{number(spread_[0])}, {number(spread_[1])}]" if spread_ else ""
+                reached = f"{one['reached']} of {one['of']}"
+                ratios = [number(one["speedup_n"]), number(one["published"])]
+                rows.append(
+                    [f"`{name}`, {n}", reached, f"{number(one['steps'])}{between}", number(one["lag_mean"]), *ratios]
+                )
+    head = ["logical workers", "reached", "steps, median [quartiles]", "mean lag", "speed-up it allows", "published"]
+    return grid(head, rows)
+
+
 def startup(results: Mapping[str, Any]) -> str:
     """Seconds to the first learning step."""
     rows = [
@@ -293,6 +322,8 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "presets": presets,
     "map_propagation": map_propagation,
     "linear": linear,
+    "asynchrony": asynchrony,
+    "async_scaling": async_scaling,
 }
 
 

@@ -80,6 +80,20 @@ FAMILIES = {
             "algorithm.huber": "δ",
         },
     ),
+    "presets/async_values.md": Family(
+        "q_learning",
+        ("async_q", "async_sarsa", "async_nstep_q"),
+        {
+            "algorithm.rollout_length": "T = t_max",
+            "algorithm.target_period": "I_target",
+            "algorithm.epsilon_start": "ε_0",
+            "algorithm.epsilon_ends": "ε_∞",
+            "algorithm.epsilon_steps": "N",
+            "algorithm.huber": "δ",
+            "optimiser.decay": "α",
+            "optimiser.epsilon": "ε",
+        },
+    ),
     "presets/td3.md": Family(
         "td3",
         ("td3",),

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from etils import epy
 
 from shoal import __version__, arguments, environments, errors, options, presets, registry
-from shoal.verbs import compare, output
+from shoal.verbs import compare, output, replay
 
 with epy.lazy_imports():
     import tyro
@@ -33,6 +33,7 @@ usage: shoal VERB ...
   resume RUN        continue an interrupted run  shoal resume runs/a3c-CartPole-v1-0-...
   eval RUN          play episodes with the trained policy
   report RUN...     one HTML page about one or more runs
+  replay RUN        repeat a run of several workers in its recorded order, to the same bits
   compare PRESET... train presets at equal steps, draw one figure   shoal compare a2c ppo dqn --seeds 5
   export RUN        write the policy as an ONNX file
   check-env ID      what an agent will see of an environment, and whether it keeps its promises
@@ -101,6 +102,8 @@ class TrainOptions:
     """Train so many seeds, from --seed on, in one program; needs the on_device runtime."""
     workers: int | None = None
     """Worker processes (short for --runtime.workers)."""
+    replayable: bool = False
+    """Record the order of the workers' updates, for `shoal replay` (short for --runtime.replayable)."""
     runtime: str | None = None
     """How to run: hogwild, host or on_device; the preset and the environment decide when not given."""
     corrector: str | None = None
@@ -133,13 +136,16 @@ def _train(typed: list[str]) -> int:
     cls = _with_parts(request)
     given = arguments.parse(cls, f"train {first}", [first, *arguments.without_first(typed, first)])
     configs = {kind: getattr(given, f"{kind}_config") for kind in experiment.kinds()}
-    if given.workers is not None:
-        if not hasattr(configs["runtime"], "workers"):
+    for name, value in (("workers", given.workers), ("replayable", given.replayable or None)):
+        if value is None:
+            continue
+        if not hasattr(configs["runtime"], name):
+            shown = f"--{name}" if value is True else f"--{name} {value}"
             raise errors.Refused(
-                f"--workers {given.workers}: the {presets.parts(request)['runtime']} runtime has no workers; "
+                f"{shown}: the {presets.parts(request)['runtime']} runtime has no workers; "
                 "leave it out, or use --runtime hogwild"
             )
-        configs["runtime"] = dataclasses.replace(configs["runtime"], workers=given.workers)
+        configs["runtime"] = dataclasses.replace(configs["runtime"], **{name: value})
     if given.eval_episodes < 0:
         raise errors.Refused(f"--eval-episodes {given.eval_episodes} is negative; 0 turns the evaluation off")
     request = request._replace(
@@ -409,6 +415,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "eval": _eval,
     "report": _report,
     "compare": compare.run,
+    "replay": replay.run,
     "export": _export,
     "check-env": _check_env,
     "list": _list,

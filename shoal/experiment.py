@@ -139,7 +139,13 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
         raise errors.Refused(
             f"algorithm.normalise_observations needs vector observations, but {experiment.env} gives images"
         )
-    registry.load("runtime", experiment.runtime).check(experiment.configs["runtime"], experiment, opened)
+    runtime, config = registry.load("runtime", experiment.runtime), experiment.configs["runtime"]
+    runtime.check(config, experiment, opened)
+    if hasattr(runtime, "replays") and runtime.replays(config) and not environments.repeats(opened):
+        raise errors.Refused(
+            f"--replayable on {experiment.env}: the same seed and actions do not give the same observations and "
+            f"rewards, so nothing could be repeated; `shoal check-env {experiment.env}` tells more"
+        )
 
 
 def _check_algorithm(experiment: Experiment, spec: types.EnvSpec) -> None:
@@ -219,7 +225,8 @@ def build(experiment: Experiment, opened: environments.Opened | None = None) -> 
     optimiser = (optimise.capture if runtime.CAPTURES else optimise.local)(configs["optimiser"], experiment.steps)
     corrector = registry.load("corrector", experiment.corrector).build(configs["corrector"])
     streams = runtime.streams(configs["runtime"])
-    given = algorithms.Ingredients(opened.spec, configs["network"], optimiser, corrector, streams)
+    learners = runtime.learners(configs["runtime"]) if hasattr(runtime, "learners") else 1
+    given = algorithms.Ingredients(opened.spec, configs["network"], optimiser, corrector, streams, learners)
     agent = registry.load("algorithm", experiment.algorithm).build(configs["algorithm"], given)
     parts = types.Parts(agent, opened.spec, opened.device, opened.make_host, functools.partial(rebuild, experiment),
         opened.make_eval, opened.make_vector, shelf := _shelf(experiment))  # fmt: skip

@@ -1,10 +1,10 @@
 """The seam where distribution enters: an optimiser is a value, and algorithms never know which one they hold.
 
 * `local(rule)` applies the gradient where it was computed;
-* `capture()` leaves it in the state, for a runtime to apply elsewhere (shared memory, a server, a federated sum).
+* `capture(rule)` leaves it in the state, for a runtime to apply elsewhere (shared memory, a server, a federated sum).
 
 The rate, its annealing, the decay, epsilon and the clip are leaves of `OptimiserState`: changing them needs no
-recompilation. `shoal.in_place` has the same rule on a flat vector, for memory several processes share.
+recompilation. `shoal.in_place` has the same rules on a flat vector, for memory several processes share.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ with epy.lazy_imports():
 class Config:
     """How a gradient becomes a step."""
 
-    rule: Literal["rmsprop", "adam"] = "rmsprop"
-    """rmsprop: epsilon inside the root, statistic from 0 (Mnih et al. 2016); adam: Kingma & Ba 2015."""
+    rule: Literal["rmsprop", "adam", "momentum", "adagrad"] = "rmsprop"
+    """rmsprop: epsilon inside the root, statistic from 0; momentum: m <- decay m + (1 - decay) gradient, a step of
+    rate times m (both Mnih et al. 2016); adam: Kingma & Ba 2015; adagrad: Duchi et al. 2011, epsilon within."""
     learning_rate: float = options.number(7e-4, low=0.0)
     """Initial step size."""
     anneal: bool = True
     """Lower the step size linearly to 0 over the run, on the global count of environment steps."""
     decay: float = options.number(0.99, low=0.0, high=1.0)
-    """Decay of the running mean of squared gradients."""
+    """Decay of the running mean of squared gradients; of the momentum, if that is the rule."""
     epsilon: float = options.number(1e-5, low=0.0)
-    """Added to the mean square under the root (rmsprop) or to the root (adam)."""
+    """Added under the root (rmsprop, adagrad) or to the root (adam)."""
     max_norm: float = options.number(0.5, low=0.0)
     """Gradients are scaled down to this global norm; 0 turns the clip off."""
 
 
+TINY = 1e-37  # keeps a root from being 0 where the quotient is not used
 MOMENTUM = 0.9  # of adam's first moment (beta 1)
 LARGEST = 3.4028234663852886e38  # the largest float32: stands for "never": checkpoints hold no infinity
 
@@ -69,11 +71,26 @@ class RMSProp(NamedTuple):
     nu: Any  # [size] f32
 
 
+class Momentum(NamedTuple):
+    """Running statistics of ``momentum``."""
+
+    mu: Any  # [size] f32
+
+
+class AdaGrad(NamedTuple):
+    """Running statistics of ``adagrad``."""
+
+    sum_of_squares: Any  # [size] f32
+
+
+RULES: dict[str, Any] = {"adam": Adam, "rmsprop": RMSProp, "momentum": Momentum, "adagrad": AdaGrad}
+
+
 class OptimiserState(NamedTuple):
     """What an optimiser keeps between updates."""
 
     hyper: Hyper
-    rule: Any  # running statistics of the parameters as one vector, () when capturing
+    rule: Any  # running statistics of the parameters, one of `RULES`; without any, only named, when capturing
     gradient: Any  # the gradient left for somebody else, () unless capturing
     skipped: Any  # scalar i32: updates skipped because the gradient was not finite
     rates: Any = ()  # left with the gradient: what the step of each leaf is multiplied by; () where all are alike
@@ -113,15 +130,14 @@ def local(config: Config, steps: int) -> Optimiser:
         config: The rule and its numbers.
         steps: Environment steps of the whole run, for annealing.
     """
-    if config.rule == "adam":
-        rule: Any = _adam
-        kept: Any = lambda vector: Adam(jnp.int32(0), jnp.zeros_like(vector), jnp.zeros_like(vector))  # noqa: E731
-    else:
-        rule, kept = _rmsprop, lambda vector: RMSProp(jnp.zeros_like(vector))
+    kept = RULES[config.rule]
+    rule: Any = {Adam: _adam, RMSProp: _rmsprop, Momentum: _momentum, AdaGrad: _adagrad}[kept]
 
     def init(params: types.Params, rates: Any = ()) -> OptimiserState:
         del rates  # they come with every step
-        return OptimiserState(_hyper(config, steps), kept(_vector(params)[0]), (), jnp.int32(0))
+        zeros = jnp.zeros_like(_vector(params)[0])
+        first = kept(*(jnp.int32(0) if name == "count" else zeros for name in kept._fields))
+        return OptimiserState(_hyper(config, steps), first, (), jnp.int32(0))
 
     def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any, ask: Step = PLAIN) -> Any:
         vector, shaped = _vector(gradient)
@@ -162,6 +178,21 @@ def _rmsprop(hyper: Hyper, old: RMSProp, gradient: Any, finite: Any, ask: Step) 
     return gradient / jnp.sqrt(nu + hyper.epsilon), RMSProp(nu)
 
 
+def _momentum(hyper: Hyper, old: Momentum, gradient: Any, finite: Any, ask: Step) -> tuple[Any, Momentum]:
+    """Momentum SGD: m ← α m + (1 - α) g; a step of m."""
+    del ask
+    decay = jnp.where(finite, hyper.decay, 1.0)
+    mu = decay * old.mu + (1.0 - decay) * gradient
+    return jnp.where(finite, mu, 0.0), Momentum(mu)
+
+
+def _adagrad(hyper: Hyper, old: AdaGrad, gradient: Any, finite: Any, ask: Step) -> tuple[Any, AdaGrad]:
+    """AdaGrad: v ← v + g²; g / √(v + ε), and 0 where there was never a gradient."""
+    del finite, ask  # a gradient of 0 leaves everything as it was
+    total = old.sum_of_squares + gradient * gradient
+    return jnp.where(total > 0, gradient / jnp.sqrt(jnp.maximum(total + hyper.epsilon, TINY)), 0.0), AdaGrad(total)
+
+
 def capture(config: Config, steps: int) -> Optimiser:
     """Leave the clipped gradient in the state and the parameters as they are.
 
@@ -171,7 +202,8 @@ def capture(config: Config, steps: int) -> Optimiser:
     """
 
     def init(params: types.Params, rates: Any = ()) -> OptimiserState:
-        return OptimiserState(_hyper(config, steps), (), jax.tree.map(jnp.zeros_like, params), jnp.int32(0), rates)
+        named = RULES[config.rule](*[()] * len(RULES[config.rule]._fields))
+        return OptimiserState(_hyper(config, steps), named, jax.tree.map(jnp.zeros_like, params), jnp.int32(0), rates)
 
     def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any, ask: Step = PLAIN) -> Any:
         del env_steps  # the rate is taken where the gradient is applied

@@ -189,6 +189,46 @@ def _map_tuned(
     return tuned
 
 
+ASYNC_VALUE_ATARI: Settings = {  # the paper's small set of games; its other numbers are the rule's defaults
+    "algorithm": {"reward_clip": 1.0, "epsilon_evaluation": 0.05},
+    "network": {"torso": "dqn_2013"},
+}
+
+
+def _async_value(target: str, summary: str, cartpole: Settings) -> Preset:
+    """The presets of Q-learning and Sarsa on lock-free workers, which differ in their targets."""
+    return Preset(
+        summary=summary,
+        source=A3C,
+        algorithm="q_learning",
+        runtime="hogwild",
+        env="CartPole-v1",
+        steps=1_000_000,
+        settings={
+            "algorithm": {"target": target},
+            "optimiser": {"epsilon": 0.1, "max_norm": 40.0},
+            "network": {"initialiser": "fan_in"},
+        },
+        tuned={
+            "CartPole-v1": Tuned(
+                500_000,
+                {
+                    "algorithm": {
+                        "target_period": 1_000,
+                        "epsilon_steps": 50_000,
+                        "reward_scale": 0.05,
+                        **cartpole.get("algorithm", {}),
+                    },
+                    "optimiser": {"learning_rate": 2e-3, "epsilon": 1e-3, **cartpole.get("optimiser", {})},
+                    "network": {"initialiser": "orthogonal"},
+                },
+            ),
+            "ALE/*": Tuned(80_000_000, ASYNC_VALUE_ATARI),
+            "envpool:*-v5": Tuned(80_000_000, ASYNC_VALUE_ATARI),
+        },
+    )
+
+
 PRESETS: dict[str, Preset] = {
     "a2c": Preset(
         summary="synchronous advantage actor-critic; whole loop compiled, or vectorised Gymnasium environments",
@@ -309,6 +349,21 @@ PRESETS: dict[str, Preset] = {
             "ALE/*": Tuned(10_000_000, DQN_ATARI),
             "envpool:*-v5": Tuned(10_000_000, DQN_ATARI),
         },
+    ),
+    "async_q": _async_value(
+        "one_step",
+        "asynchronous one-step Q-learning: lock-free processes, one target network for all",
+        {"algorithm": {"rollout_length": 16}},
+    ),
+    "async_sarsa": _async_value(
+        "sarsa",
+        "asynchronous one-step Sarsa: the same, on the action really taken next",
+        {"algorithm": {"rollout_length": 16}},
+    ),
+    "async_nstep_q": _async_value(
+        "n_step",
+        "asynchronous n-step Q-learning: every state learns from the longest return of its segment",
+        {"algorithm": {"rollout_length": 16}},
     ),
     "ppo": Preset(
         summary="proximal policy optimisation: several passes over each batch; choices or vectors",

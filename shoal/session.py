@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epy
 
-from shoal import checkpoint, errors, experiment, registry, run_folder, types
+from shoal import asynchrony, checkpoint, errors, experiment, registry, run_folder, types
 from shoal import log as logs
 
 with epy.lazy_imports():
@@ -28,6 +28,7 @@ WRITE_EVERY = 0.1  # seconds between metric lines at first; grows to 1 % of the 
 SAVE_EVERY = 20.0  # seconds between checkpoints at least; the environment variable SHOAL_SAVE_EVERY overrides it
 DIVERGED = 1000  # gradients that were not finite, after which a run is given up,
 DIVERGED_SHARE = 0.01  # if they are so many of all
+ASYNCHRONY = ("lag_mean", "lag_max", "overlapped", "contended_share")  # of the workers' numbers, those in the metrics
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -85,6 +86,7 @@ class Session:
         self._saved_at = self._wrote_at = self._status_at = time.monotonic()
         self._checkpointed_at: float | None = None
         self._wrote_step: int = resumed.step if resumed else 0
+        self._recorded = _recorded(folder, meta["tickets"]) if "tickets" in meta else None
         self._rate: collections.deque[tuple[float, int]] = collections.deque(maxlen=10)
 
     # ---------------------------------------------------------------- types.Observer
@@ -219,7 +221,8 @@ class Session:
                 **{f"split_{name}": seconds for name, seconds in progress.split.items()},
                 "rss_mb": self.rss_mb(progress),
                 "restarts": self.faults(progress).get("restarts", 0),
-                **({"lag_mean": progress.workers["lag_mean"]} if "lag_mean" in progress.workers else {}),
+                **{name: progress.workers[name] for name in ASYNCHRONY if name in progress.workers},
+                **({"stale": progress.faults["stale"]} if "stale" in progress.faults else {}),
             },
         )
 
@@ -285,7 +288,10 @@ class Session:
         """Write a checkpoint; a failure is told, and the run goes on with the older ones."""
         self._write(progress)
         self._log.sync()
+        state = progress.save()
+        began = time.perf_counter()
         meta = {
+            **self._record(progress),
             "env_steps": progress.env_steps,
             "updates": progress.updates,
             "wall_s": self.wall_s,
@@ -305,10 +311,26 @@ class Session:
             "versions": run_folder.versions(),
         }
         try:
-            self._saved = checkpoint.save(self.folder / "checkpoints", progress.env_steps, progress.save(), meta)
+            recording = time.perf_counter() - began
+            saved = checkpoint.save(self.folder / "checkpoints", progress.env_steps, state, meta)
+            self._saved = saved._replace(seconds=saved.seconds + recording)
         except (checkpoint.NotSaved, checkpoint.NonFiniteError) as error:
             self._log.fault("checkpoint not saved", str(error))
         self._saved_at = self._checkpointed_at = time.monotonic()
+
+    def _record(self, progress: types.Progress) -> dict[str, int]:
+        """Write the record of a replayable run, at least as long as the checkpoint; what the checkpoint says of it."""
+        if progress.record is None:
+            return {}
+        record, marks = progress.record()
+        about = {"versions": run_folder.versions(), "machine": run_folder.machine()}
+        if before := self._recorded:
+            record, marks = asynchrony.joined(before.record, record), [*before.marks, *marks]
+        try:
+            asynchrony.write(self.folder, asynchrony.Kept(record, list(marks), about))
+        except OSError as error:
+            self._log.fault("record of the order not saved", f"{error}; `shoal replay` will not know this run's end")
+        return {"tickets": marks[-1].tickets}
 
     def finish(self, result: types.Result) -> None:
         """The last metrics line and checkpoint."""
@@ -380,6 +402,20 @@ class Session:
 
 def _resumes_exactly(made: experiment.Experiment) -> bool:
     return bool(registry.load("runtime", made.runtime).EXACT_RESUME)
+
+
+def _recorded(folder: Path, tickets: int) -> asynchrony.Kept:
+    """What was recorded up to a checkpoint; what came after it never happened.
+
+    Raises:
+        Refused: The record is lost, or shorter.
+    """
+    kept = asynchrony.read(folder)
+    if kept.record.tickets < tickets:
+        raise errors.Refused(
+            f"{folder}/{asynchrony.FILE} holds {kept.record.tickets} of {tickets} tickets; restore it, or train anew"
+        )
+    return kept._replace(record=kept.record.first(tickets), marks=[one for one in kept.marks if one.tickets <= tickets])
 
 
 def save_every() -> float:

@@ -26,9 +26,9 @@ class Decision(NamedTuple):
     log_prob: float
 
 
-def fits(spec: types.NetworkSpec) -> bool:
-    """Whether every layer between the observation and the policy head is small and dense."""
-    trunk, head = spec.heads["policy"]
+def fits(spec: types.NetworkSpec, output: str = "policy") -> bool:
+    """Whether every layer between the observation and the head `output` is small and dense."""
+    trunk, head = spec.heads[output]
     width = math.prod(spec.observation.shape)
     for layer in (*spec.trunks[trunk], *head):
         if layer.kind not in ("dense", "tanh", "relu", "flatten"):
@@ -40,17 +40,20 @@ def fits(spec: types.NetworkSpec) -> bool:
     return True
 
 
-def forward(spec: types.NetworkSpec, params: types.Params) -> Callable[[np.ndarray], np.ndarray]:
-    """The policy head's output as a function of one observation.
+def forward(
+    spec: types.NetworkSpec, params: types.Params, output: str = "policy"
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A head's output as a function of one observation.
 
     Args:
         spec: A network for which `fits` holds.
         params: NumPy arrays; *views* of memory that changes are followed, so a flat vector can be refilled in place.
+        output: The head.
 
     Returns:
         ``obs [*shape] -> [outputs]``. The array returned is overwritten by the next call.
     """
-    trunk, head = spec.heads["policy"]
+    trunk, head = spec.heads[output]
     steps: list[tuple[Any, ...]] = []
     for layer in (*spec.trunks[trunk], *head):
         if layer.kind == "dense":
@@ -81,7 +84,12 @@ class Sampler:
 
     def __init__(self, head: str, generator: np.random.Generator) -> None:
         self._generator = generator
-        self.decide = {"categorical": self._categorical, "gaussian": self._gaussian}[head]
+        kinds: dict[str, Callable[..., Decision]] = {
+            "categorical": self._categorical,
+            "gaussian": self._gaussian,
+            "greedy": self._greedy,
+        }
+        self.decide = kinds[head]
         self._noise: np.ndarray = np.empty((0, 0))
         self._at = 0
 
@@ -111,6 +119,14 @@ class Sampler:
             left -= weights[action]
             action += 1
         return Decision(action, scores[action] - top - math.log(total))
+
+    def _greedy(self, values: np.ndarray, epsilon: float) -> Decision:
+        """As `distributions.epsilon_greedy`; the probability is not kept."""
+        chance = self._uniform()
+        if chance < epsilon:
+            return Decision(int(chance / epsilon * len(values)), math.nan)
+        scores = values.tolist()
+        return Decision(scores.index(max(scores)), math.nan)
 
     def _gaussian(self, output: np.ndarray) -> Decision:
         size = len(output) // 2

@@ -183,12 +183,21 @@ class Policy(NamedTuple):
     params: Params
     normaliser: Any  # running statistics of observations, () where there are none
     explore: Any  # f32 scalar: 1 acts as in training, 0 greedily
-    exploration: Any = ()  # what acting as in training needs besides: epsilon, the scale of noise; f32 scalars
+    exploration: Any = ()  # what acting as in training needs besides: epsilon, the scale of noise; f32
     returns: Any = ()  # running statistics that rewards were divided by, () where there are none
+    stream: Any = ()  # scalar i32, which of the run's streams this acts in; () where it does not matter
 
 
-SmallAct = Callable[[Params, Any], Callable[[Any], tuple[Any, Any]]]
-# (NumPy parameters, numpy Generator) -> (obs -> (action, extras)): `act` without XLA, for one small dense network
+SmallAct = Callable[[Any, Any], Callable[[Any], tuple[Any, Any]]]
+# (state of NumPy arrays, numpy Generator) -> (obs -> (action, extras)): `act` without XLA, for one small dense network;
+# the arrays are written over as the learner goes on, and each decision reads what they hold then
+
+
+class Target(NamedTuple):
+    """Parameters of a target network that is copied from the learner's own every so many environment steps."""
+
+    params: Params  # like the learner's
+    period: Any  # f32 scalar, environment steps between two copies, those of all workers counted together
 
 
 class Agent(NamedTuple):
@@ -196,6 +205,9 @@ class Agent(NamedTuple):
 
     The learner state returned by `init` is a NamedTuple with at least the fields `params`, `optimiser`
     (`optimise.OptimiserState`), `normaliser` and `env_steps`; hyperparameters that may change are among its leaves.
+    Fields a runtime knows where a state has them: `stream`, a scalar i32 that one with several learners sets to each
+    one's number (0 otherwise); `target`, where it is a `Target`: `update` copies the parameters to it, but a runtime
+    that applies gradients elsewhere does so itself, and keeps one target for all.
     """
 
     init: Callable[[Key], Any]  # key -> state
@@ -338,6 +350,8 @@ class Progress(NamedTuple):
     watches_goal: bool = False  # True: the runtime judges the goal itself; else the observer does, episode by episode
     solved_at: int | None = None  # the step at which such a runtime saw it met
     subsystems: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # objects of the summary, e.g. "communication"
+    record: Callable[[], tuple[Any, Any]] | None = None
+    # of a replayable run: what this life adds to `asynchrony.Record`, and its `asynchrony.Mark`s
 
 
 class Result(NamedTuple):

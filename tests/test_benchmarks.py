@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-BENCHES = ("hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear")
+BENCHES = (
+    "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
+    "async_scaling",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -414,6 +417,25 @@ def test_linear_sets_several_beside_one_round_by_round():
     record = _record("linear", results)
     assert table.problems(record) == []
     assert "| `filtered`, 2 | 250 (200 to 300) | 110 (100 to 120) | 150 |" in table.render(record, "linear")
+
+
+def test_a_speed_up_is_what_the_data_allow_times_the_workers():
+    scaling = _load("async_scaling")
+    runs = {
+        "a3c/1": [80_000, 90_000, 100_000],
+        "a3c/8": [60_000, 60_000, None],
+    }
+    kept = {part: {} for part in scaling.PARTS}
+    for part, steps in runs.items():
+        kept[part] = {str(i): {"solved_at_step": at, "time_s": 1.0, "lag_mean": 7.0} for i, at in enumerate(steps)}
+    results = scaling.conclude(kept, seeds=3, most=500_000)
+    eight = results["methods"]["a3c"]["workers"]["8"]
+    assert (eight["steps"], eight["reached"], eight["of"], eight["published"]) == (60_000, 2, 3, 6.9)
+    assert eight["speedup_n"] == 12.0
+    assert results["methods"]["a3c"]["data_ratio_8"] == 1.5
+    assert results["methods"]["async_q"]["data_ratio_8"] is None
+    assert not results["methods"]["a3c"]["complete"]
+    assert "`a3c`, 8 | 2 of 3" in _load("table").async_scaling(results)
 
 
 @pytest.mark.parametrize("bench", BENCHES)

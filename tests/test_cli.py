@@ -86,6 +86,10 @@ BAD = {  # arguments -> what the one line must say
     "check-env": ["--help"],
     "bench speed": ["unknown benchmark 'speed'", "hogwild"],
     "report": ["shoal report runs/*"],
+    "replay": ["--help"],
+    "replay nowhere": ["nowhere is not a run folder"],
+    "train a2c --replayable": ["--replayable", "on_device", "hogwild"],
+    "train a3c --workers 4 --runtime.max-lag 2 --runtime.on-stale block": ["max_lag=2", "at least 3"],
     "resume": ["--help"],
 }
 

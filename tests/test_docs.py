@@ -16,7 +16,7 @@ import pytest
 
 from shoal import arguments, cli, environments, experiment, presets, registry
 from shoal.runtimes import _rollout
-from shoal.verbs import compare
+from shoal.verbs import compare, replay
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -43,6 +43,7 @@ OPTIONS = {
     "report": cli.ReportOptions,
     "export": cli.ExportOptions,
     "check-env": cli.CheckEnvOptions,
+    "replay": replay.ReplayOptions,
     "list": cli.ListOptions,
 }
 

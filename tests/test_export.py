@@ -133,6 +133,7 @@ HEADS = {  # what an agent of each algorithm is asked for: (rule, network, what 
     "dqn": ("dqn", {"hidden": (8,)}, "choices"),
     "dqn_dueling": ("dqn", {"hidden": (8,), "dueling": True}, "choices"),
     "ppo": ("ppo", {"hidden": (8,)}, "choices"),
+    "q_learning": ("q_learning", {"hidden": (8,)}, "choices"),
     "ppo_gaussian": ("ppo", {"hidden": (8,), "shared": False}, "box"),
     "ppo_lstm": ("ppo", {"hidden": (8,), "lstm": 4}, "box"),
     "sac": ("sac", {"hidden": (8,)}, "box"),
@@ -145,11 +146,12 @@ BOX = {"low": (-2.0, -0.1), "high": (1.0, 3.0)}
 def test_every_algorithms_greedy_action_is_the_exported_one(name, env_spec, build_agent, observations):
     rule, network, takes = HEADS[name]
     spec = env_spec((4,), **({"choices": 4} if takes == "choices" else BOX))
-    sizes = {"capacity": 64} if rule != "ppo" else {"minibatches": 1}
+    sizes = {"ppo": {"minibatches": 1}, "q_learning": {}}.get(rule, {"capacity": 64})
     agent = build_agent(spec, rule=rule, network=network, algorithm={**sizes, "normalise_observations": True})
     statistics = normalise.Statistics(np.float32(50), np.full(4, 0.3, np.float32), np.full(4, 90.0, np.float32))
-    exploration = jax.jit(lambda key: agent.snapshot(agent.init(key)).exploration)(jax.random.key(0))
-    policy = random_policy(agent, statistics)._replace(exploration=exploration)  # greedy all the same
+    given = jax.jit(lambda key: agent.snapshot(agent.init(key)))(jax.random.key(0))
+    policy = random_policy(agent, statistics)
+    policy = policy._replace(exploration=given.exploration, stream=given.stream)  # greedy all the same
     model = export.onnx_model(agent.network.spec, policy, agent.head, spec.action)
     carry = carries(agent, 200)
     obs = observations(spec.observation, 200)

@@ -29,3 +29,17 @@ def test_presets_reach_their_score(preset, env, target, tmp_path):
         )
         solved.append(run.summary["solved_at_step"] is not None)
     assert sum(solved) >= len(SEEDS) - 1, solved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "target"), [("async_q", 195.0), ("async_sarsa", 195.0), ("async_nstep_q", 475.0)])
+def test_action_values_reach_their_score_when_they_are_followed(preset, target, tmp_path):
+    """Workers go on exploring, so only the greedy policy shows what was learned."""
+    reached = []
+    for seed in SEEDS:
+        run = shoal.train(
+            preset, "CartPole-v1", seed=seed, workers=2, out=tmp_path / str(seed), eval_episodes=100, quiet=True
+        )
+        assert run.summary["env_steps"] <= 501_000
+        reached.append(run.summary["eval_return_mean"] >= target)
+    assert sum(reached) >= len(SEEDS) - 1, reached

@@ -393,6 +393,11 @@ def test_the_table_says_what_matters() -> None:
     assert "done" in "\n".join(picture(STATUS._replace(step=300_000), 80, []))
 
 
+def test_the_table_shows_how_late_gradients_are() -> None:
+    workers = {"up": 2, "of": 2, "lag_mean": 1.04}
+    assert "2 of 2, lag 1.0" in "\n".join(picture(STATUS._replace(workers=workers), 80, []))
+
+
 def test_names_are_never_read_as_markup() -> None:
     assert "probe:[red]x" in "\n".join(picture(STATUS._replace(env="probe:[red]x"), 80, []))
 

@@ -59,9 +59,21 @@ def rmsprop(theta, sequence, given, outside=False):
     theta, square = theta.copy(), np.zeros_like(theta)
     for gradient in sequence.astype(kind):
         for i, g in enumerate(gradient):
-            square[i] = decay * square[i] + (kind(1) - decay) * g * g
+            square[i] = decay * square[i] + (kind(1) - decay) * (g * g)
             root = np.sqrt(square[i]) + epsilon if outside else np.sqrt(square[i] + epsilon)
-            theta[i] -= rate * g / root
+            theta[i] -= rate * (g / root)
+    return theta
+
+
+def momentum(theta, sequence, given, undamped=False):
+    """Scalar loop of momentum SGD in the dtype of `theta`; `undamped` is the form without 1 - α."""
+    kind = theta.dtype.type
+    rate, decay = kind(given.learning_rate), kind(given.decay)
+    theta, m = theta.copy(), np.zeros_like(theta)
+    for gradient in sequence.astype(kind):
+        for i, g in enumerate(gradient):
+            m[i] = decay * m[i] + (g if undamped else (kind(1) - decay) * g)
+            theta[i] -= rate * m[i]
     return theta
 
 
@@ -89,6 +101,18 @@ def test_rmsprop_equals_a_scalar_loop_over_1000_steps(lenient):
     np.testing.assert_allclose(single, expected, rtol=1e-5)
 
 
+def test_momentum_equals_a_scalar_loop_over_1000_steps(lenient):
+    given = config(rule="momentum", learning_rate=1e-3)
+    sequence, theta = gradients(), flat(start()).astype(np.float64)
+    expected, slip = momentum(theta, sequence, given), momentum(theta, sequence, given, undamped=True)
+    with lenient(), jax.enable_x64(True):
+        found = flat(walk(optimise.local(given, STEPS), sequence, jnp.float64)[0])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert (np.abs(found - slip) > 1e-4).all()
+    single = flat(walk(optimise.local(given, STEPS), sequence)[0])
+    np.testing.assert_allclose(single, expected, rtol=1e-5)
+
+
 def test_adam_equals_a_scalar_loop_over_1000_steps(lenient):
     given = config(rule="adam", learning_rate=1e-3, decay=0.995, epsilon=1e-3)
     sequence, theta = gradients(), flat(start()).astype(np.float64)
@@ -101,17 +125,34 @@ def test_adam_equals_a_scalar_loop_over_1000_steps(lenient):
     np.testing.assert_allclose(single, expected, rtol=1e-5)
 
 
-def test_the_shared_rule_is_the_local_rule():
-    given = config(learning_rate=1e-3)
-    params, state = walk(optimise.local(given, STEPS), gradients())
-    theta, square = flat(start()).astype(np.float32), np.zeros(6, np.float32)
-    hyper = jax.tree.map(np.asarray, state.hyper)
-    shared, rooms = in_place.SharedRMSProp(6), (theta, square)
+def in_shared_memory(given):
+    """(parameters, statistics) after all the gradients, written in place."""
+    theta, kept = flat(start()).astype(np.float32), np.zeros(6, np.float32)
+    state = jax.device_get(optimise.capture(given, STEPS).init(start()))
+    rule = in_place.build(state.rule, 6)
     for gradient in gradients():
-        shared.apply(*rooms, gradient, hyper, float(optimise.rate(hyper, 0)))
+        rule.apply(theta, kept, gradient, state.hyper, float(optimise.rate(state.hyper, 0)))
+    assert theta.dtype == kept.dtype == np.float32
+    return theta, kept
+
+
+@pytest.mark.parametrize("rule", ["rmsprop", "momentum"])
+def test_the_rule_in_place_is_the_local_rule(rule):
+    given = config(rule=rule, learning_rate=1e-3)
+    params, state = walk(optimise.local(given, STEPS), gradients())
+    theta, kept = in_shared_memory(given)
     np.testing.assert_allclose(theta, flat(params), rtol=1e-5)
-    np.testing.assert_allclose(square, statistics(state.rule.nu), rtol=1e-5)
-    assert theta.dtype == square.dtype == np.float32
+    np.testing.assert_allclose(kept, statistics(state.rule[0]), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rule", "loop", "slip"), [("rmsprop", rmsprop, "outside"), ("momentum", momentum, "undamped")]
+)
+def test_the_rule_in_place_equals_a_scalar_loop_over_1000_steps(rule, loop, slip):
+    given, theta = config(rule=rule, learning_rate=1e-3), flat(start()).astype(np.float32)
+    found = in_shared_memory(given)[0]
+    np.testing.assert_allclose(found, loop(theta, gradients(), given), rtol=1e-6)
+    assert (np.abs(found - loop(theta, gradients(), given, **{slip: True})) > 1e-4).all()
 
 
 def test_the_rate_falls_in_a_line_to_zero_and_stays_there():
@@ -184,7 +225,7 @@ def test_capture_leaves_parameters_alone_and_the_gradient_in_the_state():
     jax.tree.map(np.testing.assert_array_equal, params, start())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7), state.gradient, gradient)
     assert norm == pytest.approx(np.linalg.norm(flat(gradient)), rel=1e-6)
-    assert state.rule == ()
+    assert state.rule == optimise.RMSProp(()), "only named"
 
 
 @pytest.mark.parametrize("make", [optimise.local, optimise.capture])

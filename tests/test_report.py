@@ -292,6 +292,19 @@ def test_a_part_of_the_time_with_another_name_is_shown(single, tmp_path):
     assert "on device 100 % (7.5 s)" in written(tmp_path, single)[1].said
 
 
+def test_lags_are_drawn_as_shares_of_a_groups_gradients(tmp_path):
+    late = {"of": 2, "overlapped": 12, "contended_share": 0.0004, "lag_histogram": {"0": 30, "1": 60, "2": 0, "3": 10}}
+    runs = [make_run(tmp_path / f"late-{seed}", seed=seed, workers=late) for seed in range(2)]
+    content, page = written(tmp_path, *runs)
+    assert "Asynchrony" in page.said
+    assert page.tags.count("rect") == 4
+    assert "lag 1, 120 (60.0 %)" in content
+    assert "lag 2, 0 (0.0 %)" in content
+    alone = written(tmp_path, runs[0])[1].said
+    assert "12 applies met another in memory; at most 0.04 % of element updates were lost" in alone
+    assert "Asynchrony" not in written(tmp_path, make_run(tmp_path / "plain"))[1].said
+
+
 def test_many_runs_share_a_bar(tmp_path):
     folders = [make_run(tmp_path / str(seed), seed=seed, steps=4000) for seed in range(13)]
     content, page = written(tmp_path, *folders)

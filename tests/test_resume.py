@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from shoal import cli
+from shoal import checkpoint, cli, experiment
 from tests import faults
 
 STEPS = 40_000
@@ -106,6 +106,9 @@ RULES = {  # every algorithm, small: what a memory holds is part of what must co
     "dqn": ("gymnax:CartPole-v1", 3200, "--algorithm.replay", "prioritised", "--algorithm.n-step", 3, *REPLAYED),
     "td3": ("gymnax:Pendulum-v1", 1600, *REPLAYED, "--algorithm.normalise-observations"),
     "sac": ("gymnax:Pendulum-v1", 1600, *REPLAYED),
+    "async_sarsa": (  # a target network, a step that waits, a final epsilon for every stream
+        "gymnax:CartPole-v1", 3200, "--runtime", "on_device", "--algorithm.target-period", 150,
+    ),
 }  # fmt: skip
 
 
@@ -134,7 +137,16 @@ def test_stopped_and_resumed_every_algorithm_reaches_the_same_bits(preset, tmp_p
     assert last[0].name == last[1].name
     assert (last[0] / "arrays.bin").read_bytes() == (last[1] / "arrays.bin").read_bytes()
     told = (last[0] / "manifest.json").read_text()
-    assert ("memory" in told and "experience" in told) == (preset != "ppo"), "the memory is part of it"
+    remembers = preset not in ("ppo", "async_sarsa")
+    assert ("memory" in told and "experience" in told) == remembers, "the memory is part of it"
+    assert ("pending" in told and "target" in told) == (preset == "async_sarsa")
+
+
+def arrays(folder):
+    """What the newest checkpoint holds."""
+    made = experiment.from_json(json.loads((folder / "config.json").read_text()))
+    built = experiment.build(made)
+    return checkpoint.load(newest(folder), built.runtime.like(built.parts, made.seed)).tree
 
 
 def newest(folder):
@@ -246,6 +258,36 @@ def test_counters_go_on_where_simulators_cannot_be_saved(typed, tmp_path, capsys
     check_logs(folder)
     if "workers" in after and "env_steps" in after["workers"]:
         assert sum(after["workers"]["env_steps"]) == after["env_steps"]
+
+
+def test_a_killed_asynchronous_run_goes_on_from_its_last_checkpoint(tmp_path, capsys):
+    """Nothing older than the checkpoint is lost: parameters, target, every worker's statistics, counters, schedules."""
+    folder, steps, period = tmp_path / "run", 4000, 430
+    typed = (
+        "async_q", "--env", "tests.faults.envs:Slow-v0", "--workers", 2, "--steps", steps,
+        "--runtime.statistics", "worker", "--optimiser.rule", "momentum", "--algorithm.epsilon-steps", steps,
+        "--algorithm.target-period", period, "--network.hidden", 8,
+    )  # fmt: skip
+    assert killed(folder, "train", *typed, "--eval-episodes", 0, "--out", folder, moment=0.3)
+    saved = arrays(folder)
+    before = saved["steps"].sum()
+    assert 0 < before < steps
+    assert saved["g"].shape == (2, *saved["theta"].shape)
+    assert saved["g"].any()
+    assert saved["copies"][0] == pytest.approx(before // period, abs=1)
+    ended = faults.call(capsys, "resume", folder, "--json", "--eval-episodes", 0)
+    assert ended.code == 0, ended.err
+    assert ended.json["env_steps"] >= steps
+    assert ended.json["updates"] > saved["updates"].sum()
+    check_logs(folder)
+    after = [line for line in faults.metrics(folder) if line["step"] >= before]
+    assert after[-1]["step"] == ended.json["env_steps"]
+    chances = [line["epsilon"] for line in after if line.get("epsilon") is not None]
+    slowest = 1 - 0.5 * (before / steps)  # of a worker that ends at 0.5
+    assert chances
+    assert all(chance <= slowest + 0.01 for chance in chances), "epsilon goes on from the global step"
+    final = arrays(folder)
+    assert final["copies"][0] == final["steps"].sum() // period
 
 
 def test_a_goal_met_before_the_stop_stays_met(tmp_path, capsys):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shoal import normalise, types
-from shoal.runtimes import _actor_learner, _shared, _words
+from shoal.runtimes import _actor_learner, _shared, _state, _words
 
 LAYOUT = {"theta": ((5,), "f4"), "steps": ((2,), "i8"), "flag": ((1,), "i4")}
 
@@ -66,7 +66,7 @@ def test_words_refuse_what_does_not_fit():
 
 
 def test_latest_returns_can_be_read_while_they_are_written():
-    block = _shared.Block(_actor_learner.layout(1, 4, 5000, 0))
+    block = _shared.Block(_actor_learner.layout(_state.Sizes(1), 4, 5000))
     stop = threading.Event()
 
     def toggle():  # NumPy lets other threads run while it copies: the race of two processes
@@ -86,7 +86,7 @@ def test_latest_returns_can_be_read_while_they_are_written():
 
 
 def test_latest_returns_come_in_the_order_of_steps():
-    block = _shared.Block(_actor_learner.layout(1, 2, 3, 0))
+    block = _shared.Block(_actor_learner.layout(_state.Sizes(1), 2, 3))
     block["ended_at"][:] = [[10, 40, 20], [30, 0, 0]]
     block["returns"][:] = [[1, 4, 2], [3, 9, 9]]
     assert _actor_learner._latest(block, 3) == [2, 3, 4]
@@ -96,12 +96,12 @@ def test_latest_returns_come_in_the_order_of_steps():
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_shared_statistics_equal_those_taken_at_once(pieces):
     observations = np.random.default_rng(0).normal(3.0, 2.0, (60, 1, 4)).astype(np.float32)
-    block = _shared.Block(_actor_learner.layout(1, 1, 1, 4))
+    block = _shared.Block(_actor_learner.layout(_state.Sizes(1, 4), 1, 1))
     for piece in np.array_split(observations, pieces):
-        _actor_learner.merge(block, piece)
+        _state.absorb(block, piece)
     like = normalise.init((4,))
-    found = _actor_learner.normaliser(block, like)
+    found = _state.normaliser(block, like)
     wanted = normalise.of(jnp.asarray(observations), (4,))
     for ours, theirs in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-    assert _actor_learner.normaliser(block, ()) == ()
+    assert _state.normaliser(block, ()) == ()

@@ -120,7 +120,7 @@ def test_a_seed_gives_the_same_decisions():
 def test_the_agent_acts_alike_either_way(env_spec, build_agent):
     agent = build_agent(env_spec((4,), choices=3))
     params = made((5,))[1]
-    act = agent.small_act(params, np.random.default_rng(0))
+    act = agent.small_act(agent.init(jax.random.key(0))._replace(params=params), np.random.default_rng(0))
     obs = np.array([0.1, -0.4, 1.0, 0.3], np.float32)
     action, extras = act(obs)
     outputs, _ = agent.network.apply(params, obs, ())

@@ -31,3 +31,4 @@ class Ingredients(NamedTuple):
     optimiser: optimise.Optimiser
     corrector: types.Corrector
     streams: int = 1  # B, environments that one learner learns from
+    learners: int = 1  # that share the parameters, each with streams of its own

@@ -215,8 +215,8 @@ def loss(rule: Rule, params: types.Params, state: State, rollout: types.Rollout)
 
 
 def _small_act(rule: Rule) -> types.SmallAct:
-    def make(params: types.Params, generator: Any) -> Any:
-        forward = small_policy.forward(rule.network.spec, params)
+    def make(state: State, generator: Any) -> Any:
+        forward = small_policy.forward(rule.network.spec, state.params)
         decide = small_policy.Sampler(rule.head.name, generator).decide
 
         def act(obs: Any) -> tuple[Any, Remembered]:

@@ -82,6 +82,21 @@ def open(env_id: str, config: Config) -> Opened:
     return registry.load("environment", adapter).open(env_id, config)
 
 
+def repeats(opened: Opened, steps: int = 300) -> bool:
+    """Whether the same seed and actions give the same twice; what is compiled from keys always does.
+
+    Args:
+        opened: The environment.
+        steps: Random actions to take, twice.
+    """
+    from shoal.environments import _walk
+
+    if opened.device is not None:
+        return True
+    walk, again = (_walk.walk(opened, steps, seed=0) for _ in range(2))
+    return not walk.raised and _walk.same(walk, again)
+
+
 def config_class(env_id: str) -> type[Config]:
     """The settings an environment takes: its adapter's own class, or `Config`; opens nothing."""
     found: type[Config] = getattr(registry.load("environment", split(env_id)[0]), "Config", Config)

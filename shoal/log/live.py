@@ -168,6 +168,9 @@ def _cells(status: console.Status, returns: list[float]) -> list[tuple[str, Any]
     goal = f"  goal {s.goal:g}" if s.goal is not None else ""
     restarted = (f", {s.restarts} restarted", "yellow" if s.restarts else _LABEL)
     up, of = s.workers.get("up"), s.workers.get("of")
+    lag = s.workers.get("lag_mean")
+    if lag is not None and not s.restarts:  # there is room for one of them
+        restarted = (f", lag {lag:.1f}", _LABEL)
     workers = (
         text.assemble((f"{up} of {of}", "bold red" if up != of else "bold"), restarted) if s.workers else text("-")
     )

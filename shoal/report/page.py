@@ -6,11 +6,16 @@ import importlib.resources
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from shoal.report import figures, headline, markup, tables, words
+from shoal.report import figures, headline, lags, markup, tables, words
 from shoal.report import groups as experiments
 
 # Columns with a figure or a table of their own; every other column of the metrics is a learning metric.
-KNOWN = frozenset({"step", "wall_s", "env_steps_per_s", "return_mean", "rss_mb", "restarts", "episodes", "updates"})
+KNOWN = frozenset(
+    {
+        *("step", "wall_s", "env_steps_per_s", "return_mean", "rss_mb", "restarts", "episodes", "updates"),
+        *("lag_mean", "lag_max", "overlapped", "contended_share", "stale"),
+    }
+)
 FIRST = ("loss", "policy_loss", "value_loss", "entropy", "gradient_norm", "learning_rate")
 MOST = 12  # learning metrics drawn
 BADGES = {
@@ -46,7 +51,15 @@ def render(found: Sequence[experiments.Group]) -> str:
     Returns:
         An HTML document.
     """
-    sections = [_header(found), _learning(found), _system(found), _metrics(found), _runs(found), _faults(found)]
+    sections = [
+        _header(found),
+        _learning(found),
+        _system(found),
+        _asynchrony(found),
+        _metrics(found),
+        _runs(found),
+        _faults(found),
+    ]
     given = [run.config.get("command") for group in found for run in group.runs]
     return document(title(found), *sections, _settings(found), commands(given), footer=_footer(found))
 
@@ -134,6 +147,20 @@ def _system(found: Sequence[experiments.Group]) -> markup.Markup | None:
     )
     key = figures.legend(series) if charts else None
     return section("Speed", key, markup.tag("div", *charts, class_="halves") if charts else None, bars)
+
+
+def _asynchrony(found: Sequence[experiments.Group]) -> markup.Markup | None:
+    """How late gradients were; of runs with several workers."""
+    drawn = lags.histogram(found)
+    if drawn is None:
+        return None
+    charts, key = [figures.figure("Lag of the gradients applied", drawn, lags.caption(found))], None
+    if _present(found, "lag_mean"):
+        series = figures.runs_of(found, "lag_mean", "step")
+        chart = figures.Chart("step", "versions, mean so far", (figures.HALF,), zero=True)
+        charts.append(figures.figure("Mean lag", figures.plot(series, chart)))
+        key = figures.legend(series)
+    return section("Asynchrony", key, markup.tag("div", *charts, class_="halves"))
 
 
 def _present(found: Iterable[experiments.Group], column: str) -> bool:

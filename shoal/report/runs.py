@@ -77,6 +77,13 @@ class Run(NamedTuple):
         return None if count is None else int(count)
 
     @property
+    def lags(self) -> dict[str, float]:
+        """Gradients applied, by the versions that passed since their parameters were read; {} if nobody counted."""
+        given = _nested(self.summary, "workers", "lag_histogram")
+        counts = given.items() if isinstance(given, Mapping) else ()
+        return {str(label): value for label, count in counts if (value := number(count)) is not None}
+
+    @property
     def restarts(self) -> float | None:
         """How often a worker was started again, None if nobody counted."""
         counted = number(_nested(self.summary, "faults", "restarts"))

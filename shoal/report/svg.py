@@ -201,16 +201,49 @@ def axes(
         show: How the ticks of x and y are written.
     """
     size = frame.size
-    right, bottom = size.width - size.right, size.height - BOTTOM
-    parts = [markup.tag("text", labels[1], x=2, y=16, class_="axis-label")]
-    for value in ticks(*frame.y, 4 if size.height < 250 else 6):
-        at = round(float(frame.py(value)), 1)
-        parts.append(markup.tag("line", x1=LEFT, x2=right, y1=at, y2=at, class_="grid"))
-        parts.append(markup.tag("text", show[1](float(value)), x=LEFT - 7, y=at + 4, text_anchor="end"))
+    bottom = size.height - BOTTOM
+    parts = [scale(frame, labels[1], show[1])]
     for value in ticks(*frame.x, size.ticks):
         at = round(float(frame.px(value)), 1)
         parts.append(markup.tag("line", x1=at, x2=at, y1=bottom, y2=bottom + 5, class_="tick"))
-        parts.append(markup.tag("text", show[0](float(value)), x=at, y=bottom + 18, text_anchor="middle"))
-    parts.append(markup.tag("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"))
-    parts.append(markup.tag("text", labels[0], x=right, y=size.height - 5, text_anchor="end", class_="axis-label"))
+        parts.append(label(frame, float(value), show[0](float(value))))
+    return markup.join(*parts, named(frame, labels[0]))
+
+
+def scale(frame: Frame, name: str, show: Callable[[float], str]) -> markup.Markup:
+    """The grid of y, its ticks and its name."""
+    size = frame.size
+    right = size.width - size.right
+    parts = [markup.tag("text", name, x=2, y=16, class_="axis-label")]
+    for value in ticks(*frame.y, 4 if size.height < 250 else 6):
+        at = round(float(frame.py(value)), 1)
+        parts.append(markup.tag("line", x1=LEFT, x2=right, y1=at, y2=at, class_="grid"))
+        parts.append(markup.tag("text", show(float(value)), x=LEFT - 7, y=at + 4, text_anchor="end"))
     return markup.join(*parts)
+
+
+def label(frame: Frame, x: float, text: str) -> markup.Markup:
+    """What stands below a place on x."""
+    at = round(float(frame.px(x)), 1)
+    return markup.tag("text", text, x=at, y=frame.size.height - BOTTOM + 18, text_anchor="middle")
+
+
+def named(frame: Frame, name: str) -> markup.Markup:
+    """The line of x, and its name."""
+    size = frame.size
+    right, bottom = size.width - size.right, size.height - BOTTOM
+    line = markup.tag("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis")
+    return markup.join(
+        line, markup.tag("text", name, x=right, y=size.height - 5, text_anchor="end", class_="axis-label")
+    )
+
+
+def column(frame: Frame, left: float, right: float, height: float, class_: str, told: str) -> markup.Markup:
+    """One column from zero, which tells what it stands for when pointed at."""
+    start, end, top, bottom = (float(at) for at in (*frame.px(_array(left, right)), *frame.py(_array(height, 0.0))))
+    at = {"x": round(start, 1), "y": round(top, 1), "width": round(end - start, 1), "height": round(bottom - top, 1)}
+    return markup.tag("rect", markup.tag("title", told), class_=f"column {class_}", **at)
+
+
+def _array(*values: float) -> np.ndarray:
+    return np.asarray(values)

@@ -11,6 +11,7 @@ MISSING = "not measured"
 Show = Callable[[float | None], str]
 FAULTS = {
     "restarts": ("worker restart", "worker restarts"),
+    "stale": ("stale gradient dropped", "stale gradients dropped"),
     "dropped_updates": ("dropped update", "dropped updates"),
     "non_finite": ("non-finite value", "non-finite values"),
 }

@@ -38,6 +38,27 @@ def start(agent: types.Agent, env: types.Env, batch: int, key: types.Key) -> Act
     return Actors(state, obs, carry, jnp.zeros(batch), jnp.zeros(batch, jnp.int32))
 
 
+def act_all(agent: types.Agent, policy: types.Policy, carry: types.Carry, obs: Any, keys: Any) -> Any:
+    """One decision in each of ``B`` streams, which are told apart by `types.Policy.stream`.
+
+    Args:
+        agent: Whose `act` decides.
+        policy: Of the first stream.
+        carry: Leaves ``[B, ...]``.
+        obs: ``[B, *obs]``.
+        keys: ``[B]``, consumed.
+
+    Returns:
+        Action, extras and carry of every stream, leaves ``[B, ...]``.
+    """
+
+    def act(stream: Any, carry: types.Carry, obs: Any, key: types.Key) -> Any:
+        return agent.act(policy._replace(stream=stream), carry, obs, key)
+
+    streams = jax.tree.map(lambda first: first + jnp.arange(obs.shape[0], dtype=jnp.int32), policy.stream)
+    return jax.vmap(act)(streams, carry, obs, keys)
+
+
 def collect(
     agent: types.Agent, env: types.Env, policy: types.Policy, actors: Actors, key: types.Key
 ) -> tuple[Actors, types.Rollout, Ended]:
@@ -56,8 +77,7 @@ def collect(
     batch = actors.episode_length.shape[0]
 
     def step(actors: Actors, keys: types.Key) -> tuple[Actors, tuple[types.Transition, Ended]]:
-        act = jax.vmap(agent.act, in_axes=(None, 0, 0, 0))
-        action, extras, carry = act(policy, actors.carry, actors.obs, keys[0])
+        action, extras, carry = act_all(agent, policy, actors.carry, actors.obs, keys[0])
         state, obs, outcome = jax.vmap(env.step)(actors.env, action, keys[1])
         over = (outcome.discount == 0) | outcome.truncated
         episode_return = actors.episode_return + outcome.reward

@@ -41,7 +41,7 @@ class Segments(Protocol):
     """One stream of segments."""
 
     def collect(self, policy: types.Policy | None) -> Segment:
-        """Act ``T`` steps with `policy` (None: with the NumPy parameters given at the start)."""
+        """Act ``T`` steps with `policy` (None: with the NumPy state given at the start)."""
         ...
 
     def rehearse(self, policy: types.Policy | None) -> Any:
@@ -53,30 +53,45 @@ class Segments(Protocol):
         ...
 
 
+class Programs:
+    """The compiled functions of streams, one for all of a process."""
+
+    def __init__(self, parts: types.Parts) -> None:
+        agent, env = parts.agent, parts.device_env
+
+        def act(policy: types.Policy, carry: types.Carry, obs: Any, words: Any) -> Any:
+            return agent.act(policy, carry, obs, prng.counted(words))
+
+        def segment(policy: types.Policy, actors: Any, words: Any) -> Any:
+            assert env is not None
+            return _rollout.collect(agent, env, policy, actors, prng.counted(words))
+
+        self.parts = parts
+        self.act, self.segment = jax.jit(act), jax.jit(segment)
+
+
 class HostSegments:
     """A Python simulator; small networks decide in NumPy, others by one jitted call a step."""
 
-    def __init__(
-        self, parts: types.Parts, params: types.Params, room: types.Rollout, seed: int, *place: int | str
-    ) -> None:
+    def __init__(self, programs: Programs, state: Any, room: types.Rollout, seed: int, *place: int | str) -> None:
         """Open the simulator.
 
         Args:
-            parts: The agent and its environment.
-            params: NumPy views that follow the shared parameters, for networks that decide in NumPy.
+            programs: Of the agent and its environment.
+            state: The learner's, as NumPy views that follow it, for networks that decide in NumPy.
             room: NumPy arrays ``[T, 1, ...]`` that each segment is written into.
             seed: The run's.
             *place: Of this stream, for `seeds.derive`.
         """
-        agent = self._agent = parts.agent
-        self._env = parts.make_host()
+        agent = self._agent = programs.parts.agent
+        self._env = programs.parts.make_host()
         self._obs = self._env.reset(seeds.derive(seed, *place, "environment"))
         self._return, self._length = 0.0, 0
         generator = np.random.default_rng(seeds.derive(seed, *place, "action"))
-        self._small = agent.small_act(params, generator) if agent.small_act else None
+        self._small = agent.small_act(state, generator) if agent.small_act else None
         self._key = np.array([seeds.derive(seed, *place, "key", i) for i in range(2)] + [0], np.uint32)
         self._carry = agent.carry
-        self._act = jax.jit(_act_raw(agent))
+        self._act = programs.act
         self._carry_room = room.carry
         self._room = jax.tree.map(lambda leaf: leaf[:, 0], room.transitions)
 
@@ -141,17 +156,12 @@ class HostSegments:
 class DeviceSegments:
     """A pure-JAX environment; a segment is one compiled call."""
 
-    def __init__(self, parts: types.Parts, seed: int, *place: int | str) -> None:
-        env = parts.device_env
+    def __init__(self, programs: Programs, seed: int, *place: int | str) -> None:
+        env = programs.parts.device_env
         assert env is not None
-        agent = parts.agent
-        self._actors = _rollout.start(agent, env, 1, seeds.key(seed, *place, "environment"))
+        self._actors = _rollout.start(programs.parts.agent, env, 1, seeds.key(seed, *place, "environment"))
         self._key = np.array([seeds.derive(seed, *place, "key", i) for i in range(2)] + [0], np.uint32)
-
-        def segment(policy: types.Policy, actors: _rollout.Actors, words: Any) -> Any:
-            return _rollout.collect(agent, env, policy, actors, prng.counted(words))
-
-        self._segment = jax.jit(segment)
+        self._segment = programs.segment
 
     def collect(self, policy: types.Policy | None) -> Segment:
         """See `Segments`; simulator and decisions are one program, so all its time counts as the environment's."""
@@ -171,13 +181,6 @@ class DeviceSegments:
 
     def close(self) -> None:
         """Nothing to release."""
-
-
-def _act_raw(agent: types.Agent) -> Any:
-    def act(policy: types.Policy, carry: types.Carry, obs: Any, words: Any) -> Any:
-        return agent.act(policy, carry, obs, prng.counted(words))
-
-    return act
 
 
 def like(parts: types.Parts) -> types.Rollout:

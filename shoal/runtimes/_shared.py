@@ -7,17 +7,17 @@ aligned 4- or 8-byte store is never torn on the supported processors, so a racin
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import multiprocessing.reduction
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+SPINS = 40  # times a lock is asked for, some 2 µs each, before its caller sleeps
 ALIGNMENT = 64  # bytes; one cache line
 Layout = Mapping[str, tuple[tuple[int, ...], str]]  # name -> (shape, dtype)
 
@@ -52,17 +52,16 @@ class Block:
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
+    def leading(self, count: int) -> np.ndarray:
+        """The bytes of the first `count` arrays as one array, the gaps between them included."""
+        return np.frombuffer(self._map, np.uint8, size(dict(list(self.layout.items())[:count])))
+
     def __reduce__(self) -> Any:
         return _attach, (self.layout, multiprocessing.reduction.DupFd(self._handle))
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """One process at a time; the kernel lets go of the lock if its holder dies."""
-        fcntl.lockf(self._handle, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._handle, fcntl.LOCK_UN)
+    def locked(self) -> Lock:
+        """``with block.locked():`` one process at a time; the kernel lets go of the lock if its holder dies."""
+        return Lock(self._handle)
 
     def close(self) -> None:
         """Let go of the memory; arrays taken from the block must not be used afterwards."""
@@ -70,6 +69,31 @@ class Block:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
+
+
+class Lock:
+    """A lock between processes, on a file; not for a process that holds it already."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __enter__(self) -> None:
+        for _ in range(SPINS):  # held for microseconds: asking again is cheaper than to sleep and be woken
+            try:
+                fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            return
+        fcntl.lockf(self._handle, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.lockf(self._handle, fcntl.LOCK_UN)
+
+
+def size(layout: Layout) -> int:
+    """Bytes that arrays take, each on its boundary."""
+    lengths = (int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
+    return sum(-(-length // ALIGNMENT) * ALIGNMENT for length in lengths)
 
 
 def _attach(layout: Layout, handle: Any) -> Block:

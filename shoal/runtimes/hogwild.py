@@ -1,36 +1,48 @@
 """Hogwild: several processes act, learn, and write one shared parameter vector without locks.
 
-Mnih et al. 2016, arXiv:1602.01783 (asynchronous actor-learners, shared RMSProp, annealing on the global step counter);
-Niu et al. 2011, arXiv:1106.5730 (no locks). Each worker repeats: read a snapshot, act T steps, one gradient, add it
-in place. Spawned processes instead of threads, because threads of one interpreter do not scale.
+Mnih et al. 2016, arXiv:1602.01783 (asynchronous actor-learners, shared RMSProp, a shared target network, annealing on
+the global step counter); Niu et al. 2011, arXiv:1106.5730 (no locks). Each worker repeats: read a snapshot, act T
+steps, one gradient, add it in place. Spawned processes instead of threads, because threads of one interpreter do not
+scale. With `replayable`, applies take turns and their order is recorded (docs/asynchrony.md).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 from etils import epy
 
-from shoal import errors, options, seeds, types
+from shoal import asynchrony, errors, options, seeds, types
 
 with epy.lazy_imports():
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from shoal import tree
-    from shoal.runtimes import _actor_learner, _pool, _shared
+    from shoal.runtimes import _actor_learner, _learner, _pool, _sequential, _shared, _staleness, _state, _tickets
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Lock-free actor-learners."""
+    """Actor-learners that share one parameter vector."""
 
     workers: int = options.number(2, low=1, high=1024)
     """Processes, each with its own environment; about one a core."""
     report_s: float = options.number(0.1, low=0.01)
     """Seconds between two reports of a worker."""
+    statistics: Literal["shared", "worker"] = "shared"
+    """Whether all workers write one vector of optimiser statistics, or each has its own."""
+    max_lag: int = options.number(0, low=0)
+    """Applies of others that may come between a worker's read and its apply; 0: no limit."""
+    on_stale: Literal["drop", "block"] = "drop"
+    """drop: a gradient beyond max_lag is thrown away; block: workers wait, so that none gets there."""
+    replayable: bool = False
+    """Apply one gradient at a time and record the order, so that `shoal replay` can repeat the run."""
 
 
 EXACT_RESUME = False  # lock-free: neither the order of applies nor the simulators can be saved
@@ -41,13 +53,24 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
     """Refuse what this runtime cannot do.
 
     Raises:
-        Refused: An optimiser that has no shared form.
+        Refused: An optimiser that has no form for shared memory, or a limit that would leave every worker waiting.
     """
-    del config, opened
-    rule = experiment.configs["optimiser"].rule
-    if rule != "rmsprop":
+    del opened
+    least = config.workers - 1
+    if config.on_stale == "block" and 0 < config.max_lag < least:
         raise errors.Refused(
-            f"optimiser.rule={rule} cannot be shared without locks; the hogwild runtime offers rmsprop"
+            f"runtime.max_lag={config.max_lag} with on_stale=block: {config.workers} workers that read at once must "
+            f"wait for each other; give at least {least}, or runtime.on_stale=drop"
+        )
+    rule = experiment.configs["optimiser"].rule
+    if rule == "adam":
+        raise errors.Refused(
+            f"optimiser.rule={rule} cannot be shared without locks; the hogwild runtime offers rmsprop and momentum"
+        )
+    if rule == "momentum" and config.statistics == "shared":
+        raise errors.Refused(
+            "optimiser.rule=momentum, but a momentum is each worker's own; add --runtime.statistics worker, "
+            "or use rmsprop"
         )
 
 
@@ -57,9 +80,75 @@ def streams(config: Config) -> int:
     return 1
 
 
+def learners(config: Config) -> int:
+    """Learners that share the parameters."""
+    return config.workers
+
+
 def build(config: Config) -> types.Runtime:
     """The runtime."""
     return Hogwild(config)
+
+
+def replays(config: Config) -> bool:
+    """Whether a run keeps what `replayer` needs."""
+    return config.replayable
+
+
+def replayer(config: Config, parts: types.Parts, seed: int) -> _sequential.Sequence:
+    """What does in one process, one ticket after the other, what workers did at once.
+
+    Args:
+        config: Of the run; its workers are logical ones here.
+        parts: The agent and its environment.
+        seed: Of the run.
+    """
+    start = _begin(config, parts, seed)
+    return _sequential.Sequence(parts, start.given, start.layout, start.first)
+
+
+def replay(
+    config: Config, parts: types.Parts, seed: int, record: asynchrony.Record, looks: list[int]
+) -> Iterator[tuple[int, str | None]]:
+    """Do the record of a run in one process of its own.
+
+    Args:
+        config: Of the run.
+        parts: The agent and its environment.
+        seed: Of the run.
+        record: Of the run.
+        looks: Tickets after which the parameters are wanted, ascending.
+
+    Returns:
+        How many tickets are done, a few times a second and at each of `looks`, there with the parameters' SHA-256.
+    """
+    start = _begin(config, parts, seed)
+    return _sequential.apart(_sequential.Job(parts.rebuild, start.given, start.layout, start.first, record, looks))
+
+
+class _Begun(NamedTuple):
+    """What a run begins with."""
+
+    state: Any  # of the learner
+    flat: tree.Flattener
+    given: _learner.Start
+    sizes: _state.Sizes
+    layout: _shared.Layout  # of what is shared and applies change
+    first: dict[str, np.ndarray]  # what is not zero of it
+
+
+def _begin(config: Config, parts: types.Parts, seed: int) -> _Begun:
+    state = jax.jit(parts.agent.init)(seeds.key(seed, "init"))
+    flat, target = tree.flattener(state.params), _learner.target(state)
+    shapes = jax.eval_shape(lambda: state.params)
+    staleness = _staleness.Policy(config.max_lag, config.on_stale == "block")
+    given = _learner.Start(jax.device_get(_learner.without(state)), shapes, seed, staleness)
+    seen = state.normaliser.mean.size if state.normaliser else 0
+    sizes = _state.Sizes(flat.size, seen, config.statistics == "worker", target is not None)
+    first = {"theta": np.asarray(flat.flatten(state.params))}
+    if target:
+        first["target"] = np.asarray(flat.flatten(target.params))
+    return _Begun(state, flat, given, sizes, _state.layout(sizes, config.workers), first)
 
 
 class Hogwild:
@@ -109,14 +198,23 @@ class _Run:
         goal: types.Goal | None,
         observe: Any,  # types.Observer; None only where nothing is run
     ) -> None:
-        self._config, self._parts, self._seed, self._steps = config, parts, seed, steps
+        self._config, self._parts, self._steps = config, parts, steps
         self._goal, self._observe = goal, observe
-        self._state = jax.jit(parts.agent.init)(seeds.key(seed, "init"))
-        self._flat = tree.flattener(self._state.params)
+        self._start = _begin(config, parts, seed)
+        self._flat, self._state = self._start.flat, self._start.state
         window = goal.window if goal else 1
-        seen = self._state.normaliser.mean.size if self._state.normaliser else 0
-        self._block = _shared.Block(_actor_learner.layout(self._flat.size, config.workers, window, seen))
-        self._block["theta"][:] = self._flat.flatten(self._state.params)
+        # Each ticket holds a segment, and one is begun only while steps are left.
+        tickets = -(-steps // parts.agent.rollout_length) + config.workers if config.replayable else 0
+        self._saved_names = [*self._start.layout]
+        self._block = _shared.Block(_actor_learner.layout(self._start.sizes, config.workers, window, tickets))
+        for name, values in self._start.first.items():
+            self._block[name][:] = values
+        self._block["reading"][:] = _staleness.IDLE
+        self._tickets = _tickets.Tickets(self._block, len(self._saved_names)) if config.replayable else None
+        self._watched = _staleness.watched(self._flat.size)
+        self._marks: list[asynchrony.Mark] = []
+        self._first = 0  # tickets of earlier lives
+        self._before = {"non_finite": 0, "stale": 0}  # dropped in earlier lives; those are counted already
         self._life = 0  # lives of the run: 0, and one more for each resume; keeps seeds from being used twice
         self._metrics: dict[str, float] = {}
         self._rss: dict[int, float] = {}
@@ -126,26 +224,29 @@ class _Run:
     # ---------------------------------------------------------------- checkpoints
 
     def save(self) -> types.Tree:
-        """The checkpoint: shared vectors and counters (a racing writer may be halfway through an apply)."""
-        block = self._block
-        return {
-            "theta": block["theta"].copy(),
-            "g": block["g"].copy(),
-            "steps": block["steps"].copy(),
-            "updates": block["updates"].copy(),
-            "lag_sum": block["lag_sum"].copy(),
-            "lag_max": block["lag_max"].copy(),
-            "normaliser": block["normaliser"].copy(),
-            "life": np.int64(self._life),
-        }
+        """The checkpoint: shared vectors and counters (lock-free, a writer may be halfway through an apply)."""
+        with self._tickets or contextlib.nullcontext():
+            saved: dict[str, Any] = {name: self._block[name].copy() for name in self._saved_names}
+        if self._tickets:
+            tickets = int(saved["tickets"][0])
+            if not self._marks or self._marks[-1].tickets < tickets:
+                self._marks.append(asynchrony.Mark(tickets, tree.sha256(self._flat.unflatten(saved["theta"]))))
+        return saved | {"life": np.int64(self._life)}
 
     def restore(self, saved: types.Tree | None) -> None:
         """Continue from a checkpoint: counters and statistics as they were, episodes anew with unused seeds."""
         if saved is None:
             return
-        for name in ("theta", "g", "steps", "updates", "lag_sum", "lag_max", "normaliser"):
+        for name in self._saved_names:
             self._block[name][:] = saved[name]
         self._life = int(saved["life"]) + 1
+        self._first = int(saved["tickets"][0])
+        self._before = {name: int(saved[name].sum()) for name in self._before}
+
+    def record(self) -> tuple[asynchrony.Record, list[asynchrony.Mark]]:
+        """What this life adds to the record: its tickets, and what the parameters were whenever they were saved."""
+        assert self._tickets is not None
+        return self._tickets.record(self._first), self._marks
 
     # ---------------------------------------------------------------- workers
 
@@ -154,14 +255,15 @@ class _Run:
         return _Closing(_pool.Pool(_actor_learner.work, self._job, self._config.workers, self._fault), self._block)
 
     def _job(self, worker: int, incarnation: int) -> tuple[Any, ...]:
+        slots = self._block["applying"]
+        slots[worker] += slots[worker] & 1  # one that died is not applying any more,
+        self._block["reading"][worker] = _staleness.IDLE  # and nobody waits for it
         job = _actor_learner.Job(
             self._block,
             self._parts.rebuild,
-            jax.device_get(_actor_learner.without(self._state)),
-            jax.eval_shape(lambda: self._state.params),
-            self._seed,
+            self._start.given,
             worker,
-            self._life * 1_000_000 + incarnation,
+            self._life * _learner.LIVES + incarnation,
             self._steps,
             self._goal,
             self._config.report_s,
@@ -219,6 +321,9 @@ class _Run:
             "updates": block["updates"].tolist(),
             "lag_mean": float(block["lag_sum"].sum()) / updates if updates else None,
             "lag_max": int(block["lag_max"].max()),
+            "lag_histogram": asynchrony.histogram(block["lags"].sum(axis=0).tolist()),
+            "overlapped": int(block["overlapped"].sum()),
+            "contended_share": float(block["contended"].sum()) / updates / self._watched if updates else None,
             "rss_mb": sum(self._rss.values()),
             "pids": pool.pids,
         }
@@ -230,8 +335,13 @@ class _Run:
             metrics=self._metrics,
             split=dict(zip(_actor_learner.SPLIT, block["split"].sum(axis=0).tolist(), strict=True)),
             workers=workers,
-            faults={"restarts": self._restarts, "non_finite": int(block["non_finite"].sum())},
+            faults={
+                "restarts": self._restarts,
+                "non_finite": int(block["non_finite"].sum()) - self._before["non_finite"],
+                **({"stale": int(block["stale"].sum()) - self._before["stale"]} if self._config.max_lag else {}),
+            },
             save=self.save,
+            record=self.record if self._tickets else None,
             watches_goal=True,
             solved_at=min((int(at) for at in block["solved_at"] if at), default=None),
         )
@@ -239,8 +349,9 @@ class _Run:
     def policy(self) -> types.Policy:
         """The policy that was learned, on the host."""
         params = self._flat.unflatten(self._block["theta"].copy())
-        normaliser = _actor_learner.normaliser(self._block, self._state.normaliser)
-        state = self._state._replace(params=params, normaliser=normaliser)
+        normaliser = _state.normaliser(self._block, self._state.normaliser)
+        steps = jnp.int32(self._block["steps"].sum())
+        state = self._state._replace(params=params, normaliser=normaliser, env_steps=steps)
         return jax.device_get(self._parts.agent.snapshot(state))
 
 

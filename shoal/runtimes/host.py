@@ -18,7 +18,7 @@ with epy.lazy_imports():
     import jax
     import numpy as np
 
-    from shoal.runtimes import _vector
+    from shoal.runtimes import _rollout, _vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _counted(agent: types.Agent) -> Any:
 def _batched(agent: types.Agent) -> Any:
     def act(policy: types.Policy, carry: types.Carry, obs: Any, words: Any) -> Any:
         keys = jax.random.split(prng.counted(words), obs.shape[0])
-        return jax.vmap(agent.act, in_axes=(None, 0, 0, 0))(policy, carry, obs, keys)
+        return _rollout.act_all(agent, policy, carry, obs, keys)
 
     return act
 

@@ -10,6 +10,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import pathlib
 import signal
 import time
 
@@ -89,6 +90,36 @@ class Dies(Calm):
         return super().step(action)
 
 
+class DiesAtWork(Calm):
+    """The same, but only in a worker: it can be looked at before, and its run repeated.
+
+    The others hardly move until the one that died is back, so that it still has work to do.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.works = multiprocessing.parent_process() is not None
+        self.died = pathlib.Path(os.environ["SHOAL_TEST_ONCE"])
+        self.back = self.died.with_suffix(".back")
+        self.second = self.works and self.died.exists()
+
+    def step(self, action):
+        if self.second and self.steps == 0:
+            self.back.touch()
+        if self.works and self.steps == MISBEHAVES_AT and first():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.works and self.died.exists() and not self.back.exists():
+            time.sleep(0.05)
+        return super().step(action)
+
+
+class Forgetful(Calm):
+    """Random, whatever the seed."""
+
+    def see(self):
+        return np.array([self.at / LENGTH, np.random.default_rng().random()], np.float32)
+
+
 class Slow(Calm):
     """A millisecond a step: a run can be caught in the middle."""
 
@@ -131,6 +162,19 @@ def only_in_the_parent():
     return Calm()
 
 
-for kind in (Calm, RaisesOnce, RaisesInReset, RaisesAlways, NeverResets, Dies, Slow, Viscous, Stuck, PaysNaN):
+for kind in (
+    Calm,
+    RaisesOnce,
+    RaisesInReset,
+    RaisesAlways,
+    NeverResets,
+    Dies,
+    DiesAtWork,
+    Forgetful,
+    Slow,
+    Viscous,
+    Stuck,
+    PaysNaN,
+):
     gymnasium.register(f"{kind.__name__}-v0", kind)
 gymnasium.register("OnlyInTheParent-v0", only_in_the_parent)

@@ -39,6 +39,10 @@ MEMORY = {
     "tau": 0.1,
 }  # fmt: skip
 OF_MEMORY = {"optimiser": {"anneal": True}, "network": {"activation": "tanh"}, "runtime": {"environments": 8}}
+VALUES = {
+    "algorithm": {"target_period": 640, "epsilon_steps": 10_000, "epsilon_ends": (0.0,), "epsilon_weights": (1.0,)},
+    "optimiser": {"epsilon": 1e-3, "max_norm": 40.0},
+}
 RULES: dict[str, dict[str, Any]] = {  # preset -> what differs from `SETTINGS`
     "a2c": {},
     "ppo": {
@@ -47,10 +51,22 @@ RULES: dict[str, dict[str, Any]] = {  # preset -> what differs from `SETTINGS`
         "corrector": {"lambda_": 0.95},
     },
     "dqn": OF_MEMORY | {"algorithm": MEMORY | {"target_period": 1, "epsilon_steps": 2000}},
+    "async_q": VALUES,
+    "async_sarsa": VALUES,
+    "async_nstep_q": VALUES,
     "td3": OF_MEMORY | {"algorithm": MEMORY},
     "sac": OF_MEMORY | {"algorithm": MEMORY | {"temperature": 1e-4, "learn_temperature": False}},
 }
-STEPS = {"a2c": 80_000, "ppo": 80_000, "dqn": 16_000, "td3": 16_000, "sac": 16_000}
+STEPS = {
+    "async_q": 80_000,
+    "async_sarsa": 80_000,
+    "async_nstep_q": 80_000,
+    "a2c": 80_000,
+    "ppo": 80_000,
+    "dqn": 16_000,
+    "td3": 16_000,
+    "sac": 16_000,
+}
 
 
 class Watch:
@@ -84,7 +100,11 @@ def learn(preset, name, steps=None, *, change=lambda opened: opened, resolve=Non
     """What is learned after `steps`; `change` makes another environment of the probe."""
     experiment.cache()
     request = presets.Request(
-        preset, f"probe:{resolve or name}", steps or STEPS[preset], settings=merged(preset, settings)
+        preset,
+        f"probe:{resolve or name}",
+        steps or STEPS[preset],
+        runtime="on_device",
+        settings=merged(preset, settings),
     )
     made, _ = presets.resolve(request)
     opened = environments.open(f"probe:{name}", environments.Config())
@@ -126,6 +146,13 @@ REACHERS = [name for name in RULES if "continuous" in registry.load("algorithm",
 BOXED = [name for name in REACHERS if name not in CHOOSERS]  # they learn what the others do with an action to ignore
 
 
+TELLING = {
+    "async_q": ("match",),
+    "async_sarsa": ("discount",),
+    "async_nstep_q": ("match",),
+}  # three targets of one rule
+
+
 def known(presets_, names, fast):
     """Every pair; those that tell least beyond the others are left to `make test-slow`."""
     return [
@@ -140,7 +167,7 @@ def known(presets_, names, fast):
     known(
         CHOOSERS,
         ["constant", "observation", "discount", "action", "match"],
-        lambda preset, name: preset == "a2c" or name in ("discount", "match"),
+        lambda preset, name: preset == "a2c" or name in TELLING.get(preset, ("discount", "match")),
     ),
 )
 def test_values_and_actions_become_those_known(preset, name):
@@ -159,7 +186,9 @@ def test_critics_of_actions_learn_the_values_known(preset, name):
     np.testing.assert_allclose(found, true, atol=2 * TOLERANCE)
 
 
-@pytest.mark.parametrize("preset", RULES)
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=pytest.mark.slow if name == "async_q" else []) for name in RULES]
+)
 def test_a_truncated_episode_is_worth_what_would_have_followed(preset):
     ways = {"change": boxed, "resolve": "target"} if preset in BOXED else {}
     found, true = values(learn(preset, "truncated", 200_000 if preset == "a2c" else None, **ways), "truncated")

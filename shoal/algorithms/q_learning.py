@@ -1,0 +1,328 @@
+"""Q-learning without a memory: one-step Q, one-step Sarsa and n-step Q from the newest segment, with a target network.
+
+Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning", arXiv:1602.01783, algorithms 1, S1 and S2: the
+value-based half of the asynchronous family. Workers that explore differently stand in for the replay memory of DQN.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, Literal, NamedTuple
+
+from etils import epy
+
+from shoal import algorithms, options, types
+
+with epy.lazy_imports():
+    import jax
+    import jax.numpy as jnp
+
+    from shoal import distributions, losses, networks, normalise, optimise, returns, small_policy
+
+
+CORRECTS = False
+ACTIONS = ("discrete",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Q-learning and Sarsa without a memory."""
+
+    target: Literal["one_step", "sarsa", "n_step"] = "one_step"
+    """What Q(x, a) is to become: r + gamma max Q of the next state; r + gamma Q of the next state and the action then
+    taken; or the longest return the segment has, and max Q where it breaks off."""
+    rollout_length: int = options.number(5, low=1)
+    """Steps of a segment (t_max, I_AsyncUpdate) before each update."""
+    discount: float = options.number(0.99, low=0.0, high=1.0)
+    """Gamma."""
+    target_period: int = options.number(10_000, low=1)
+    """Environment steps of all workers between two copies to the target network (I_target)."""
+    epsilon_start: float = options.number(1.0, low=0.0, high=1.0)
+    """Probability of a random action at the beginning."""
+    epsilon_ends: tuple[float, ...] = options.number((0.1, 0.01, 0.5), low=0.0, high=1.0)
+    """Probabilities of a random action at the end; every worker (or stream) draws one of them for the whole run."""
+    epsilon_weights: tuple[float, ...] = options.number((0.4, 0.3, 0.3), low=0.0)
+    """How likely each of them is to be drawn."""
+    epsilon_steps: int = options.number(1_000_000, low=1)
+    """Environment steps of all workers over which epsilon falls, linearly."""
+    epsilon_evaluation: float = options.number(0.0, low=0.0, high=1.0)
+    """Probability of a random action in evaluation (0.05 on Atari, where a greedy policy may wait for ever)."""
+    huber: float = options.number(0.0, low=0.0)
+    """Errors beyond this count linearly; 0 squares all of them."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Sum over the segment's steps (the paper) or mean over steps and environments."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this before learning; logged returns are not."""
+    reward_clip: float = options.number(0.0, low=0.0)
+    """Scaled rewards are clipped to plus-minus this; 0 turns it off (the paper's Atari runs use 1)."""
+    normalise_observations: bool = False
+    """Shift and scale observations by their running mean and variance."""
+
+
+class Hyper(NamedTuple):
+    """Numbers that may change during training; f32 scalars."""
+
+    discount: Any
+    epsilon_start: Any
+    epsilon_steps: Any
+    epsilon_evaluation: Any
+    huber: Any  # `optimise.LARGEST`: squared
+    reward_scale: Any
+    reward_clip: Any  # `optimise.LARGEST`: off
+
+
+class Pending(NamedTuple):
+    """Of each stream, the step whose next action is not known yet (Sarsa); leaves ``[B, ...]``."""
+
+    step: types.Transition  # as it was seen: the last of the segment before
+    there: Any  # [B] bool: False before the first segment, and after a resume without the simulators
+
+
+class State(NamedTuple):
+    """The learner."""
+
+    params: types.Params
+    target: types.Target  # θ⁻, and how often it is copied
+    optimiser: Any  # optimise.OptimiserState
+    normaliser: Any  # normalise.Statistics, () when off
+    pending: Any  # Pending; () but for Sarsa
+    epsilon_end: Any  # [W] f32 of every stream of the run: W = learners · B
+    stream: Any  # scalar i32, which of them is this learner's first
+    env_steps: Any  # scalar i32
+    hyper: Hyper
+
+
+class Chances(NamedTuple):
+    """Probabilities of a random action."""
+
+    training: Any  # [W] f32, of every stream
+    evaluation: Any  # f32 scalar
+
+
+class Rule(NamedTuple):
+    """What the functions below have in common."""
+
+    config: Config
+    network: types.Network
+    streams: int  # B, of one learner
+
+
+def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
+    """See `algorithms`."""
+    del spec
+    ends, weights = config.epsilon_ends, config.epsilon_weights
+    if not ends or len(ends) != len(weights) or not 0 < sum(weights) < math.inf:
+        return (
+            f"algorithm.epsilon_ends={ends} needs as many algorithm.epsilon_weights, with a sum above 0, "
+            f"but they are {weights}"
+        )
+    if network.lstm:
+        return "network.lstm has no form here: action values are learned without memory; set it to 0, or use a3c_lstm"
+    return ""
+
+
+def shareable(config: Config) -> str:
+    """See `algorithms`."""
+    del config
+    return ""
+
+
+def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
+    """The rule as pure functions.
+
+    Args:
+        config: The rule's numbers.
+        given: Environment spec, network shape, optimiser and how many streams there are; the corrector is not used.
+    """
+    spec = given.spec
+    network = networks.build(given.network, spec.observation, {"q": networks.Head(spec.action.n, 1.0, "values")})
+    rule = Rule(config, network, given.streams)
+
+    def init(key: types.Key) -> State:
+        network_key, epsilon_key = jax.random.split(key)
+        params = network.init(network_key)
+        # Two buffers: the state is donated as a whole.
+        target = types.Target(jax.tree.map(jnp.copy, params), jnp.float32(config.target_period))
+        statistics = normalise.init(spec.observation.shape) if config.normalise_observations else ()
+        pending = _nothing(spec, given.streams) if config.target == "sarsa" else ()
+        ends = draw(config, given.learners * given.streams, epsilon_key)
+        optimiser = given.optimiser.init(params)
+        return State(params, target, optimiser, statistics, pending, ends, jnp.int32(0), jnp.int32(0), _hyper(config))
+
+    def snapshot(state: State) -> types.Policy:
+        chances = Chances(epsilon(state, state.env_steps), state.hyper.epsilon_evaluation)
+        return types.Policy(state.params, state.normaliser, jnp.float32(1.0), chances, stream=state.stream)
+
+    def act(policy: types.Policy, carry: types.Carry, obs: Any, key: types.Key) -> tuple[Any, Any, types.Carry]:
+        values = evaluate(rule, policy.params, policy.normaliser, obs)
+        training, evaluation = policy.exploration
+        chance = jnp.where(policy.explore > 0, training[policy.stream], evaluation)
+        return distributions.epsilon_greedy(values, chance, key), (), carry
+
+    def update(state: State, rollout: types.Rollout, key: types.Key) -> tuple[State, types.Metrics]:
+        del key
+        steps = rollout.transitions
+        if config.normalise_observations:
+            seen = normalise.update(state.normaliser, steps.obs, spec.observation.shape)
+            state = state._replace(normaliser=seen)
+        gradient, metrics = jax.grad(functools.partial(loss, rule), has_aux=True)(state.params, state, steps)
+        params, optimiser, norm = given.optimiser.update(gradient, state.optimiser, state.params, state.env_steps)
+        env_steps = state.env_steps + steps.reward.size
+        target = copied(state.target, params, state.env_steps, env_steps)
+        if config.target == "sarsa":
+            last = jax.tree.map(lambda leaf: leaf[-1], steps)
+            state = state._replace(pending=Pending(last, jnp.ones(given.streams, bool)))
+        state = state._replace(params=params, target=target, optimiser=optimiser, env_steps=env_steps)
+        return state, {**metrics, "gradient_norm": norm, "epsilon": mine(rule, state, env_steps).mean()}
+
+    def restart(state: State) -> State:  # what is pending is not followed by the next action
+        return state._replace(pending=_nothing(spec, given.streams)) if config.target == "sarsa" else state
+
+    small = not config.normalise_observations and small_policy.fits(network.spec, "q")
+    small_act = _small_act(rule) if small else None
+    return types.Agent(init, snapshot, act, update, (), config.rollout_length, "greedy", network, small_act, restart)
+
+
+def draw(config: Config, count: int, key: types.Key) -> Any:
+    """The probability of a random action in the end, of each of `count` streams, ``[count]``.
+
+    Source: Mnih et al. 2016, section 5.1: 0.1, 0.01 or 0.5 with probability 0.4, 0.3, 0.3.
+    """
+    total = sum(config.epsilon_weights)
+    below = [sum(config.epsilon_weights[: i + 1]) / total for i in range(len(config.epsilon_weights) - 1)]
+    chance = jax.random.uniform(key, (count, 1))
+    which = (chance >= jnp.asarray(below, jnp.float32).reshape(1, -1)).sum(axis=1)
+    return jnp.asarray(config.epsilon_ends, jnp.float32)[which]
+
+
+def epsilon(state: State, env_steps: Any) -> Any:
+    """The probability of a random action in every stream of the run, ``[W]``: linear, then constant."""
+    done = jnp.minimum(env_steps.astype(jnp.float32) / state.hyper.epsilon_steps, 1.0)
+    return state.hyper.epsilon_start + done * (state.epsilon_end - state.hyper.epsilon_start)
+
+
+def mine(rule: Rule, state: State, env_steps: Any) -> Any:
+    """The same in the streams of this learner, ``[B]``."""
+    return jax.lax.dynamic_slice_in_dim(epsilon(state, env_steps), state.stream, rule.streams)
+
+
+def copied(target: types.Target, params: types.Params, before: Any, after: Any) -> types.Target:
+    """θ⁻ ← θ where the environment steps passed a multiple of the period between two counts."""
+    period = target.period.astype(jnp.int32)
+    due = after // period > before // period
+    return target._replace(params=jax.tree.map(lambda new, old: jnp.where(due, new, old), params, target.params))
+
+
+def evaluate(rule: Rule, params: types.Params, normaliser: Any, obs: Any) -> Any:
+    """Action values ``[n]`` of one observation."""
+    seen = normalise.apply(normaliser, obs) if normaliser else obs
+    return rule.network.apply(params, seen, ())[0]["q"]
+
+
+def loss(rule: Rule, params: types.Params, state: State, steps: types.Transition) -> tuple[Any, types.Metrics]:
+    """½ (y - Q(x, a))², or Huber's, over a segment ``[T, B]``; the target y is a constant.
+
+    Sarsa's segment begins and ends a step earlier than the others': the last step waits until the action after it is
+    known, which is the first of the next segment.
+    """
+    hyper, there, following = state.hyper, jnp.ones_like(steps.truncated), ()
+    if rule.config.target == "sarsa":
+        following, pending = steps.action, state.pending
+        steps = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), pending.step, steps)
+        there = there.at[0].set(pending.there)
+    reward = jnp.clip(steps.reward * hyper.reward_scale, -hyper.reward_clip, hyper.reward_clip)
+    goal = targets(rule, state, steps._replace(reward=reward), following)
+    chosen = _of(_over(rule, params, state, steps.obs), steps.action)
+    error = jax.lax.stop_gradient(goal) - chosen
+    each = jnp.where(there, losses.huber(error, hyper.huber), 0.0)
+    metrics = {"loss": each.mean(), "q": chosen.mean()}
+    return (each.sum() if rule.config.reduction == "sum" else each.mean()), metrics
+
+
+def targets(rule: Rule, state: State, steps: types.Transition, following: Any) -> Any:
+    """What Q(x, a) is to become, ``[T, B]``.
+
+    one_step: y = r + γ max_a Q(x', a; θ⁻)
+    sarsa:    y = r + γ Q(x', a'; θ⁻), with a' the action taken in x'
+    n_step:   y = r + γ y', with max_a Q(x', a; θ⁻) in place of y' where the stream is cut and at the end
+
+    Args:
+        rule: The rule.
+        state: Its θ⁻, normaliser and γ; for Sarsa also θ and ε.
+        steps: ``[T, B]``, rewards scaled and clipped.
+        following: Sarsa: ``[T, B]`` the actions taken next; () otherwise.
+
+    Source: Mnih et al. 2016, arXiv:1602.01783, algorithms 1 and S2 and section 4 (Sarsa).
+    """
+    discount = state.hyper.discount * steps.discount
+    if rule.config.target == "one_step":
+        return steps.reward + discount * _best(rule, state, steps.next_obs)
+    if rule.config.target == "sarsa":
+        return steps.reward + discount * _taken(rule, state, steps, following)
+    last, cut = jnp.zeros_like(steps.reward).at[-1].set(_best(rule, state, steps.next_obs[-1])), steps.truncated
+    after = jax.lax.cond(jnp.any(cut[:-1]), lambda: _best(rule, state, steps.next_obs), lambda: last)
+    longest = functools.partial(returns.lambda_returns, lambda_=jnp.float32(1.0))
+    ends = (steps.discount == 0) | cut
+    return jax.vmap(longest, in_axes=1, out_axes=1)(steps.reward, discount, ends, after)
+
+
+def _best(rule: Rule, state: State, obs: Any) -> Any:
+    """max_a Q(x, a; θ⁻)."""
+    return _over(rule, state.target.params, state, obs).max(axis=-1)
+
+
+def _taken(rule: Rule, state: State, steps: types.Transition, following: Any) -> Any:
+    """Q(x', a'; θ⁻). After a time limit nothing is done in x': there the mean over what ε-greedy would have done."""
+    slow = _over(rule, state.target.params, state, steps.next_obs)
+
+    def mean() -> Any:
+        chance = mine(rule, state, state.env_steps)[None]
+        greedy = _of(slow, jnp.argmax(_over(rule, state.params, state, steps.next_obs), axis=-1))
+        return jnp.where(steps.truncated, (1.0 - chance) * greedy + chance * slow.mean(axis=-1), _of(slow, following))
+
+    return jax.lax.cond(jnp.any(steps.truncated), mean, lambda: _of(slow, following))
+
+
+def _over(rule: Rule, params: types.Params, state: State, obs: Any) -> Any:
+    """Action values ``[..., n]`` of observations ``[..., *obs]``."""
+    function = functools.partial(evaluate, rule, params, state.normaliser)
+    for _ in range(obs.ndim - len(rule.network.spec.observation.shape)):
+        function = jax.vmap(function)
+    return function(obs)
+
+
+def _of(values: Any, action: Any) -> Any:
+    """The values of actions ``[T, B]``, from those of all, ``[T, B, n]``."""
+    return jnp.take_along_axis(values, action[..., None], axis=-1)[..., 0]
+
+
+def _nothing(spec: types.EnvSpec, streams: int) -> Pending:
+    """Nothing is pending in any stream."""
+    obs, zeros = jnp.zeros((streams, *spec.observation.shape), spec.observation.dtype), jnp.zeros(streams)
+    no = jnp.zeros(streams, bool)
+    step = types.Transition(obs, jnp.zeros(streams, jnp.int32), zeros, zeros, no, jnp.copy(obs), ())
+    return Pending(jax.tree.map(jnp.copy, step), jnp.copy(no))  # a buffer each: the state is donated as a whole
+
+
+def _small_act(rule: Rule) -> types.SmallAct:
+    def make(state: State, generator: Any) -> Any:
+        forward = small_policy.forward(rule.network.spec, state.params, "q")
+        decide = small_policy.Sampler("greedy", generator).decide
+        hyper, env_steps, ends, stream = state.hyper, state.env_steps, state.epsilon_end, state.stream.item()
+
+        def act(obs: Any) -> tuple[Any, Any]:  # `epsilon`, in plain numbers
+            start, done = hyper.epsilon_start.item(), env_steps.item() / hyper.epsilon_steps.item()
+            return decide(forward(obs), start + min(done, 1.0) * (ends.item(stream) - start)).action, ()
+
+        return act
+
+    return make
+
+
+def _hyper(config: Config) -> Hyper:
+    values = {name: float(getattr(config, name)) for name in Hyper._fields}
+    for name in ("huber", "reward_clip"):
+        values[name] = values[name] or optimise.LARGEST
+    return Hyper(**{name: jnp.float32(value) for name, value in values.items()})
