@@ -160,12 +160,12 @@ def unstack(tree: types.Tree) -> list[types.Tree]:
 
 
 def lerp(old: types.Tree, new: types.Tree, weight: Any) -> types.Tree:
-    """``(1 - weight) * old + weight * new`` in the dtypes of `old`; leaves that are not floats are those of `new`.
+    """``old + weight * (new - old)`` in the dtypes of `old`; leaves that are not floats are those of `new`.
 
     Args:
         old: The tree at weight 0, e.g. a target network.
         new: The tree at weight 1, of the same structure.
-        weight: Scalar, usually in [0, 1]; exact at both ends.
+        weight: Scalar, usually in [0, 1]; exact at both ends, and whatever it is where the two are equal.
 
     Returns:
         The blended tree.
@@ -175,8 +175,8 @@ def lerp(old: types.Tree, new: types.Tree, weight: Any) -> types.Tree:
         dtype = jnp.result_type(a)
         if not jax.dtypes.issubdtype(dtype, np.inexact):
             return b
-        w = jnp.asarray(weight, dtype)
-        return (1 - w) * a + w * jnp.asarray(b, dtype)
+        w, b = jnp.asarray(weight, dtype), jnp.asarray(b, dtype)
+        return jnp.where(w == 1, b, a + w * (b - a))
 
     return jax.tree.map(blend, old, new)
 

@@ -17,6 +17,7 @@ import pytest
 from shoal import algorithms, networks, optimise, options, registry, types
 from shoal.algorithms import actor_critic
 
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # the same bits in this process and in those that tests start
 os.environ["SHOAL_PROGRAMS"] = "0"  # tests replace functions in memory, which no digest of files sees
 
 # Modules whose code under test is Shoal's own arithmetic. Simulators (gymnax) and oracles mix types on purpose.

@@ -214,6 +214,8 @@ QUICK = [
     "list runtimes --json",
     "bench --help",
     "train a3c --help",
+    "train parallel_sarsa --help",
+    "train batch_linear --help",
     "train a4c",
     "train a3c --stpes 10",
     "train a3c --steps many",
@@ -222,8 +224,6 @@ QUICK = [
     "train a3c --runtime cluster",
     "train a3c --env CartPol-v1",
     "train a3c --out .",
-    "train parallel_sarsa --help",
-    "train batch_linear --help",
     "resume no-such-folder",
     "eval --episodes x",
 ]

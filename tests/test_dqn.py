@@ -201,7 +201,10 @@ def test_epsilon_falls_in_a_line_and_is_the_share_of_random_actions(learner):
     assert (np.asarray(act(greedy, (), obs, keys)[0]) != best).mean() == pytest.approx(0.2, abs=0.025)
 
 
-VECTORS, CHOICES = "actor_critic, map_propagation, ppo, sac, td3", "actor_critic, dqn, map_propagation, ppo"
+VECTORS, CHOICES = (
+    "actor_critic, map_propagation, ppo, sac, td3",
+    "actor_critic, batch_linear, dqn, map_propagation, parallel_sarsa, ppo, q_learning",
+)
 REFUSED = [
     (
         "dqn",

@@ -153,6 +153,7 @@ def test_lerp_is_exact_at_both_ends_and_keeps_dtypes() -> None:
     new = {"x": jnp.asarray([2.0, 1.1]), "h": jnp.asarray([3.0], jnp.bfloat16), "n": jnp.int32(9)}
     assert_equal(tree.lerp(old, new, 1.0), new)
     assert_equal(tree.lerp(old, new, 0.0), {**old, "n": new["n"]})
+    assert_equal(jax.jit(tree.lerp)(old, old, jnp.float32(0.3)), old)
     half = jax.jit(tree.lerp)(old, new, jnp.float32(0.25))
     np.testing.assert_allclose(half["x"], [1.25, 2.75], rtol=1e-6)
     assert half["h"].dtype == jnp.bfloat16
