@@ -30,8 +30,6 @@ from typing import Any, NamedTuple
 from etils import epy
 
 with epy.lazy_imports():
-    import importlib.metadata
-
     import jax
     import jax.export
     import numpy as np
@@ -122,6 +120,8 @@ class Shelf:
 
     @functools.cached_property
     def _material(self) -> list[Any]:
+        import importlib.metadata  # here: help needs none of it
+
         device = jax.local_devices()[0]
         flags = {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))}
         machine = [device.platform, device.device_kind, jax.config.read("jax_enable_x64"), flags]
