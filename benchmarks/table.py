@@ -314,6 +314,37 @@ def linear(results: Mapping[str, Any]) -> str:
     return "\n\n".join([grid(head, rows), told, below])
 
 
+def gorila(results: Mapping[str, Any]) -> str:
+    """Time to the score by bundles; load and staleness by bundles and shards."""
+    score, load = [], []
+    for part in results["parts"].values():
+        dropped = [quartiles(part, key) for key in ("stale", "outlier")]
+        first = [str(part["bundles"])]
+        if part["target"]:
+            cells = [quartiles(part, key) for key in ("solved_at_step", "train_s")]
+            score.append([*first, f"{part['solved']} of {part['of']}", *cells, *dropped])
+        else:
+            cells = [
+                quartiles(part, key) for key in ("updates_per_s", "update_us", "utilisation", "lag_mean", "lag_max")
+            ]
+            load.append([*first, str(part["shards"]), *cells])
+    return "\n\n".join(
+        [
+            grid(["bundles, 3 shards", "reached", "steps", "training, s", "stale", "outliers"], score),
+            grid(
+                ["bundles", "shards", "updates/s", "a shard's µs an update", "its utilisation", "lag", "largest lag"],
+                load,
+            ),
+        ]
+    )
+
+
+def quartiles(results: Mapping[str, Any], key: str) -> str:
+    """The median with its quartiles."""
+    bounds = results[f"{key}_quartiles"]
+    return number(results[key]) + (f" ({number(bounds[0])} to {number(bounds[1])})" if bounds else "")
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "hogwild": hogwild,
     "on_device": on_device,
@@ -324,6 +355,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "linear": linear,
     "asynchrony": asynchrony,
     "async_scaling": async_scaling,
+    "gorila": gorila,
 }
 
 

@@ -94,6 +94,20 @@ FAMILIES = {
             "optimiser.epsilon": "ε",
         },
     ),
+    "presets/gorila.md": Family(
+        "dqn",
+        ("gorila", "distributed_dqn"),
+        {
+            **REPLAY,
+            "algorithm.target_period": "C",
+            "algorithm.huber": "δ",
+            "optimiser.decay": "α",
+            "optimiser.epsilon": "ε",
+            "runtime.shards": "K",
+            "runtime.max_lag": "D",
+            "runtime.outlier_sigma": "σ",
+        },
+    ),
     "presets/td3.md": Family(
         "td3",
         ("td3",),
@@ -170,9 +184,9 @@ def _takes(family: Family, runtime: str) -> bool:
     if experiment.learns("runtime", runtime) not in ways:
         return False
     rule = registry.load("algorithm", family.algorithm)
-    least = {"epochs": 1, "minibatches": 1}  # with which an update is one gradient step
+    least = {"epochs": 1, "minibatches": 1, "updates": 1}  # with which an update is one gradient step
     config = rule.Config(**{name: value for name, value in least.items() if name in rule.Config.__dataclass_fields__})
-    return not (registry.load("runtime", runtime).CAPTURES and rule.shareable(config))
+    return not experiment.unshareable(runtime, family.algorithm, config)
 
 
 def _rows(family: Family, kind: str, cls: type, users: Iterable[str], which: str = "") -> Iterable[tuple[str, ...]]:

@@ -73,9 +73,9 @@ def train(
         named = {"name": given} if given is None or isinstance(given, str) else dict(given)
         names[kind] = named.pop("name", None)
         settings[kind] = named
-    if workers is not None:
-        settings["runtime"] = {"workers": workers, **settings["runtime"]}
     request = presets.Request(preset, env, steps, seed, **names, until=until, episodes=episodes, settings=settings)
+    if workers is not None:
+        settings["runtime"] = {presets.workers(request): workers, **settings["runtime"]}
     if seeds is None:
         return training.train(request, out, console=log.pick(quiet), eval_episodes=eval_episodes)
     return training.train_seeds(request, seeds, out, console=log.pick(quiet), eval_episodes=eval_episodes)

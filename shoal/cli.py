@@ -101,11 +101,11 @@ class TrainOptions:
     seeds: int | None = None
     """Train so many seeds, from --seed on, in one program; needs the on_device runtime."""
     workers: int | None = None
-    """Worker processes (short for --runtime.workers)."""
+    """Worker processes (short for --runtime.workers, or --runtime.bundles of a parameter server)."""
     replayable: bool = False
     """Record the order of the workers' updates, for `shoal replay` (short for --runtime.replayable)."""
     runtime: str | None = None
-    """How to run: hogwild, host or on_device; the preset and the environment decide when not given."""
+    """How to run: one of `shoal list runtimes`; the preset and the environment decide when not given."""
     corrector: str | None = None
     """How off-policy experience is corrected: one of `shoal list correctors`."""
     until: str | None = None
@@ -136,15 +136,14 @@ def _train(typed: list[str]) -> int:
     cls = _with_parts(request)
     given = arguments.parse(cls, f"train {first}", [first, *arguments.without_first(typed, first)])
     configs = {kind: getattr(given, f"{kind}_config") for kind in experiment.kinds()}
-    for name, value in (("workers", given.workers), ("replayable", given.replayable or None)):
+    for name, value in ((presets.workers(request), given.workers), ("replayable", given.replayable or None)):
         if value is None:
             continue
         if not hasattr(configs["runtime"], name):
-            shown = f"--{name}" if value is True else f"--{name} {value}"
-            raise errors.Refused(
-                f"{shown}: the {presets.parts(request)['runtime']} runtime has no workers; "
-                "leave it out, or use --runtime hogwild"
-            )
+            runtime = presets.parts(request)["runtime"]
+            lacks = "--replayable", "does not record updates"
+            shown, reason = lacks if value is True else (f"--workers {value}", "has no workers")
+            raise errors.Refused(f"{shown}: the {runtime} runtime {reason}; leave it out, or use --runtime hogwild")
         configs["runtime"] = dataclasses.replace(configs["runtime"], **{name: value})
     if given.eval_episodes < 0:
         raise errors.Refused(f"--eval-episodes {given.eval_episodes} is negative; 0 turns the evaluation off")

@@ -166,8 +166,7 @@ def _check_algorithm(experiment: Experiment, spec: types.EnvSpec) -> None:
     if reason := module.fits(configs["algorithm"], configs["network"], spec):
         raise errors.Refused(f"{experiment.algorithm} on {experiment.env}: {reason}")
     _check_learning(experiment)
-    runtime = registry.load("runtime", experiment.runtime)
-    if runtime.CAPTURES and (reason := module.shareable(configs["algorithm"])):
+    if reason := unshareable(experiment.runtime, experiment.algorithm, configs["algorithm"]):
         raise errors.Refused(
             f"the {experiment.runtime} runtime applies gradients itself, but {reason}; "
             "or use --runtime on_device or host"
@@ -196,6 +195,16 @@ def _check_learning(experiment: Experiment) -> None:
         raise errors.Refused(
             f"{experiment.algorithm} has no gradient for an optimiser to apply; leave the options of --optimiser out"
         )
+
+
+def unshareable(runtime: str, algorithm: str, config: Any) -> str:
+    """Why a runtime cannot apply the gradients of a rule with these settings itself; "" if it can, or does not try."""
+    how, rule = registry.load("runtime", runtime), registry.load("algorithm", algorithm)
+    if not how.CAPTURES:
+        return ""
+    if hasattr(config, "capacity") and not getattr(how, "HOLDS_MEMORY", False):
+        return f"{algorithm} keeps a replay memory, which every worker would have to hold and to send"
+    return rule.shareable(config)
 
 
 def prepare(runtime: str, configs: Mapping[str, Any]) -> None:

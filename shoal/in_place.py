@@ -43,7 +43,11 @@ def build(named: Any, size: int) -> Rule:
         named: `optimise.OptimiserState.rule` of a learner that captures.
         size: Parameters.
     """
-    kinds: dict[type, Callable[[int], Rule]] = {optimise.RMSProp: SharedRMSProp, optimise.Momentum: Momentum}
+    kinds: dict[type, Callable[[int], Rule]] = {
+        optimise.RMSProp: SharedRMSProp,
+        optimise.Momentum: Momentum,
+        optimise.AdaGrad: AdaGrad,
+    }
     return kinds[type(named)](size)
 
 
@@ -103,4 +107,34 @@ class Momentum:
         np.multiply(gradient, 1.0 - hyper.decay, out=a)
         m += a
         np.multiply(m, eta, out=a)
+        theta -= a
+
+
+class AdaGrad:
+    """AdaGrad in place on a flat vector.
+
+    g ← g + dθ²,  θ ← θ - η dθ / √(g + ε); element-wise, g from 0. Epsilon stands inside the root, as in the other rules
+    here (the paper adds it to the root).
+
+    Source: Duchi, Hazan & Singer 2011, JMLR 12:2121-2159; on a parameter server: Dean et al. 2012.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._a = np.empty(size, np.float32)
+        self._b = np.empty(size, np.float32)
+
+    @property
+    def step(self) -> np.ndarray:
+        """See `Rule`."""
+        return self._a
+
+    def apply(self, theta: np.ndarray, g: np.ndarray, gradient: np.ndarray, hyper: optimise.Hyper, eta: Any) -> None:
+        """See `Rule`; `g` holds the sum of squares."""
+        a, b = self._a, self._b
+        np.multiply(gradient, gradient, out=a)
+        g += a
+        np.add(g, hyper.epsilon, out=b)
+        np.sqrt(b, out=b)
+        np.divide(gradient, b, out=a, where=b > 0)  # elsewhere there was never a gradient, and `a` is 0
+        a *= eta
         theta -= a

@@ -40,12 +40,14 @@ def need(agent: types.Agent, capacity: int | None) -> Need:
     return Need(tree.bytes(state), kept)
 
 
-def check(needed: Need, learners: int) -> str | None:
+def check(needed: Need, learners: int, what: str = "seeds", copies: int = 1) -> str | None:
     """Refuse what cannot fit.
 
     Args:
         needed: By one learner.
         learners: How many there will be.
+        what: What has one each.
+        copies: How often each is kept in memory at most.
 
     Returns:
         A line on the replay memory for whoever watches; None without one.
@@ -53,18 +55,18 @@ def check(needed: Need, learners: int) -> str | None:
     Raises:
         Refused: The learners need more memory than is available.
     """
-    whole, there = needed.learner * learners, available()
+    whole, there = needed.learner * learners * copies, available()
     kept = needed.replay
     if there is not None and whole > there:
         less = "lower algorithm.capacity" if kept else "make network.hidden smaller"
-        fewer = ", or train fewer seeds at a time" if learners > 1 else ""
+        fewer = f", or train fewer {what} at a time" if learners > 1 else ""
         raise errors.Refused(
             f"the learner{'s' if learners > 1 else ''} would take {whole / MB:,.0f} MB, but only {there / MB:,.0f} MB "
             f"of memory are available; {less}{fewer}"
         )
     if not kept:
         return None
-    each = f" for each of {learners} seeds, {kept['bytes'] * learners / MB:,.0f} MB in all" if learners > 1 else ""
+    each = f" for each of {learners} {what}, {kept['bytes'] * learners / MB:,.0f} MB in all" if learners > 1 else ""
     return f"replay memory: {kept['steps']:,} steps, {kept['bytes'] / MB:,.0f} MB{each}"
 
 

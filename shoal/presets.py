@@ -90,6 +90,14 @@ DQN_ATARI: Settings = {  # Mnih et al. 2015, with Adam and a tenth of the memory
     "optimiser": {"learning_rate": 1e-4},
     "runtime": {"environments": 1},
 }
+BUNDLED = {"rollout_length": 4, "updates": 1, "n_step": 1, "double": False, "batch": 64, "target_period": 1_000}
+BUNDLED_CARTPOLE = {
+    "n_step": 3,
+    "target_period": 200,
+    "capacity": 50_000,
+    "epsilon_steps": 10_000,
+    "epsilon_end": 0.02,
+}
 
 MAP = "Chung 2021, arXiv:2010.07893"
 MAP_SETTINGS: Settings = {  # the rates are in the algorithm's settings, one for each layer
@@ -365,6 +373,50 @@ PRESETS: dict[str, Preset] = {
         "asynchronous n-step Q-learning: every state learns from the longest return of its segment",
         {"algorithm": {"rollout_length": 16}},
     ),
+    "gorila": Preset(
+        summary="DQN in bundles of actor, learner and replay memory that push gradients to a sharded parameter server",
+        source="Nair et al. 2015, arXiv:1507.04296",
+        algorithm="dqn",
+        runtime="parameter_server",
+        env="CartPole-v1",
+        steps=1_000_000,
+        settings={
+            "algorithm": BUNDLED,
+            "optimiser": {"rule": "adagrad", "learning_rate": 0.01, "anneal": False, "epsilon": 1e-6, "max_norm": 10.0},
+            "network": {"hidden": (128, 128), "activation": "relu"},
+            "runtime": {"bundles": 2, "shards": 3},
+        },
+        tuned={
+            "CartPole-v1": Tuned(60_000, {"algorithm": BUNDLED_CARTPOLE}),
+            "ALE/*": Tuned(10_000_000, {"algorithm": DQN_ATARI["algorithm"]}),
+            "envpool:*-v5": Tuned(10_000_000, {"algorithm": DQN_ATARI["algorithm"]}),
+        },
+    ),
+    "distributed_dqn": Preset(
+        summary="DQN workers, each with its own replay memory, that push gradients to one server",
+        source="Ong et al. 2015, arXiv:1508.04186",
+        algorithm="dqn",
+        runtime="parameter_server",
+        env="CartPole-v1",
+        steps=1_000_000,
+        settings={
+            "algorithm": {**BUNDLED, "batch": 32},
+            "optimiser": {"learning_rate": 1e-4, "anneal": False, "decay": 0.9, "epsilon": 1e-8, "max_norm": 0.0},
+            "network": {"hidden": (128, 128), "activation": "relu"},
+            "runtime": {"bundles": 2, "shards": 1, "max_lag": 0, "outlier_sigma": 0.0},
+        },
+        tuned={
+            "CartPole-v1": Tuned(
+                100_000,
+                {
+                    "algorithm": BUNDLED_CARTPOLE,
+                    "optimiser": {"learning_rate": 5e-4, "epsilon": 1e-6, "anneal": True},
+                },
+            ),
+            "ALE/*": Tuned(10_000_000, {"algorithm": DQN_ATARI["algorithm"]}),
+            "envpool:*-v5": Tuned(10_000_000, {"algorithm": DQN_ATARI["algorithm"]}),
+        },
+    ),
     "ppo": Preset(
         summary="proximal policy optimisation: several passes over each batch; choices or vectors",
         source="Schulman et al. 2017, arXiv:1707.06347",
@@ -604,6 +656,11 @@ def parts(request: Request) -> dict[str, str]:
         "compressor": preset.compressor,
         "runtime": chosen,
     }
+
+
+def workers(request: Request) -> str:
+    """The field of the runtime's settings that counts its workers; runtimes without them may have none of the name."""
+    return getattr(registry.load("runtime", parts(request)["runtime"]), "WORKERS", "workers")
 
 
 def config(request: Request, kind: str) -> Any:

@@ -170,7 +170,7 @@ def resume(
     built = _build(made, opened)
     needed = _need(made, built)
     members = [dataclasses.replace(made, seed=seed) for seed in listed]
-    if note := memory.check(needed, len(members)):
+    if note := _checked(made, needed, len(members)):
         console.note(note)
     asked = many.Asked(console, eval_episodes, since, needed.replay)
     if "seeds" not in config:
@@ -202,7 +202,7 @@ def _ready(
     folder = run_folder.free(run_folder.named(made, [one.seed for one in members], out))
     built = _build(made, opened)
     needed = _need(made, built)
-    note = memory.check(needed, seeds)
+    note = _checked(made, needed, seeds)
     return _Ready(members, folder, built, needed, note, command or _command())
 
 
@@ -220,6 +220,15 @@ def _build(made: experiment.Experiment, opened: environments.Opened) -> experime
 def _need(made: experiment.Experiment, built: experiment.Built) -> memory.Need:
     capacity = getattr(made.configs["algorithm"], "capacity", None)
     return memory.Need(**built.shelf.remembered("need", lambda: memory.need(built.parts.agent, capacity)._asdict()))
+
+
+def _checked(made: experiment.Experiment, needed: memory.Need, seeds: int) -> str | None:
+    """See `memory.check`; where workers hold a learner each, it is they who are counted."""
+    runtime = registry.load("runtime", made.runtime)
+    if not getattr(runtime, "HOLDS_MEMORY", False):
+        return memory.check(needed, seeds)
+    count = runtime.WORKERS
+    return memory.check(needed, getattr(made.configs["runtime"], count), count, copies=2)  # a checkpoint is a copy
 
 
 def _seeds(folder: Path, config: dict[str, Any]) -> list[int]:

@@ -207,7 +207,7 @@ class Agent(NamedTuple):
     (`optimise.OptimiserState`), `normaliser` and `env_steps`; hyperparameters that may change are among its leaves.
     Fields a runtime knows where a state has them: `stream`, a scalar i32 that one with several learners sets to each
     one's number (0 otherwise); `target`, where it is a `Target`: `update` copies the parameters to it, but a runtime
-    that applies gradients elsewhere does so itself, and keeps one target for all.
+    that applies gradients elsewhere does so itself by the steps of all learners, in one target for all or one each.
     """
 
     init: Callable[[Key], Any]  # key -> state

@@ -13,7 +13,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
-    "async_scaling",
+    "async_scaling", "gorila",
 )  # fmt: skip
 
 
@@ -436,6 +436,34 @@ def test_a_speed_up_is_what_the_data_allow_times_the_workers():
     assert results["methods"]["async_q"]["data_ratio_8"] is None
     assert not results["methods"]["a3c"]["complete"]
     assert "`a3c`, 8 | 2 of 3" in _load("table").async_scaling(results)
+
+
+def test_gorila_of_nothing_has_every_key_and_a_table():
+    gorila, table = _load("gorila"), _load("table")
+    made = gorila.made(argparse.Namespace(json=None, quick=False, seeds=10), {name: {} for name in gorila.PARTS})
+    assert [problem for problem in table.problems(made) if "gorila" in problem] == []
+    assert table.gorila(made["results"]).count("\n") > len(gorila.PARTS)
+
+
+def test_gorila_counts_what_was_not_reached_with_all_its_steps_and_adds_up_lags():
+    gorila, table = _load("gorila"), _load("table")
+
+    def run(solved, lags):
+        summary = {
+            "env_steps": 90_000, "solved_at_step": solved, "train_s": 10.0, "updates": 1000,
+            "server": {"update_us": [10.0, 20.0], "utilisation": [0.1, 0.3], "offered_by_lag": lags},
+            "workers": {"lag_mean": 0.5, "lag_max": 3},
+            "faults": {"stale": 4, "outlier": 2, "non_finite": 0},
+        }  # fmt: skip
+        return gorila.told(summary)
+
+    runs = {"0": run(30_000, {"0": 5, "1": 1}), "1": run(None, {"0": 3, "1": 2})}
+    found = gorila.conclude(gorila.PARTS["score_2"], runs, 2)
+    assert (found["solved"], found["of"], found["complete"]) == (1, 2, True)
+    assert found["solved_at_step"] == 60_000
+    assert (found["updates_per_s"], found["update_us"], found["utilisation"]) == (100.0, 15.0, 0.2)
+    assert found["offered_by_lag"] == {"0": 8, "1": 3}
+    assert "1 of 2" in table.gorila({"parts": {"score_2": found}})
 
 
 @pytest.mark.parametrize("bench", BENCHES)

@@ -214,6 +214,7 @@ QUICK = [
     "list runtimes --json",
     "bench --help",
     "train a3c --help",
+    "train gorila --help",
     "train parallel_sarsa --help",
     "train batch_linear --help",
     "train a4c",

@@ -167,7 +167,7 @@ def test_the_error_of_an_action_value_is_rlaxs(double, lenient, rlax, env_spec, 
     action, reward = jnp.array([0, 1, 2, 3, 0, 1]), jnp.linspace(-2.0, 2.0, 6)
     discount = 0.9 * jnp.array([1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
     drawn = replay.Sample(obs, action, reward, discount, next_obs, jnp.ones(6), ())
-    error = dqn.learn(rule, state, dqn.Learner(*state[:4]), drawn, jax.random.key(0))[1]
+    error = dqn.learn(rule, state, dqn.Learner(*state[:5]), drawn, jax.random.key(0))[1]
 
     def q(params, obs):
         return jax.vmap(lambda each: agent.network.apply(params, each, ())[0]["q"])(obs)

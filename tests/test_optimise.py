@@ -125,6 +125,26 @@ def test_adam_equals_a_scalar_loop_over_1000_steps(lenient):
     np.testing.assert_allclose(single, expected, rtol=1e-5)
 
 
+def test_adagrad_equals_a_scalar_loop_over_1000_steps(lenient):
+    given = config(rule="adagrad", learning_rate=0.1)
+    theta, square = flat(start()).astype(np.float64), np.zeros(6)
+    for gradient in gradients().astype(np.float64):
+        for i, g in enumerate(gradient):
+            square[i] += g * g
+            theta[i] -= 0.1 * g / np.sqrt(square[i] + given.epsilon)
+    with lenient(), jax.enable_x64(True):
+        found = flat(walk(optimise.local(given, STEPS), gradients(), jnp.float64)[0])
+    np.testing.assert_allclose(found, theta, rtol=1e-6)
+
+
+def test_adagrad_without_epsilon_leaves_what_never_had_a_gradient():
+    theta, square = np.ones(2, np.float32), np.zeros(2, np.float32)
+    rule = in_place.AdaGrad(2)
+    for _ in range(2):
+        rule.apply(theta, square, np.array([0.0, 3.0], np.float32), config(epsilon=0.0), 0.5)
+    np.testing.assert_allclose(theta, [1.0, 1.0 - 0.5 - 0.5 / 2**0.5], rtol=1e-6)
+
+
 def in_shared_memory(given):
     """(parameters, statistics) after all the gradients, written in place."""
     theta, kept = flat(start()).astype(np.float32), np.zeros(6, np.float32)
@@ -136,7 +156,7 @@ def in_shared_memory(given):
     return theta, kept
 
 
-@pytest.mark.parametrize("rule", ["rmsprop", "momentum"])
+@pytest.mark.parametrize("rule", ["rmsprop", "momentum", "adagrad"])
 def test_the_rule_in_place_is_the_local_rule(rule):
     given = config(rule=rule, learning_rate=1e-3)
     params, state = walk(optimise.local(given, STEPS), gradients())

@@ -230,8 +230,12 @@ def test_a_run_in_use_is_left_alone(tmp_path, capsys):
         ("a2c", "--env", "tests.faults.envs:Slow-v0", "--runtime.processes", 0, "--runtime.environments", 2),
         ("a2c", "--env", "tests.faults.envs:Slow-v0", "--runtime.processes", 2, "--runtime.environments", 2),
         ("a3c", "--env", "tests.faults.envs:Slow-v0", "--workers", 2),
+        pytest.param(  # its checkpoint is taken and continued in test_parameter_server too
+            ("gorila", "--env", "tests.faults.envs:Slow-v0", "--workers", 2, "--runtime.shards", 1, *REPLAYED),
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["host", "host-processes", "hogwild"],
+    ids=["host", "host-processes", "hogwild", "parameter-server"],
 )
 def test_counters_go_on_where_simulators_cannot_be_saved(typed, tmp_path, capsys):
     folder, steps = tmp_path / "run", 1200

@@ -99,6 +99,7 @@ class Learner(NamedTuple):
     target: types.Params  # of the target network
     optimiser: Any  # optimise.OptimiserState
     updates: Any  # scalar i32, gradient steps
+    moved_at: Any  # scalar i32, `updates` when the target network moved last
 
 
 class State(NamedTuple):
@@ -107,7 +108,8 @@ class State(NamedTuple):
     params: types.Params
     target: types.Params
     optimiser: Any  # optimise.OptimiserState
-    updates: Any  # scalar i32
+    updates: Any  # scalar i32; with several learners those of all, told by the runtime before an update
+    moved_at: Any  # scalar i32
     normaliser: Any  # normalise.Statistics, () when off
     memory: Any  # see `replay`
     env_steps: Any  # scalar i32
@@ -130,8 +132,8 @@ def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
 
 def shareable(config: Config) -> str:
     """See `algorithms`."""
-    del config
-    return "dqn keeps a replay memory, which every worker would have to hold and to send"
+    several = config.updates > 1
+    return "dqn makes several gradient steps in an update; set algorithm.updates to 1" if several else ""
 
 
 def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
@@ -156,8 +158,8 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         statistics = normalise.init(spec.observation.shape) if config.normalise_observations else ()
         target = jax.tree.map(jnp.copy, params)  # two buffers: the state is donated as a whole
         optimiser = given.optimiser.init(params)
-        count = jnp.int32(0)
-        return State(params, target, optimiser, jnp.int32(0), statistics, memory.init(), count, _hyper(config))
+        updates, moved_at, steps = (jnp.int32(0) for _ in range(3))
+        return State(params, target, optimiser, updates, moved_at, statistics, memory.init(), steps, _hyper(config))
 
     def snapshot(state: State) -> types.Policy:
         chances = epsilon(state.hyper, state.env_steps), state.hyper.epsilon_evaluation
@@ -180,7 +182,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         practice = replay.Practice(memory, functools.partial(learn, rule, state), config.updates)
         ready = env_steps.astype(jnp.float32) >= hyper.learning_starts
         learner, remembered, metrics = replay.practise(
-            practice, Learner(*state[:4]), remembered, ready, hyper.discount,
+            practice, Learner(*state[:5]), remembered, ready, hyper.discount,
             replay.Priorities(hyper.priority_exponent, hyper.priority_correction), key,
         )  # fmt: skip
         state = state._replace(**learner._asdict(), memory=remembered, env_steps=env_steps)
@@ -230,10 +232,12 @@ def learn(
     params, optimiser, norm = rule.optimiser.update(gradient, learner.optimiser, learner.params, state.env_steps)
     updates = learner.updates + 1
     moved = tree.lerp(learner.target, params, state.hyper.tau)
-    due = (updates % state.hyper.target_period.astype(jnp.int32)) == 0
+    period = state.hyper.target_period.astype(jnp.int32)
+    due = updates // period > learner.moved_at // period  # a multiple was passed, by this learner or by others
     target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, learner.target)
     metrics = {"loss": value, "q": mean, "gradient_norm": norm}
-    return Learner(params, target_params, optimiser, updates), error, metrics
+    moved_at = jnp.where(due, updates, learner.moved_at)
+    return Learner(params, target_params, optimiser, updates, moved_at), error, metrics
 
 
 def _hyper(config: Config) -> Hyper:

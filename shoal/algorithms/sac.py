@@ -117,7 +117,7 @@ def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
 def shareable(config: Config) -> str:
     """See `algorithms`."""
     del config
-    return "sac keeps a replay memory, which every worker would have to hold and to send"
+    return "sac has several optimisers, and a runtime takes one gradient from each update"
 
 
 def build(config: Config, given: algorithms.Ingredients) -> types.Agent:

@@ -112,6 +112,7 @@ class Pool:
         arguments: Makes the (picklable) arguments of one incarnation of one worker.
         count: How many workers.
         on_fault: Called with ``(kind, traceback)`` for every death that was mended.
+        noun: What one of them is called where its death is told.
     """
 
     def __init__(
@@ -120,8 +121,9 @@ class Pool:
         arguments: Callable[[int, int], tuple[Any, ...]],
         count: int,
         on_fault: Callable[[str, str], None],
+        noun: str = "worker",
     ) -> None:
-        self._target, self._arguments, self._on_fault = target, arguments, on_fault
+        self._target, self._arguments, self._on_fault, self._noun = target, arguments, on_fault, noun
         self._context = multiprocessing.get_context("spawn")
         self._workers = [_Worker() for _ in range(count)]
         try:
@@ -145,6 +147,11 @@ class Pool:
     def pids(self) -> list[int]:
         """Process ids of the workers that run."""
         return [w.process.pid for w in self._workers if w.process is not None and w.process.is_alive()]
+
+    def alive(self, worker: int) -> bool:
+        """Whether the process of this place runs."""
+        process = self._workers[worker].process
+        return process is not None and process.is_alive()
 
     def incarnation(self, worker: int) -> int:
         """How often this place was filled anew."""
@@ -182,7 +189,7 @@ class Pool:
                 yield from self._receive(i)  # what it sent last
                 self._bury(i)
             elif w.process is not None and time.monotonic() - w.heard > SILENCE:
-                w.traceback = f"worker {i} gave no sign of life for {SILENCE:.0f} s and was killed"
+                w.traceback = f"{self._noun} {i} gave no sign of life for {SILENCE:.0f} s and was killed"
                 w.process.kill()
 
     def progressed(self, worker: int) -> None:
@@ -208,7 +215,9 @@ class Pool:
         w.traceback = ""
         ours, theirs = self._context.Pipe()
         arguments = (self._target, theirs, os.getpid(), self._arguments(worker, w.incarnation))
-        w.process = self._context.Process(target=_serve, args=arguments, daemon=True, name=f"shoal-worker-{worker}")
+        w.process = self._context.Process(
+            target=_serve, args=arguments, daemon=True, name=f"shoal-{self._noun}-{worker}"
+        )
         multiprocessing.resource_tracker.ensure_running()  # now, for it unblocks signals when it starts
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited: a Ctrl-C must not meet half a worker
         try:
@@ -242,12 +251,14 @@ class Pool:
             return
         w.deaths += 1
         ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        story = w.traceback.rstrip() or f"worker {worker} ended without a traceback ({ending})"
+        story = w.traceback.rstrip() or f"{self._noun} {worker} ended without a traceback ({ending})"
         if w.deaths >= DEATHS:
-            raise errors.GaveUp(f"worker {worker} died {w.deaths} times without progress; the last time:\n{story}")
+            raise errors.GaveUp(
+                f"{self._noun} {worker} died {w.deaths} times without progress; the last time:\n{story}"
+            )
         wait = min(LONGEST_WAIT, 0.1 * 2 ** (w.deaths - 1))
         w.start_at = time.monotonic() + wait
-        self._on_fault(f"worker {worker} died ({ending}); restarting it in {wait:.1f} s", story)
+        self._on_fault(f"{self._noun} {worker} died ({ending}); restarting it in {wait:.1f} s", story)
 
 
 @contextlib.contextmanager

@@ -48,6 +48,14 @@ class Segments(Protocol):
         """Compile what `collect` runs, without moving the stream; returns a payload of the right shapes."""
         ...
 
+    def save(self) -> types.Tree:
+        """What the stream's next segment depends on, as far as it can be saved (see `kept`)."""
+        ...
+
+    def restore(self, saved: types.Tree) -> None:
+        """Go on from what `save` gave."""
+        ...
+
     def close(self) -> None:
         """Release the simulator."""
         ...
@@ -87,8 +95,8 @@ class HostSegments:
         self._env = programs.parts.make_host()
         self._obs = self._env.reset(seeds.derive(seed, *place, "environment"))
         self._return, self._length = 0.0, 0
-        generator = np.random.default_rng(seeds.derive(seed, *place, "action"))
-        self._small = agent.small_act(state, generator) if agent.small_act else None
+        self._generator = np.random.default_rng(seeds.derive(seed, *place, "action"))
+        self._small = agent.small_act(state, self._generator) if agent.small_act else None
         self._key = np.array([seeds.derive(seed, *place, "key", i) for i in range(2)] + [0], np.uint32)
         self._carry = agent.carry
         self._act = programs.act
@@ -148,6 +156,15 @@ class HostSegments:
             self._carry = self._agent.carry
         return ()
 
+    def save(self) -> types.Tree:
+        """See `Segments`; simulators cannot be saved, so the two random streams are all."""
+        return {"key": self._key.copy(), "generator": _words_of(self._generator)}
+
+    def restore(self, saved: types.Tree) -> None:
+        """See `Segments`; the episode begins anew."""
+        self._key[:] = saved["key"]
+        _set_words(self._generator, saved["generator"])
+
     def close(self) -> None:
         """Release the simulator."""
         self._env.close()
@@ -179,6 +196,15 @@ class DeviceSegments:
         """See `Segments`."""
         return self._segment(policy, self._actors, self._key)[1]
 
+    def save(self) -> types.Tree:
+        """See `Segments`; it is all there is."""
+        return {"key": self._key.copy(), "actors": jax.device_get(self._actors)}
+
+    def restore(self, saved: types.Tree) -> None:
+        """See `Segments`."""
+        self._key[:] = saved["key"]
+        self._actors = jax.device_put(jax.tree.map(np.array, saved["actors"]))  # copied: the room may be written again
+
     def close(self) -> None:
         """Nothing to release."""
 
@@ -198,6 +224,30 @@ def like(parts: types.Parts) -> types.Rollout:
     step = types.Transition(obs, action, number, number, flag, obs, extras)
     carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), agent.carry)
     return types.Rollout(jax.tree.map(over_time, step), carry)
+
+
+def kept(parts: types.Parts) -> types.Tree:
+    """Shapes and dtypes of what `Segments.save` gives."""
+    key, env = jax.ShapeDtypeStruct((3,), np.uint32), parts.device_env
+    if env is None:
+        return {"key": key, "generator": jax.ShapeDtypeStruct((10,), np.uint32)}
+    return {"key": key, "actors": jax.eval_shape(lambda: _rollout.start(parts.agent, env, 1, seeds.key(0)))}
+
+
+def _words_of(generator: np.random.Generator) -> np.ndarray:
+    """The state of a PCG64 generator, ``[10]`` u32: state and increment, low words first; a half-used draw."""
+    state = generator.bit_generator.state
+    long = [state["state"][name] >> (32 * i) & 0xFFFFFFFF for name in ("state", "inc") for i in range(4)]
+    return np.array([*long, state["has_uint32"], state["uinteger"]], np.uint32)
+
+
+def _set_words(generator: np.random.Generator, words: np.ndarray) -> None:
+    *long, half, rest = (int(word) for word in words)
+    whole = [sum(word << (32 * i) for i, word in enumerate(long[at : at + 4])) for at in (0, 4)]
+    inner = {"state": whole[0], "inc": whole[1]}
+    generator.bit_generator.state = {
+        "bit_generator": "PCG64", "state": inner, "has_uint32": half, "uinteger": rest
+    }  # fmt: skip
 
 
 def _put(room: np.ndarray, leaf: Any) -> None:

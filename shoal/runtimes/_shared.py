@@ -7,10 +7,12 @@ aligned 4- or 8-byte store is never torn on the supported processors, so a racin
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import multiprocessing.reduction
 import os
+import select
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -52,6 +54,11 @@ class Block:
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """All of them by name."""
+        return self._arrays
+
     def leading(self, count: int) -> np.ndarray:
         """The bytes of the first `count` arrays as one array, the gaps between them included."""
         return np.frombuffer(self._map, np.uint8, size(dict(list(self.layout.items())[:count])))
@@ -59,12 +66,17 @@ class Block:
     def __reduce__(self) -> Any:
         return _attach, (self.layout, multiprocessing.reduction.DupFd(self._handle))
 
-    def locked(self) -> Lock:
-        """``with block.locked():`` one process at a time; the kernel lets go of the lock if its holder dies."""
-        return Lock(self._handle)
+    def locked(self, place: int | None = None, *, reading: bool = False) -> Lock:
+        """``with block.locked():`` one process at a time; the kernel lets go of the lock if its holder dies.
+
+        Args:
+            place: One of as many locks as one likes, each on its own; None takes them all.
+            reading: Several readers may hold it together, none beside a writer.
+        """
+        return Lock(self._handle, place, reading=reading)
 
     def close(self) -> None:
-        """Let go of the memory; arrays taken from the block must not be used afterwards."""
+        """Let go of the memory; it is freed with the last array taken from it."""
         self._arrays.clear()
         if self._handle >= 0:
             os.close(self._handle)
@@ -72,28 +84,69 @@ class Block:
 
 
 class Lock:
-    """A lock between processes, on a file; not for a process that holds it already."""
+    """A lock between processes, on a file; not for a process that holds it already. See `Block.locked`."""
 
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
+    def __init__(self, handle: int, place: int | None = None, *, reading: bool = False) -> None:
+        self._handle, self._kind = handle, fcntl.LOCK_SH if reading else fcntl.LOCK_EX
+        self._at = (0, 0) if place is None else (1, place)  # bytes from an offset; no byte is touched
 
     def __enter__(self) -> None:
         for _ in range(SPINS):  # held for microseconds: asking again is cheaper than to sleep and be woken
             try:
-                fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(self._handle, self._kind | fcntl.LOCK_NB, *self._at)
             except BlockingIOError:
                 continue
             return
-        fcntl.lockf(self._handle, fcntl.LOCK_EX)
+        fcntl.lockf(self._handle, self._kind, *self._at)
 
     def __exit__(self, *_: object) -> None:
-        fcntl.lockf(self._handle, fcntl.LOCK_UN)
+        fcntl.lockf(self._handle, fcntl.LOCK_UN, *self._at)
 
 
 def size(layout: Layout) -> int:
     """Bytes that arrays take, each on its boundary."""
     lengths = (int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
     return sum(-(-length // ALIGNMENT) * ALIGNMENT for length in lengths)
+
+
+class Bell:
+    """What a process sleeps on until another rings; as a `Block`, only pickled for a process being spawned.
+
+    Rings are not counted: whoever wakes looks at shared memory for what there is to do. Nothing of it has a name.
+    """
+
+    def __init__(self, ends: tuple[int, int] | None = None) -> None:
+        """Args: `ends`, file descriptors (to read, to write) received from the process that made the bell."""
+        self._read, self._write = ends or os.pipe()
+        for end in (self._read, self._write):
+            os.set_blocking(end, False)
+        self._poll = select.poll()
+        self._poll.register(self._read, select.POLLIN)
+
+    def ring(self) -> None:
+        """Wake the sleeper, or keep it from falling asleep."""
+        with contextlib.suppress(BlockingIOError):  # so many rings that the pipe is full wake as well
+            os.write(self._write, b"!")
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until somebody rings, `seconds` at most; returns at once if it rang since the last call."""
+        if self._poll.poll(seconds * 1000):
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._read, 4096)
+
+    def __reduce__(self) -> Any:
+        return _attach_bell, tuple(multiprocessing.reduction.DupFd(end) for end in (self._read, self._write))
+
+    def close(self) -> None:
+        """Let go of it; calling it twice is harmless."""
+        ends, self._read, self._write = (self._read, self._write), -1, -1
+        for end in ends:
+            if end >= 0:
+                os.close(end)
+
+
+def _attach_bell(read: Any, write: Any) -> Bell:
+    return Bell((read.detach(), write.detach()))
 
 
 def _attach(layout: Layout, handle: Any) -> Block:

@@ -19,7 +19,9 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # how a runtime learns -> a 
     "exchange": ("parallel_sarsa", {"algorithm": {"low": (0.0,), "high": (2.0,)}}),
     "sums": ("batch_linear", {}),
 }
-SMALL = {"environments": 4, "workers": 2, "processes": 0, "spawn": False, "chunk_steps": 100, "report_s": 0.01}
+SMALL = {
+    "environments": 4, "workers": 2, "bundles": 2, "processes": 0, "spawn": False, "chunk_steps": 100, "report_s": 0.01,
+}  # fmt: skip
 
 
 class Observer:

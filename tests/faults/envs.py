@@ -155,6 +155,31 @@ class PaysNaN(Calm):
         return seen, math.nan if self.steps % 50 == 0 else reward, terminated, truncated, info
 
 
+def lags_on_cart_pole():
+    """CartPole-v1, one simulator of which becomes slow."""
+
+    class Slows(gymnasium.Wrapper):
+        steps, slow = 0, False
+
+        def step(self, action):
+            self.steps += 1
+            if self.steps == MISBEHAVES_AT and first():
+                self.slow = True
+            if self.slow:
+                time.sleep(0.05)
+            return self.env.step(action)
+
+    return Slows(gymnasium.make("CartPole-v1"))
+
+
+class PaysMuch(Calm):
+    """One step of each simulator pays a thousand times as much."""
+
+    def step(self, action):
+        seen, reward, *rest = super().step(action)
+        return seen, reward * (1000.0 if self.steps == 500 else 1.0), *rest
+
+
 def only_in_the_parent():
     """An environment whose code is not there for worker processes."""
     if multiprocessing.parent_process() is not None:
@@ -162,7 +187,7 @@ def only_in_the_parent():
     return Calm()
 
 
-for kind in (
+KINDS = (
     Calm,
     RaisesOnce,
     RaisesInReset,
@@ -175,6 +200,9 @@ for kind in (
     Viscous,
     Stuck,
     PaysNaN,
-):
+    PaysMuch,
+)
+for kind in KINDS:
     gymnasium.register(f"{kind.__name__}-v0", kind)
+gymnasium.register("LagsOnCartPole-v0", lags_on_cart_pole)
 gymnasium.register("OnlyInTheParent-v0", only_in_the_parent)

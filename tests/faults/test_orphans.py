@@ -12,13 +12,18 @@ from tests import faults
 WAYS = {
     "hogwild": ("a3c", "--workers", 2),
     "host-processes": ("a2c", "--runtime.processes", 2, "--runtime.environments", 2),
+    "parameter-server": ("gorila", "--workers", 1, "--runtime.shards", 1, "--network.hidden", 8),
 }
+ENDINGS = ["success", "failure", "Ctrl-C", "SIGTERM", "kill -9", "kill -9 early", "kill -9 stuck"]
+QUICK = ["kill -9"]  # for a runtime whose processes are those of a pool the others have tested
+CASES = [
+    pytest.param(way, ending, marks=[pytest.mark.slow] if way == "parameter-server" and ending not in QUICK else [])
+    for way in WAYS
+    for ending in ENDINGS
+]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "ending", ["success", "failure", "Ctrl-C", "SIGTERM", "kill -9", "kill -9 early", "kill -9 stuck"]
-)
+@pytest.mark.parametrize(("way", "ending"), CASES)
 def test_nothing_stays(way, ending, tmp_path):
     out, temporary = tmp_path / "run", tmp_path / "tmp"
     temporary.mkdir()

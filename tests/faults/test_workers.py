@@ -16,6 +16,7 @@ WAYS = {
     "hogwild": ("a3c", "--workers", 2),
     "host": ("a2c", "--runtime.processes", 0, "--runtime.environments", 2),
     "host-processes": ("a2c", "--runtime.processes", 2, "--runtime.environments", 2),
+    "parameter-server": ("a3c", "--runtime", "parameter_server", "--workers", 1),
 }
 
 
@@ -33,7 +34,7 @@ def train(capsys, out, way, env, *more):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["hogwild", "host", "host-processes"])
 @pytest.mark.parametrize("env", ["RaisesOnce", "RaisesInReset"])
 def test_a_simulator_that_raises_is_shown_replaced_and_counted(way, env, capsys, tmp_path, once):
     ended = train(capsys, tmp_path / "run", way, env)
@@ -87,6 +88,7 @@ def test_a_worker_killed_from_outside_is_restarted(way, tmp_path):
     [
         ("hogwild", "RaisesAlways", envs.STORY),
         ("host", "RaisesAlways", envs.STORY),
+        pytest.param("parameter-server", "RaisesAlways", envs.STORY, marks=pytest.mark.slow),
         ("host-processes", "RaisesAlways", envs.STORY),
         ("host", "NeverResets", envs.STORY),
         ("host-processes", "NeverResets", envs.STORY),
