@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import pathlib
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -35,6 +36,18 @@ STRICT = (
     "test_correctors",
     "test_compressors",
 )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what ``slow.txt`` lists; a line that names no test any more is an error when all are collected."""
+    lines = (pathlib.Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").splitlines()
+    listed = {line for line in lines if not line.startswith("#")}
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
+    everything = config.args in ([], config.getini("testpaths"))
+    if everything and (unknown := listed - {item.nodeid for item in items}):
+        raise pytest.UsageError(f"tests/slow.txt lists what is no test: {sorted(unknown)}")
 
 
 @pytest.fixture(autouse=True)
