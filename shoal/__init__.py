@@ -49,7 +49,7 @@ def train(
         env: An environment id; the preset's own when None.
         steps: Environment steps; the preset's tuned number when None.
         seed: Seed of everything random.
-        seeds: Train so many seeds, from `seed` on, in one program; for the on_device runtime.
+        seeds: Train so many seeds, from `seed` on, in one program; runtimes on_device and host.
         workers: Worker processes, for runtimes that have them.
         runtime: Overrides the preset's runtime: a name, or settings (``{"name": "host", "environments": 16}``; the
             name may be left out).

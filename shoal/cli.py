@@ -99,7 +99,7 @@ class TrainOptions:
     seed: int = 0
     """Seed of everything random."""
     seeds: int | None = None
-    """Train so many seeds, from --seed on, in one program; needs the on_device runtime."""
+    """Train so many seeds, from --seed on, in one program (runtimes on_device and host)."""
     workers: int | None = None
     """Worker processes (short for --runtime.workers, or --runtime.bundles of a parameter server)."""
     replayable: bool = False

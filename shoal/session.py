@@ -25,6 +25,8 @@ with epy.lazy_imports():
     from shoal import evaluation, tree
 
 WRITE_EVERY = 0.1  # seconds between metric lines at first; grows to 1 % of the run so far, 5 s at most
+SHOW_EVERY = 0.1  # seconds between looks at the screen, which has a pace of its own
+RSS_EVERY = 1.0  # seconds a look at the memory in use is good for: it takes a millisecond
 SAVE_EVERY = 20.0  # seconds between checkpoints at least; the environment variable SHOAL_SAVE_EVERY overrides it
 DIVERGED = 1000  # gradients that were not finite, after which a run is given up,
 DIVERGED_SHARE = 0.01  # if they are so many of all
@@ -84,6 +86,8 @@ class Session:
         self._save_every = save_every()
         self._saved = checkpoint.Saved(folder, 0.0, 0)
         self._saved_at = self._wrote_at = self._status_at = time.monotonic()
+        self._shown_at = 0.0
+        self._rss = (0.0, 0.0)  # when it was looked at, and megabytes
         self._checkpointed_at: float | None = None
         self._wrote_step: int = resumed.step if resumed else 0
         self._recorded = _recorded(folder, meta["tickets"]) if "tickets" in meta else None
@@ -101,7 +105,9 @@ class Session:
             self._wrote_at = now
             if progress.env_steps < self._experiment.steps:  # the last line is left to `finish`: it knows more
                 self._write(progress)
-        self._log.tick(self._status(progress))
+        if now - self._shown_at >= SHOW_EVERY:
+            self._shown_at = now
+            self._log.tick(self._status(progress))
         if now - self._status_at >= 5.0:
             self._status_at = now
             self._write_status(progress)
@@ -274,8 +280,11 @@ class Session:
         """Peak memory of this process and its workers, megabytes."""
         import resource
 
-        unit = 1024 if sys.platform != "darwin" else 1024 * 1024
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        seen_at, own = self._rss
+        if not seen_at or time.monotonic() - seen_at >= RSS_EVERY:
+            unit = 1024 if sys.platform != "darwin" else 1024 * 1024
+            own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+            self._rss = (time.monotonic(), own)
         return own + progress.workers.get("rss_mb", 0.0)
 
     def train_s(self, progress: types.Progress) -> float:

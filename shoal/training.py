@@ -196,8 +196,8 @@ def _ready(
         experiment.validate(members[-1], opened)
         if not getattr(registry.load("runtime", made.runtime), "SEEDS", False):
             raise errors.Refused(
-                f"--seeds needs the on_device runtime (a pure-JAX environment), but {made.env} is to run under "
-                f"{made.runtime}; run the seeds one by one, with --seed"
+                f"--seeds needs a runtime that takes several seeds in one program (on_device, host), but {made.env} is "
+                f"to run under {made.runtime}; give --runtime host, or run the seeds one by one, with --seed"
             )
     folder = run_folder.free(run_folder.named(made, [one.seed for one in members], out))
     built = _build(made, opened)

@@ -106,13 +106,13 @@ def test_the_table_is_told_and_json_is_one_object(capsys, tmp_path):
 
 
 def test_a_runtime_without_seeds_trains_them_one_by_one(capsys, tmp_path):
-    typed = ("compare", "a2c", "ppo", "--env", "CartPole-v1", "--steps", 512, "--seeds", 2, "--eval-episodes", 0)
-    ended = faults.call(capsys, *typed, "--runtime.processes", 0, "--out", tmp_path / "both", "--json")
+    typed = ("compare", "a2c", "a3c", "--env", "CartPole-v1", "--steps", 512, "--seeds", 2, "--eval-episodes", 0)
+    ended = faults.call(capsys, *typed, "--out", tmp_path / "both", "--json")
     assert ended.code == 0, ended.err
-    for preset, row in ended.json["presets"].items():
+    for preset, runtime, together in (("a2c", "host", max), ("a3c", "hogwild", sum)):
         runs = [faults.summary(tmp_path / "both" / preset / f"seed-{seed}") for seed in (0, 1)]
-        assert [run["runtime"] for run in runs] == ["host", "host"]
-        assert row["train_s"] == pytest.approx(sum(run["train_s"] for run in runs))
+        assert [run["runtime"] for run in runs] == [runtime] * 2
+        assert ended.json["presets"][preset]["train_s"] == pytest.approx(together(run["train_s"] for run in runs))
     assert ended.json["solved_at"] == 475
 
 

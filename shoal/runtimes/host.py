@@ -6,19 +6,22 @@ worker processes where a step is slow enough to pay for the messages; the bits a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from etils import epy
 
 from shoal import optimise, options, prng, seeds, types
+from shoal.runtimes import _threads
 
 with epy.lazy_imports():
     import jax
     import numpy as np
 
-    from shoal.runtimes import _rollout, _vector
+    from shoal.runtimes import _lane, _rollout, _words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +31,23 @@ class Config:
     environments: int = options.number(8, low=1)
     """Environments stepped in lock-step (B)."""
     processes: int = options.number(-1, low=-1, high=1024)
-    """Worker processes that step them; 0 steps here, -1 measures which is faster.
+    """Worker processes that step them, for each seed; 0 steps here, -1 measures which is faster (several seeds: here).
     Simulators with threads of their own (EnvPool) step here unless processes are asked for."""
 
 
 CAPTURES = False
 EXACT_RESUME = False  # simulators cannot be saved: episodes begin anew
-REPORT_EVERY = 0.1  # seconds
+SEEDS = True  # several in lock-step: `Host.run_many`
 
 
 def check(config: Config, experiment: Any, opened: Any) -> None:
     """Every environment has a host side; nothing to refuse."""
     del config, experiment, opened
+
+
+def prepare(config: Config, algorithm: Any, network: Any) -> None:
+    """See `_threads`."""
+    _threads.prepare(0, config.environments, algorithm, network)
 
 
 def streams(config: Config) -> int:
@@ -60,7 +68,7 @@ class Host:
 
     def like(self, parts: types.Parts, seed: int) -> types.Tree:
         """See `types.Runtime`."""
-        return jax.eval_shape(parts.agent.init, seeds.key(seed, "init")), _counters(0, 0, 0)
+        return jax.eval_shape(parts.agent.init, seeds.key(seed, "init")), _lane.counters(0, 0, 0)
 
     def policy(self, parts: types.Parts, seed: int, saved: types.Tree) -> types.Policy:
         """See `types.Runtime`."""
@@ -77,175 +85,174 @@ class Host:
         saved: types.Tree | None,
     ) -> types.Result:
         """See `types.Runtime`."""
-        del goal  # the observer sees every update and decides
-        loop = _Loop(self._config, parts, seed, observe)
-        try:
-            loop.begin(saved)
-            return loop.run(steps)
-        finally:
-            loop.close()
+        results: list[types.Result] = []
+        self.run_many(parts, [types.Place(seed, observe, results.append, saved)], steps, goal)
+        return results[0]
+
+    def run_many(self, parts: types.Parts, places: Sequence[types.Place], steps: int, goal: types.Goal | None) -> None:
+        """See `types.ManySeeds`: one decision and one update of all seeds, each with simulators of its own."""
+        del goal  # the observers see every update and decide
+        began, places = time.monotonic(), [place for place in places if place.observe]
+        remembers = hasattr(jax.eval_shape(parts.agent.init, seeds.key(0, "init")), "memory")
+        with contextlib.ExitStack() as stack:
+            lanes = [_lane.Lane(parts, place) for place in places]
+            for lane in lanes:
+                stack.callback(lane.close)
+                lane.begin(self._config.environments, self._config.processes, alone=len(lanes) == 1)
+            # Two groups, so that one's simulators are stepped while the other's update is computed.
+            groups = [lanes[: -(-len(lanes) // 2)], lanes[-(-len(lanes) // 2) :]]
+            if remembers:  # a replay memory would be copied whole at every update of several seeds
+                groups = [[lane] for lane in lanes]
+            groups = [group for group in groups if group]
+            compiled = {several: _Compiled(parts.agent, several) for several in {len(group) > 1 for group in groups}}
+            loops = [_Loop(compiled[len(group) > 1], group, self._config.environments, began) for group in groups]
+            while loops := [loop for loop in loops if loop.turn(steps)]:
+                pass
 
 
-def _counters(updates: int, env_steps: int, life: int) -> dict[str, np.int64]:
-    return {"updates": np.int64(updates), "env_steps": np.int64(env_steps), "life": np.int64(life)}
+SMALL = 100_000  # words up to which a learner enters and leaves a compiled call as one array, which is a copy
 
 
-class _Times(NamedTuple):
-    environment: float = 0.0
-    inference: float = 0.0
-    learning: float = 0.0
+class _Compiled:
+    """What is compiled of an agent; with several lanes, for trees with an axis over them in front.
+
+    A learner of a hundred small arrays costs a call more than the arithmetic in it; so it is kept as one vector.
+    """
+
+    def __init__(self, agent: types.Agent, several: bool) -> None:
+        self.agent = agent
+        every = jax.vmap if several else (lambda one: one)
+        like = jax.eval_shape(agent.init, seeds.key(0, "init"))
+        small = _words.fits(like) and _words.size(like) <= SMALL
+        pack, unpack = (_words.pack, _words.make(like)[2]) if small else (_same, _same)
+
+        def act(kept: Any, carry: types.Carry, obs: Any, words: Any) -> Any:
+            keys = jax.random.split(prng.counted(words), obs.shape[0])
+            return _rollout.act_all(agent, agent.snapshot(unpack(kept)), carry, obs, keys)
+
+        def update(kept: Any, rollout: types.Rollout, words: Any) -> Any:
+            state, metrics = agent.update(unpack(kept), rollout, prng.counted(words))
+            return pack(state), metrics
+
+        self.keep = jax.jit(every(pack))
+        self.state = jax.jit(every(unpack))
+        self.act = jax.jit(every(act))
+        self.update = jax.jit(every(update), donate_argnums=0)
+        self.told = jax.jit(every(lambda kept: optimise.skipped(unpack(kept))))
+        self.snapshot = jax.jit(every(lambda kept: agent.snapshot(unpack(kept))))
+        self.share = jax.jit(lambda tree, at: jax.tree.map(lambda leaf: leaf[at], tree))
+
+
+def _same(tree: Any) -> Any:
+    return tree
 
 
 class _Loop:
-    """One run."""
+    """Rollout, update, report, until it is enough; of one seed, or of several in lock-step.
 
-    def __init__(self, config: Config, parts: types.Parts, seed: int, observe: types.Observer) -> None:
-        self._config, self._parts, self._seed, self._observe = config, parts, seed, observe
-        self._began = time.monotonic()
-        agent = parts.agent
-        self._act = jax.jit(_batched(agent))
-        self._update = jax.jit(_counted(agent), donate_argnums=0)
-        self._learning = np.array([seeds.derive(seed, "update", i) for i in range(2)] + [0], np.uint32)
-        self._snapshot = jax.jit(agent.snapshot)
+    Below, ``[K]`` is an axis over the lanes, which is not there if there is but one.
+    """
+
+    def __init__(self, compiled: _Compiled, lanes: Sequence[_lane.Lane], streams: int, began: float) -> None:
+        agent = compiled.agent
+        self._agent, self._compiled, self._lanes, self._began = agent, compiled, lanes, began
+        self._several = len(lanes) > 1
+        self._kept = compiled.keep(self._joined([lane.state for lane in lanes]))
+        for lane in lanes:
+            lane.state = None  # the loop's from now on
+        self._carry = self._joined([_spread(agent.carry, streams) for _ in lanes])
         self._times = {"environment": 0.0, "inference": 0.0, "learning": 0.0}
-        self._vector: Any = None
+        self._started: float | None = None
+        self._startup = 0.0
         self._metrics: Any = {}
+        self._told: Any = None  # those and the updates dropped so far, once somebody asks
 
-    def begin(self, saved: types.Tree | None) -> None:
-        """A new learner, or the saved one with fresh episodes."""
-        agent, count = self._parts.agent, self._config.environments
-        if saved is None:
-            self._state = jax.jit(agent.init)(seeds.key(self._seed, "init"))
-            self._updates = self._env_steps = self._life = 0
-        else:
-            state, counters = saved
-            self._state = jax.device_put(state)
-            if agent.restart:  # the simulators could not be saved: every stream breaks off here
-                self._state = jax.jit(agent.restart, donate_argnums=0)(self._state)
-            self._updates, self._env_steps = int(counters["updates"]), int(counters["env_steps"])
-            self._life = int(counters["life"]) + 1
-        processes, make_vector = self._config.processes, self._parts.make_vector
-        if processes < 0 and make_vector is None:
-            processes = _vector.processes_that_pay(self._parts, count, self._seed)
-        self._processes = max(0, min(processes, count))
-        fault = self._observe.fault
-        if make_vector is not None and not self._processes:
-            self._vector = _vector.Whole(make_vector, self._seed, count, self._life)
-        elif self._processes:
-            self._vector = _vector.Pooled(self._parts, self._seed, count, self._life, self._processes, fault)
-        else:
-            first = _vector.first_incarnation(self._life)
-            self._vector = _vector.Serial(self._parts.make_host, self._seed, range(count), first, fault)
-        self._skipped = int(optimise.skipped(self._state))  # before this life
-        self._obs = self._vector.reset()
-        self._carry = _spread(agent.carry, count)
-        self._returns, self._lengths = np.zeros(count), np.zeros(count, int)
+    def _joined(self, trees: Sequence[Any]) -> Any:
+        """One tree ``[K, ...]``."""
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if self._several else trees[0]
 
-    def run(self, steps: int) -> types.Result:
-        """Rollout, update, report, until it is enough."""
-        started, startup, told = time.monotonic(), None, 0.0
-        episodes: list[types.Episode] = []
-        going = True
-        while going and self._env_steps < steps:
-            rollout, ended = self._collect()
-            episodes += ended
-            before = time.perf_counter()
-            self._learning[2] = self._updates
-            self._state, self._metrics = self._update(self._state, rollout, self._learning.copy())
-            jax.block_until_ready(self._metrics)
-            self._times["learning"] += time.perf_counter() - before
-            self._updates += 1
-            if startup is None:  # the first update compiled everything: training is counted from here
-                startup, started = time.monotonic() - self._began, time.monotonic()
-                self._times = dict.fromkeys(self._times, 0.0)
-            if ended or time.monotonic() - told >= REPORT_EVERY:
-                told = time.monotonic()
-                going = self._observe(self._progress(episodes, started))
-                episodes = []
-        final = self._progress(episodes, started)
-        return types.Result(jax.device_get(self._snapshot(self._state)), final, startup or 0.0)
+    def _mine(self, tree: Any, at: int) -> Any:
+        """What of a tree ``[K, ...]`` is one lane's."""
+        return self._compiled.share(tree, at) if self._several else tree
 
-    def _collect(self) -> tuple[types.Rollout, list[types.Episode]]:
-        agent, clock = self._parts.agent, time.perf_counter
-        policy, carry = self._snapshot(self._state), self._carry
-        key = _raw(self._seed, self._life, self._updates)
-        steps, ended = [], []
+    def turn(self, steps: int) -> bool:
+        """Wait for the last update and report it; then one rollout, and the next update begins. False: all are done.
+
+        Lanes that are done keep their place.
+        """
+        if self._metrics:
+            self._finish()
+        for at, lane in enumerate(self._lanes):
+            if lane.going and lane.env_steps >= steps:
+                self._end(at)
+        if not any(lane.going for lane in self._lanes):
+            return False
+        rollout = self._collect()
+        before = time.perf_counter()
+        words = self._joined([lane.learning() for lane in self._lanes])
+        self._kept, self._metrics = self._compiled.update(self._kept, rollout, words)
+        self._times["learning"] += time.perf_counter() - before
+        return True
+
+    def _finish(self) -> None:
+        before = time.perf_counter()
+        jax.block_until_ready(self._metrics)
+        self._told = None
+        self._times["learning"] += time.perf_counter() - before
+        if self._started is None:  # the first update compiled everything: training is counted from here
+            self._started = time.monotonic()
+            self._startup = self._started - self._began
+            self._times = dict.fromkeys(self._times, 0.0)
+        for at, lane in enumerate(self._lanes):
+            if lane.going:
+                lane.updates += 1
+                if lane.due() and not lane.observe(self._progress(at)):
+                    self._end(at)
+
+    def _collect(self) -> types.Rollout:
+        agent, clock = self._agent, time.perf_counter
+        carry, steps = self._carry, []
+        keys = self._joined([lane.acting() for lane in self._lanes])
         for t in range(agent.rollout_length):
             a = clock()
-            key[2] = t
-            action, extras, after = self._act(policy, self._carry, self._obs, key)
+            keys[..., 2] = t
+            obs = self._joined([lane.obs for lane in self._lanes])
+            action, extras, after = self._compiled.act(self._kept, self._carry, obs, keys)
             action = np.asarray(action)
             b = clock()
-            batch = self._vector.step(action)
+            each = action if self._several else [action]
+            outcomes = [
+                lane.step(mine) if lane.going else lane.outcome for lane, mine in zip(self._lanes, each, strict=True)
+            ]
             self._times["inference"] += b - a
             self._times["environment"] += clock() - b
-            reward, discount, truncated, next_obs = batch.outcome
-            steps.append(types.Transition(self._obs, action, reward, discount, truncated, next_obs, extras))
-            self._env_steps += len(action)
-            over = batch.outcome.truncated | (batch.outcome.discount == 0)
-            ended += self._account(batch.outcome.reward, over)
-            self._obs = batch.obs
-            self._carry = _restart(agent.carry, after, over) if agent.carry else ()
+            reward, discount, truncated, next_obs = self._joined(outcomes)
+            steps.append(types.Transition(obs, action, reward, discount, truncated, next_obs, extras))
+            self._carry = _restart(agent.carry, after, truncated | (discount == 0)) if agent.carry else ()
+        axis = 1 if self._several else 0
         if len(steps) == 1:
-            transitions = jax.tree.map(lambda leaf: np.asarray(leaf)[None], steps[0])
+            transitions = jax.tree.map(lambda leaf: np.expand_dims(np.asarray(leaf), axis), steps[0])
         else:
-            transitions = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
-        return types.Rollout(transitions, carry), ended
+            transitions = jax.tree.map(lambda *leaves: np.stack(leaves, axis), *steps)
+        return types.Rollout(transitions, carry)
 
-    def _account(self, reward: np.ndarray, over: np.ndarray) -> list[types.Episode]:
-        self._returns += reward
-        self._lengths += 1
-        ended = [
-            types.Episode(self._env_steps, float(self._returns[i]), int(self._lengths[i]), 0)
-            for i in np.flatnonzero(over)
-        ]
-        self._returns[over], self._lengths[over] = 0.0, 0
-        return ended
-
-    def _progress(self, episodes: list[types.Episode], started: float) -> types.Progress:
-        return types.Progress(
-            env_steps=self._env_steps,
-            updates=self._updates,
-            train_s=time.monotonic() - started,
-            episodes=episodes,
-            metrics={name: float(value) for name, value in self._metrics.items()},
-            split=dict(self._times),
-            workers={"of": self._processes, "up": self._vector.pool.up, "pids": self._vector.pool.pids}
-            if self._processes
-            else {},
-            faults={
-                "restarts": self._vector.restarts,
-                "non_finite": int(optimise.skipped(self._state)) - self._skipped,
-            },
-            save=lambda: (jax.device_get(self._state), _counters(self._updates, self._env_steps, self._life)),
+    def _progress(self, at: int) -> types.Progress:
+        lane = self._lanes[at]
+        if self._told is None:
+            self._told = jax.device_get((self._metrics, self._compiled.told(self._kept)))
+        metrics, skipped = jax.tree.map(lambda leaf: leaf[at] if np.ndim(leaf) else leaf, self._told)
+        spent = time.monotonic() - self._started if self._started else 0.0
+        return lane.progress(
+            spent,
+            metrics,
+            self._times,
+            int(skipped),
+            lambda: jax.device_get(self._mine(self._compiled.state(self._kept), at)),
         )
 
-    def close(self) -> None:
-        """Release the simulators."""
-        if self._vector:
-            self._vector.close()
-
-
-def _raw(seed: int, life: int, update: int) -> np.ndarray:
-    """The words of one rollout's stream of keys (`prng.counted`)."""
-    return np.array([*(seeds.derive(seed, "act", life, update, i) for i in range(2)), 0], np.uint32)
-
-
-def _counted(agent: types.Agent) -> Any:
-    """`Agent.update` with plain words for a key: they enter a compiled call by its fast path."""
-
-    def update(state: Any, rollout: types.Rollout, words: Any) -> Any:
-        return agent.update(state, rollout, prng.counted(words))
-
-    return update
-
-
-def _batched(agent: types.Agent) -> Any:
-    def act(policy: types.Policy, carry: types.Carry, obs: Any, words: Any) -> Any:
-        keys = jax.random.split(prng.counted(words), obs.shape[0])
-        return _rollout.act_all(agent, policy, carry, obs, keys)
-
-    return act
+    def _end(self, at: int) -> None:
+        policy = jax.device_get(self._mine(self._compiled.snapshot(self._kept), at))
+        self._lanes[at].end(policy, self._progress(at), self._startup)
 
 
 def _spread(carry: types.Carry, count: int) -> types.Carry:
@@ -254,4 +261,8 @@ def _spread(carry: types.Carry, count: int) -> types.Carry:
 
 def _restart(first: types.Carry, carry: types.Carry, over: np.ndarray) -> types.Carry:
     """The recurrent state of streams that ended begins anew."""
-    return jax.tree.map(lambda start, now: np.where(over.reshape(-1, *[1] * (now.ndim - 1)), start, now), first, carry)
+
+    def one(start: Any, now: Any) -> Any:
+        return np.where(over.reshape(*over.shape, *[1] * (now.ndim - over.ndim)), start, now)
+
+    return jax.tree.map(one, first, carry)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from etils import epy
 
 from shoal import errors, optimise, options, programs, seeds, types
+from shoal.runtimes import _threads
 
 with epy.lazy_imports():
     import jax
@@ -58,20 +59,9 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
         )
 
 
-SMALL = 4_000_000  # multiply-adds of a gradient step's largest product, below which handing work to threads costs more
-
-
 def prepare(config: Config, algorithm: Any, network: Any) -> None:
-    """Choose the threads of XLA's CPU client, which reads NPROC when the first array is made; later it is too late.
-
-    Two threads take PPO on 4 environments from 231,000 to 193,000 steps a second, and from 250,000 to 270,000 on 64.
-    """
-    rows = getattr(algorithm, "batch", config.environments * algorithm.rollout_length)
-    rows //= getattr(algorithm, "minibatches", 1)
-    small = rows * max(network.hidden, default=1) ** 2 < SMALL and not network.lstm
-    threads = config.threads or (1 if small else 0)
-    if threads:
-        os.environ.setdefault("NPROC", str(threads))
+    """See `_threads`."""
+    _threads.prepare(config.threads, config.environments, algorithm, network)
 
 
 def prepare_seeds(seeds: int) -> None:
