@@ -150,14 +150,13 @@ def gather(
     rest: Mapping[str, Any],
     wanted: Sequence[str],
 ) -> None:
-    """Train what is missing; seeds that share a program are trained and kept together, others one by one."""
+    """Train what is missing; the seeds of a unit share a program, so they are trained and kept together."""
     for name in wanted:
         unit = units[name]
-        missing = [seed for seed in range(unit.seeds) if str(seed) not in kept[name]]
-        for seeds in [list(range(unit.seeds))] if unit.together and missing else [[seed] for seed in missing]:
-            found = train(unit, seeds)
+        if len(kept[name]) < unit.seeds:
+            found = train(unit)
             kept[name] |= {seed: one | {"commit": _common.commit()} for seed, one in found.items()}
-            _common.say(f"{name} seeds {seeds}: {conclude_unit(unit, kept[name])['mean']}")
+            _common.say(f"{name}: {conclude_unit(unit, kept[name])['mean']}")
             save(arguments, units, kept, rest)
 
 
@@ -166,14 +165,12 @@ def command(unit: _map_parts.Unit) -> str:
     return " ".join(["shoal train", *map(str, unit.words)])
 
 
-def train(unit: _map_parts.Unit, seeds: Sequence[int]) -> _seeds.Runs:
+def train(unit: _map_parts.Unit) -> _seeds.Runs:
     """Seed -> run, from the folders, which are removed."""
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as place:
         folder = Path(place) / "run"
-        which = ("--seeds", len(seeds)) if unit.together else ()
-        _common.shoal("train", *unit.words, "--seed", seeds[0], *which, "--out", folder, "--quiet", *_common.SHORT)
-        folders = {seed: folder / f"seed-{seed}" if unit.together else folder for seed in seeds}
-        return {str(seed): one_run(unit, place) for seed, place in folders.items()}
+        _common.shoal("train", *unit.words, "--seeds", unit.seeds, "--out", folder, "--quiet", *_common.SHORT)
+        return {str(seed): one_run(unit, folder / f"seed-{seed}") for seed in range(unit.seeds)}
 
 
 def one_run(unit: _map_parts.Unit, folder: Path) -> dict[str, Any]:

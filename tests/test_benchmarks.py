@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shoal import presets
+from shoal.algorithms import map_propagation
+from shoal.tuned import teams
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
@@ -308,6 +312,20 @@ def test_map_propagation_stands_beside_the_published_numbers():
     assert "459 (5.74) *460 (13.9)*" in table.render(_record("map_propagation", results), "map_propagation")
 
 
+def test_the_published_rows_have_the_settings_of_the_authors_code():
+    """Whatever the preset has instead."""
+    parts = _load("_map_parts")
+    for name, settings in parts.PUBLISHED.items():
+        env = parts.TASKS[name].env
+        asked = presets.Request("map_propagation", env, settings={"algorithm": settings})
+        theirs = teams.MAP_TASKS[env.removeprefix("gymnax:")][1]
+        assert presets.resolve(asked)[0].configs["algorithm"] == map_propagation.Config(**theirs), name
+        assert presets.resolve(asked._replace(settings={}))[0].configs["algorithm"] != map_propagation.Config(**theirs)
+        words = parts.units()[f"table/{name}/map_propagation_published"].words
+        assert "--algorithm.trace" in words
+        assert settings["trace"] in words
+
+
 def test_map_propagation_counts_episodes_from_one():
     bench = _load("map_propagation")
     returns = np.concatenate([np.zeros(50), np.full(150, 500.0)])
@@ -333,23 +351,23 @@ def test_map_propagation_draws_its_cost(tmp_path):
 def test_map_propagation_goes_on_where_it_was(tmp_path, monkeypatch):
     bench, common, parts = _load("map_propagation"), _load("_common"), _load("_map_parts")
     units, asked = parts.units(), []
-    alone, together = "table/LunarLander/map_async", "table/Acrobot/map_async"
-    kept = {name: {} for name in units} | {alone: {str(seed): _learned(1.0) for seed in range(9)}}
+    begun, new = "table/LunarLander/map_async", "table/Acrobot/map_async"
+    kept = {name: {} for name in units} | {begun: {str(seed): _learned(1.0) for seed in range(10)}}
     arguments = argparse.Namespace(json=tmp_path / "made.json", quick=False, only=None, fresh=False)
     rest = bench.earlier(arguments)
 
-    def train(unit, seeds):
-        asked.append((unit.method, list(seeds)))
-        return {str(seed): _learned(float(seed)) for seed in seeds}
+    def train(unit):
+        asked.append((unit.env, unit.method))
+        return {str(seed): _learned(float(seed)) for seed in range(unit.seeds)}
 
     monkeypatch.setattr(bench, "train", train)
-    bench.gather(arguments, units, kept, rest, [alone, together])
-    assert asked == [("map_async", [9]), ("map_async", list(range(10)))]
+    bench.gather(arguments, units, kept, rest, [begun, new])
+    assert asked == [("Acrobot", "map_async")]
     record = json.loads(arguments.json.read_text())
-    assert record["results"]["parts"][alone]["complete"]
-    assert record["results"]["parts"][together]["of"] == 10
-    bench.gather(arguments, units, kept, rest, [alone, together])
-    assert len(asked) == 2, "nothing is measured twice"
+    assert record["results"]["parts"][begun]["complete"]
+    assert record["results"]["parts"][new]["of"] == 10
+    bench.gather(arguments, units, kept, rest, [begun, new])
+    assert len(asked) == 1, "nothing is measured twice"
     common.save(arguments.json, record | {"quick": True})
     assert bench.earlier(arguments) == rest, "a quick look is never kept"
 
