@@ -295,6 +295,7 @@ def test_what_does_not_fit_is_refused_in_a_line():
         assert "--optimiser" in refusal(preset, settings={"optimiser": {"learning_rate": 0.5}})
         assert "discrete" in refusal(preset, "Pendulum-v1")
         assert "--runtime" in refusal(preset, runtime="host")
+        assert "--runtime" in refusal(preset, "gymnax:MountainCar-v0", runtime="on_device")
     assert "2 values" in refusal("parallel_sarsa", settings={"algorithm": {"low": ()}})
     assert "below" in refusal("parallel_sarsa", settings={"algorithm": {"low": (1.0, 1.0)}})
     assert "algorithm.tiles" in refusal("parallel_sarsa", settings={"algorithm": {"tiles": 1000}})

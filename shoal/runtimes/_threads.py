@@ -20,7 +20,7 @@ def prepare(threads: int, environments: int, algorithm: Any, network: Any) -> No
         algorithm: The rule's settings.
         network: The network's.
     """
-    rows = getattr(algorithm, "batch", environments * algorithm.rollout_length)
+    rows = getattr(algorithm, "batch", environments * getattr(algorithm, "rollout_length", 1))  # none: refused later
     rows //= getattr(algorithm, "minibatches", 1)
     small = rows * max(network.hidden, default=1) ** 2 < SMALL and not network.lstm
     threads = threads or (1 if small else 0)
