@@ -233,7 +233,7 @@ def conclude_unit(unit: _map_parts.Unit, runs: _seeds.Runs) -> dict[str, Any]:
     means = [one["mean"] for one in runs.values()]
     reached = [one["solved_at_episode"] for one in runs.values() if one.get("solved_at_episode")]
     return {
-        "complete": len(runs) >= unit.seeds,
+        "complete": sum(one["status"] == "completed" for one in runs.values()) >= unit.seeds,
         "of": len(runs),
         "seeds": unit.seeds,
         "command": command(unit),

@@ -1,9 +1,11 @@
 """A search for settings of `map_propagation` and its relations; settings and seeds are lanes of one compiled program.
 
 Each call tries a list of settings, given as changes to the preset's own, on the same seeds, and adds what came out to
-the JSON; the next list is chosen by looking at it. Rates and variances are given as factors, everything else as values:
+the JSON; the next list is chosen by looking at it. Rates and variances are given as factors, of all layers or of one
+(`actor.2` is the second of the actor), everything else as values; what a program is built from goes after `--with`:
 
-    python benchmarks/map_search.py --env gymnax:CartPole-v1 --episodes 250 "" "trace=0.99" "trace=0.99 critic=2"
+    python benchmarks/map_search.py --env gymnax:CartPole-v1 --episodes 250 "" "trace=0.99" "trace=0.99 critic.2=100"
+    python benchmarks/map_search.py --with algorithm.normalise_observations=true network.hidden=[128,64] -- ""
 
 Seeds are 1000 and up; those of the reported table (0 to 9) are never looked at. The score of a lane is the mean return
 of all its training episodes; a setting that diverged scores what it got until then, or -inf.
@@ -46,19 +48,32 @@ def changed(base: Any, words: str) -> Any:
     """The algorithm's settings with what a person typed: ``trace=0.99 critic=2``."""
     for word in words.split():
         name, _, value = word.partition("=")
+        name, _, layer = name.partition(".")
         for factor in FACTORS.get(name, ()):
-            scaled = tuple(float(f"{x * float(value):.4g}") for x in getattr(base, factor))
-            base = dataclasses.replace(base, **{factor: scaled})
+            times = [float(value) if layer in ("", str(at)) else 1.0 for at in (1, 2, 3)]
+            scaled = (x * time for x, time in zip(getattr(base, factor), times, strict=False))
+            base = dataclasses.replace(base, **{factor: tuple(float(f"{x:.4g}") for x in scaled)})
         if name not in FACTORS:
             base = dataclasses.replace(base, **{name: type(getattr(base, name))(float(value))})
     return base
 
 
+def settings(words: Sequence[str]) -> presets.Settings:
+    """What a person typed after `--with`: kind -> name -> value."""
+    found: dict[str, dict[str, Any]] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        kind, _, name = name.partition(".")
+        given = json.loads(value)
+        found.setdefault(kind, {})[name] = tuple(given) if isinstance(given, list) else given
+    return found
+
+
 class Lanes:
     """One compiled program for any settings."""
 
-    def __init__(self, preset: str, env: str, per_chunk: int) -> None:
-        made, opened = presets.resolve(presets.Request(preset, env))
+    def __init__(self, preset: str, env: str, built: presets.Settings, per_chunk: int) -> None:
+        made, opened = presets.resolve(presets.Request(preset, env, settings=built))
         experiment.cache()
         self.base = made.configs["algorithm"]
         parts = experiment.build(made, opened).parts
@@ -103,12 +118,13 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=FIRST, help="of the seeds; 1000 or more")
+    parser.add_argument("--with", dest="built", nargs="+", default=[], metavar="KIND.NAME=JSON", help="of the program")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.first < FIRST:
         parser.error(f"--first {arguments.first} looks at the seeds of the reported table; give {FIRST} or more")
     which = range(arguments.first, arguments.first + arguments.seeds)
-    lanes = Lanes(arguments.preset, arguments.env, 5_000)
+    lanes = Lanes(arguments.preset, arguments.env, settings(arguments.built), 5_000)
     scores = lanes.run([(changed(lanes.base, words), seed) for words in arguments.settings for seed in which],
                        arguments.episodes)  # fmt: skip
     found = []
@@ -117,7 +133,7 @@ def main() -> None:
         _common.say(f"{found[-1]['mean']:8.2f} ({found[-1]['std']:.2f})  {words or 'as it is'}")
     if arguments.json:
         kept = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.exists() else []
-        asked = {name: getattr(arguments, name) for name in ("preset", "env", "episodes", "first", "seeds")}
+        asked = {name: getattr(arguments, name) for name in ("preset", "env", "built", "episodes", "first", "seeds")}
         kept.append(asked | {"commit": _common.commit(), "tried": found})
         arguments.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 

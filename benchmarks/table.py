@@ -201,6 +201,23 @@ def async_scaling(results: Mapping[str, Any]) -> str:
     return grid(head, rows)
 
 
+def robustness(results: Mapping[str, Any]) -> str:
+    """Shares that passed, bands, collapses, and what the other optimisers lose to shared RMSProp."""
+    rows = []
+    for name, method in results["methods"].items():
+        for optimiser, one in method.items():
+            if one["scores"]:
+                bounds = one["less_than_shared_interval"]
+                less = number(one["less_than_shared"]) + (
+                    f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else ""
+                )
+                passed = f"{round(one['solved_fraction'] * len(one['scores']))} of {len(one['scores'])}"
+                figures = [number(one[key]) for key in ("mean_score", "band_octaves", "collapsed")]
+                rows.append([f"`{name}`, {optimiser}", passed, *figures, "" if optimiser == "shared" else less])
+    head = ["method, optimiser", "passed", "mean score", "band, octaves", "collapsed"]
+    return grid([*head, "less than shared RMSProp [95 %]"], rows)
+
+
 def startup(results: Mapping[str, Any]) -> str:
     """Seconds to the first learning step."""
     rows = [
@@ -355,6 +372,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "linear": linear,
     "asynchrony": asynchrony,
     "async_scaling": async_scaling,
+    "robustness": robustness,
     "gorila": gorila,
 }
 

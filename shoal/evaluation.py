@@ -121,12 +121,14 @@ def _on_device(parts: types.Parts, policy: types.Policy, streams: int, seed: int
         running = running & ~(outcome.truncated | (outcome.discount == 0))
         return state, obs, carry, total, length, running, key
 
+    def going(at: Any) -> Any:
+        return at[5].any() & (at[4].max() < LONGEST)
+
     def play(policy: types.Policy, key: Any) -> Any:
         first, key = jax.random.split(key)
         state, obs = jax.vmap(env.init)(jax.random.split(first, streams))
         zeros = jnp.zeros(streams), jnp.zeros(streams, jnp.int32), jnp.ones(streams, bool)
         at = (state, obs, _carry(agent, streams), *zeros, key)
-        going = lambda at: at[5].any() & (at[4].max() < LONGEST)  # noqa: E731
         return jax.lax.while_loop(going, functools.partial(step, policy), at)[3:5]
 
     # The policy is an argument, not a constant of the program: one compilation serves every policy.

@@ -257,7 +257,7 @@ class Session:
             restarts=self.faults(progress).get("restarts", 0),
             rss_mb=self.rss_mb(progress),
             checkpoint_age_s=time.monotonic() - self._checkpointed_at if self._checkpointed_at else None,
-            eta_s=max(0, made.steps - progress.env_steps) / speed if speed else None,
+            eta_s=0.0 if self.over else max(0, made.steps - progress.env_steps) / speed if speed else None,
             goal=made.goal.target if made.goal else None,
         )
 
@@ -277,13 +277,10 @@ class Session:
         return {name: before.get(name, 0) + progress.faults.get(name, 0) for name in {**before, **progress.faults}}
 
     def rss_mb(self, progress: types.Progress) -> float:
-        """Peak memory of this process and its workers, megabytes."""
-        import resource
-
+        """Peak memory of this process, as of a second ago at most, and of its workers, megabytes."""
         seen_at, own = self._rss
         if not seen_at or time.monotonic() - seen_at >= RSS_EVERY:
-            unit = 1024 if sys.platform != "darwin" else 1024 * 1024
-            own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+            own = _peak_mb()
             self._rss = (time.monotonic(), own)
         return own + progress.workers.get("rss_mb", 0.0)
 
@@ -387,7 +384,7 @@ class Session:
             "eval_episodes": None,
             "episodes": self.episodes,
             "params_sha256": tree.sha256(result.policy.params) if result else None,
-            "peak_rss_mb": self.rss_mb(final) if final else None,
+            "peak_rss_mb": _peak_mb() + final.workers.get("rss_mb", 0.0) if final else None,
             "exact": self.exact,
             **({"workers": workers} if workers else {}),
             **({"replay": dict(self._replay)} if self._replay else {}),
@@ -407,6 +404,14 @@ class Session:
         except Exception:  # noqa: BLE001  whatever the simulator raised is told, and the numbers stay null
             self.fault("the evaluation failed; its numbers are not measured", traceback.format_exc())
             return {}
+
+
+def _peak_mb() -> float:
+    """Peak memory of this process so far, megabytes."""
+    import resource
+
+    unit = 1024 if sys.platform != "darwin" else 1024 * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _resumes_exactly(made: experiment.Experiment) -> bool:

@@ -17,7 +17,7 @@ from shoal.tuned import teams
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
-    "async_scaling", "gorila",
+    "async_scaling", "robustness", "gorila",
 )  # fmt: skip
 
 
@@ -454,6 +454,44 @@ def test_a_speed_up_is_what_the_data_allow_times_the_workers():
     assert results["methods"]["async_q"]["data_ratio_8"] is None
     assert not results["methods"]["a3c"]["complete"]
     assert "`a3c`, 8 | 2 of 3" in _load("table").async_scaling(results)
+
+
+def test_a_band_is_the_longest_range_of_rates_without_a_failure():
+    band = _load("robustness").band
+    assert band([1.0, 2.0, 4.0, 8.0], [True, True, False, True]) == 1.0
+    assert band([1.0, 2.0, 4.0, 8.0], [False, True, True, True]) == 2.0
+    assert band([1.0, 2.0], [False, True]) == band([], []) == 0.0
+
+
+def test_pairs_are_the_same_for_every_method_and_lie_in_the_papers_range():
+    bench = _load("robustness")
+    assert len(bench.rates()) == 50
+    assert bench.rates() == bench.rates()
+    assert all(1e-4 <= rate <= 1e-2 for rate in bench.rates())
+
+
+def test_robustness_counts_passes_falls_and_failures_and_compares_pair_by_pair(tmp_path):
+    bench, table = _load("robustness"), _load("table")
+    kept = {part: {} for part in bench.PARTS}
+
+    def run(rate, score, best=None):
+        return {"rate": rate, "score": score, "best": best, "status": "completed", "train_s": 1.0, "commit": "a"}
+
+    kept["a3c/shared"] = {"0": run(4e-4, 500.0), "1": run(1e-4, 480.0), "2": run(2e-4, 490.0)}
+    kept["a3c/rmsprop"] = {"0": run(4e-4, 100.0, 476.0), "1": run(1e-4, None), "2": run(2e-4, 490.0, 480.0)}
+    results = bench.conclude(kept, 3, 100_000)
+    shared, own = results["methods"]["a3c"]["shared"], results["methods"]["a3c"]["rmsprop"]
+    assert shared["rates"] == [1e-4, 2e-4, 4e-4]
+    assert (shared["solved_fraction"], shared["band_octaves"], shared["collapsed"]) == (1.0, 2.0, 0)
+    assert own["scores"] == [0.0, 490.0, 100.0]
+    assert (own["collapsed"], own["band_octaves"]) == (1, 0.0)
+    assert own["less_than_shared"] == (400.0 + 480.0 + 0.0) / 3
+    assert results["parts"]["a3c/rmsprop"]["complete"]
+    made = _record("robustness", results)
+    assert table.problems(made) == []
+    assert "`a3c`, rmsprop | 1 of 3" in table.render(made, "robustness")
+    bench.draw(results["methods"], tmp_path / "robustness.svg")
+    assert "a3c" in (tmp_path / "robustness.svg").read_text()
 
 
 def test_gorila_of_nothing_has_every_key_and_a_table():

@@ -48,6 +48,26 @@ def test_learners_with_a_memory_take_turns(tmp_path):
         assert episodes(run.folder) == episodes(alone.folder)
 
 
+def test_an_agent_without_metrics_reports_its_updates():
+    settings = {"runtime": {"environments": 4, "processes": 0}}
+    made, opened = presets.resolve(presets.Request("a2c", "CartPole-v1", runtime="host", settings=settings))
+    built = experiment.build(made, opened)
+    agent = built.parts.agent
+    silent = agent._replace(update=lambda state, rollout, key: (agent.update(state, rollout, key)[0], {}))
+    seen = []
+
+    class Observer:
+        def __call__(self, progress):
+            seen.append(progress.updates)
+            return progress.updates < 3
+
+        def fault(self, kind, message):
+            raise AssertionError(f"{kind}: {message}")
+
+    built.runtime.run(built.parts._replace(agent=silent), 0, 10_000, None, Observer(), None)
+    assert seen[-1] == 3
+
+
 def test_a_seed_that_is_done_keeps_what_it_had_then(capsys, tmp_path):
     goal = (*HOST, "--steps", 60_000, "--until", 40)
     whole = faults.train(capsys, tmp_path / "group", *goal, "--seeds", 4, "--eval-episodes", 0)

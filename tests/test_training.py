@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import shoal
-from shoal import errors, experiment, presets, session
+from shoal import errors, experiment, log, presets, session, training
 from tests import faults
 
 WHOLE = ("config.json", "metrics.jsonl", "episodes.csv", "summary.json", "report.html")  # of a completed run
@@ -266,6 +266,21 @@ def test_python_refuses_what_the_command_line_refuses(tmp_path):
         shoal.load(out)
     with pytest.raises(errors.Refused, match="not a run folder"):
         shoal.resume(out)
+
+
+def test_of_a_run_that_ends_early_nothing_is_left_and_its_memory_is_of_the_end(tmp_path, monkeypatch):
+    shown, looks = [], []
+
+    class Console(log.Quiet):
+        def show(self, status):
+            shown.append(status.eta_s)
+
+    monkeypatch.setattr(session, "_peak_mb", lambda: looks.append(1) or 100.0 + len(looks))
+    request = presets.Request("a2c", "CartPole-v1", 100_000, episodes=3, settings={"runtime": {"environments": 4}})
+    run = training.train(request, tmp_path / "run", console=Console(), eval_episodes=0)
+    assert run.summary["episodes"] == 3
+    assert shown[-1] == 0.0  # not what the other steps would have taken
+    assert run.summary["peak_rss_mb"] == 100.0 + len(looks)
 
 
 def test_pace_of_checkpoints_is_checked_before_anything_is_made(monkeypatch, tmp_path):

@@ -35,6 +35,7 @@ class Config:
     Simulators with threads of their own (EnvPool) step here unless processes are asked for."""
 
 
+SMALL = 100_000  # words up to which a learner enters and leaves a compiled call as one array, which is a copy
 CAPTURES = False
 EXACT_RESUME = False  # simulators cannot be saved: episodes begin anew
 SEEDS = True  # several in lock-step: `Host.run_many`
@@ -99,18 +100,23 @@ class Host:
             for lane in lanes:
                 stack.callback(lane.close)
                 lane.begin(self._config.environments, self._config.processes, alone=len(lanes) == 1)
-            # Two groups, so that one's simulators are stepped while the other's update is computed.
-            groups = [lanes[: -(-len(lanes) // 2)], lanes[-(-len(lanes) // 2) :]]
-            if remembers:  # a replay memory would be copied whole at every update of several seeds
-                groups = [[lane] for lane in lanes]
-            groups = [group for group in groups if group]
+            groups = _groups(lanes, apart=remembers)
             compiled = {several: _Compiled(parts.agent, several) for several in {len(group) > 1 for group in groups}}
             loops = [_Loop(compiled[len(group) > 1], group, self._config.environments, began) for group in groups]
             while loops := [loop for loop in loops if loop.turn(steps)]:
                 pass
 
 
-SMALL = 100_000  # words up to which a learner enters and leaves a compiled call as one array, which is a copy
+def _groups(lanes: Sequence[_lane.Lane], *, apart: bool) -> list[Sequence[_lane.Lane]]:
+    """What goes through a compiled call together.
+
+    Two groups, so that one's simulators are stepped while the other's update is computed; or every lane apart, for a
+    replay memory would be copied whole at every update of several.
+    """
+    if apart:
+        return [[lane] for lane in lanes]
+    half = -(-len(lanes) // 2)
+    return [group for group in (lanes[:half], lanes[half:]) if group]
 
 
 class _Compiled:
@@ -164,7 +170,7 @@ class _Loop:
         self._times = {"environment": 0.0, "inference": 0.0, "learning": 0.0}
         self._started: float | None = None
         self._startup = 0.0
-        self._metrics: Any = {}
+        self._metrics: Any = None  # of the update under way; None: there is none
         self._told: Any = None  # those and the updates dropped so far, once somebody asks
 
     def _joined(self, trees: Sequence[Any]) -> Any:
@@ -180,7 +186,7 @@ class _Loop:
 
         Lanes that are done keep their place.
         """
-        if self._metrics:
+        if self._metrics is not None:
             self._finish()
         for at, lane in enumerate(self._lanes):
             if lane.going and lane.env_steps >= steps:
@@ -196,7 +202,7 @@ class _Loop:
 
     def _finish(self) -> None:
         before = time.perf_counter()
-        jax.block_until_ready(self._metrics)
+        jax.block_until_ready(self._kept)
         self._told = None
         self._times["learning"] += time.perf_counter() - before
         if self._started is None:  # the first update compiled everything: training is counted from here
@@ -239,7 +245,7 @@ class _Loop:
     def _progress(self, at: int) -> types.Progress:
         lane = self._lanes[at]
         if self._told is None:
-            self._told = jax.device_get((self._metrics, self._compiled.told(self._kept)))
+            self._told = jax.device_get((self._metrics or {}, self._compiled.told(self._kept)))
         metrics, skipped = jax.tree.map(lambda leaf: leaf[at] if np.ndim(leaf) else leaf, self._told)
         spent = time.monotonic() - self._started if self._started else 0.0
         return lane.progress(
