@@ -26,6 +26,7 @@ from _common import ROOT, say
 # Asked for by exactly this version first and alone, because a plain `torch` pulls gigabytes of CUDA libraries.
 TORCH = "torch==2.13.0"
 CLASSIC_CONTROL = "gymnasium[classic-control]==1.3.0"
+ATARI = ("ale-py==0.12.1", "opencv-python-headless==4.14.0.94")
 JAX = ("jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8")
 OLD_GYMNAX = ("gymnax==0.0.9", "distrax==0.1.9", "tfp-nightly==0.26.0.dev20261027")  # the peers' own JAX loops need it
 
@@ -38,9 +39,9 @@ class Peer(NamedTuple):
 
 
 PEERS = {
-    "sb3": Peer("sb3_a2c.py", ((TORCH,), ("stable-baselines3==2.9.2", CLASSIC_CONTROL))),
+    "sb3": Peer("sb3_a2c.py", ((TORCH,), ("stable-baselines3==2.9.2", CLASSIC_CONTROL), ATARI)),
     # PFRL imports `packaging` without asking for it.
-    "pfrl": Peer("pfrl_a3c.py", ((TORCH,), ("pfrl==0.4.0", "packaging==26.3", CLASSIC_CONTROL))),
+    "pfrl": Peer("pfrl_a3c.py", ((TORCH,), ("pfrl==0.4.0", "packaging==26.3", CLASSIC_CONTROL), ATARI)),
     "sbx": Peer(
         "stable_baselines.py",
         ((TORCH,), (*JAX, "sbx-rl==0.28.0", "stable-baselines3==2.9.2", CLASSIC_CONTROL)),
@@ -70,14 +71,18 @@ def install(name: str, *, allowed: bool = True) -> Path:
         return Path(sys.executable)
     folder = ROOT / ".venv-bench" / name
     python, stamp = folder / "bin" / "python", folder / "installed.json"
-    if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == [list(stage) for stage in stages]:
+    wanted = [list(stage) for stage in stages]
+    there = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else []
+    if there == wanted:
         return python
     if not allowed:
         raise PeerError("not installed, and --quick does not install it: python benchmarks/_peers.py")
     say(f"installing {name} into {folder} (once)")
+    begun = len(there) if there and there == wanted[: len(there)] else 0  # stages that need not be done again
     try:
-        venv.create(folder, clear=True, with_pip=True)
-        for stage in stages:
+        if not begun:
+            venv.create(folder, clear=True, with_pip=True)
+        for stage in stages[begun:]:
             pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *stage]
             subprocess.run(pip, check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:

@@ -1,53 +1,92 @@
-"""A3C processes on Gymnasium's CartPole-v1 against Stable-Baselines3's A2C and PFRL's A3C, in environment steps/s.
+"""A3C processes against Stable-Baselines3's A2C and PFRL's A3C on CartPole-v1 or Pong (`--atari`), in steps a second.
 
 Every side learns while it steps; start-up and compilation are counted on no side. `ratio_sb3` is against SB3's own
-CartPole settings (eight environments), with one torch thread or torch's default, whichever is faster. Every peer also
-runs with our rollout length and network: `ratio_sb3_ours` is the same rule on the same work. PFRL is the other A3C,
-with two processes.
+settings (eight environments on CartPole, sixteen on Pong), with one torch thread or torch's default, whichever is
+faster. Every peer also runs with our rollout length and network: `ratio_sb3_ours` is the same rule on the same work.
+PFRL is the other A3C, with two processes. A step of Pong is four frames. With `--atari` Pong is measured, without it
+CartPole; the other stays as the JSON has it.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import _common
 import _peers
 
-KEYS = (
+MEASURED = (
     *("steps_per_s_1", "steps_per_s_2", "scaling_2", "sb3_a2c_steps_per_s", "ratio_sb3"),
     *("sb3_a2c_ours_steps_per_s", "ratio_sb3_ours", "pfrl_a3c_steps_per_s", "ratio_pfrl"),
 )
+KEYS = (*MEASURED, *(f"atari.{key}" for key in MEASURED))
+
+
+class Task(NamedTuple):
+    """An environment, and for how long each side trains in it."""
+
+    env: str
+    repeats: int
+    steps: int
+    peer_steps: int
+    quick: tuple[int, int, int]  # the same three; about the same time for each side, instead of the same steps
+
+
+TASKS = {
+    "cartpole": Task("CartPole-v1", 3, 400_000, 60_000, (2, 60_000, 6_000)),
+    "atari": Task("ALE/Pong-v5", 3, 15_000, 8_000, (1, 2_000, 1_000)),
+}
 
 
 def main() -> None:
     """Measure, and print the record."""
-    arguments = _common.parser(__doc__).parse_args()
-    repeats, steps, peer_steps = (3, 400_000, 60_000)
-    if arguments.quick:  # about the same time for each side, instead of the same steps
-        repeats, steps, peer_steps = (2, 60_000, 6_000)
+    parser = _common.parser(__doc__)
+    parser.add_argument("--atari", action="store_true", help="Pong; CartPole stays as the JSON has it")
+    arguments = parser.parse_args()
+    kept, peers = earlier(arguments)
+    found, report = measure("atari" if arguments.atari else "cartpole", arguments.quick)
+    results = kept | ({"atari": found} if arguments.atari else found)
+    _common.finish(arguments, _common.record("hogwild", arguments, results, peers | report))
 
-    threads = (1,) if arguments.quick else (1, None)
-    settings = contenders(shoal(1, 2_000)["config"], threads)  # this run also fills the compilation cache
+
+def earlier(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Results and peers as the JSON has them; blanks where it has nothing, or was but a quick look."""
+    blank = compare({})
+    blank |= {"atari": dict(blank)}
+    if not (arguments.json and arguments.json.exists()):
+        return blank, {}
+    record = json.loads(arguments.json.read_text(encoding="utf-8"))
+    return (blank, {}) if record["quick"] else (blank | record["results"], record["peers"])
+
+
+def measure(name: str, quick: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The numbers of one task, and what is to be told of the peers."""
+    task = TASKS[name]
+    repeats, steps, peer_steps = task.quick if quick else (task.repeats, task.steps, task.peer_steps)
+    threads = (1,) if quick else (1, None)
+    config = shoal(task.env, 1, 2_000 if name == "cartpole" else 200)["config"]  # also fills the compilation cache
+    settings = contenders(config, threads)
     with _peers.Stand() as stand:
-        sides = {f"shoal_{n}": lambda n=n: shoal(n, steps)["env_steps_per_s"] for n in (1, 2)}
+        sides = {f"shoal_{n}": lambda n=n: shoal(task.env, n, steps)["env_steps_per_s"] for n in (1, 2)}
         for side, request in settings.items():
             peer = side.partition(",")[0]
-            if stand.start(peer, may_install=peer == "sb3" or not arguments.quick):
+            if stand.start(peer, may_install=peer == "sb3" or not quick):
                 sides[side] = lambda peer=peer, request=request: stand.rate(peer, steps=peer_steps, **request)
         rates = _common.alternate(sides, repeats)
+    told = {"env": task.env, "env_steps": steps, "peer_env_steps": peer_steps, "peer_settings": settings}
+    return compare(rates) | told, stand.report
 
-    results = compare(rates) | {"env_steps": steps, "peer_env_steps": peer_steps, "peer_settings": settings}
-    _common.finish(arguments, _common.record("hogwild", arguments, results, stand.report))
 
-
-def shoal(workers: int, steps: int) -> dict[str, Any]:
+def shoal(env: str, workers: int, steps: int) -> dict[str, Any]:
     """Train with one or more workers; the summary."""
-    words = ("--env", "CartPole-v1", "--workers", workers, "--steps", steps, "--seed", 0)
+    words = ("--env", env, "--workers", workers, "--steps", steps, "--seed", 0)
     return _common.train("a3c", *words, *_common.SHORT)
 
 
-def contenders(config: dict[str, Any], threads: tuple[int | None, ...]) -> dict[str, dict[str, Any]]:
+def contenders(config: Mapping[str, Any], threads: tuple[int | None, ...]) -> dict[str, dict[str, Any]]:
     """What the peers are run with: side -> settings.
 
     Args:
@@ -55,26 +94,32 @@ def contenders(config: dict[str, Any], threads: tuple[int | None, ...]) -> dict[
         threads: Counts of torch's threads to try for SB3; None is torch's own.
     """
     algorithm, network = config["parts"]["algorithm"], config["parts"]["network"]
-    rollout, sizes = algorithm["rollout_length"], list(network["hidden"])
-    ours = {"rollout": rollout, "sizes": sizes, "shared": network["shared"]}
+    rollout = algorithm["rollout_length"]
+    if network["torso"] == "dqn_2013":
+        where: dict[str, Any] = {"atari": True}
+        ours, net = {"rollout": rollout, "small": True}, {}
+    else:
+        where, net = {}, {"sizes": list(network["hidden"])}
+        ours = {"rollout": rollout, "shared": network["shared"]} | net
     sides: dict[str, dict[str, Any]] = {}
     for count in threads:
-        sides[f"sb3, its own settings, {count or 'all'} threads"] = {"threads": count}
-        sides[f"sb3, our settings, {count or 'all'} threads"] = {"threads": count} | ours
+        sides[f"sb3, its own settings, {count or 'all'} threads"] = where | {"threads": count}
+        sides[f"sb3, our settings, {count or 'all'} threads"] = where | {"threads": count} | ours
     for length in sorted({5, rollout}):
-        sides[f"pfrl, rollout {length}"] = {"workers": 2, "sizes": sizes, "rollout": length}
+        sides[f"pfrl, rollout {length}"] = where | net | {"workers": 2, "rollout": length}
     return sides
 
 
-def compare(rates: dict[str, list[float]]) -> dict[str, Any]:
+def compare(rates: Mapping[str, list[float]]) -> dict[str, Any]:
     """The keys of the record from each side's environment steps per second, one a round."""
 
     def best(prefix: str) -> list[float]:
         measured = [values for side, values in rates.items() if side.startswith(prefix) and values]
         return max(measured, key=statistics.median, default=[])
 
-    results = _common.spread("steps_per_s_1", rates["shoal_1"]) | _common.spread("steps_per_s_2", rates["shoal_2"])
-    results |= _common.spread("scaling_2", _common.ratios(rates["shoal_2"], rates["shoal_1"]))
+    one, two = (rates.get(f"shoal_{n}", []) for n in (1, 2))
+    results = _common.spread("steps_per_s_1", one) | _common.spread("steps_per_s_2", two)
+    results |= _common.spread("scaling_2", _common.ratios(two, one))
     for key, prefix in {
         "sb3_a2c": "sb3, its",
         "sb3_a2c_ours": "sb3, our",
@@ -82,7 +127,7 @@ def compare(rates: dict[str, list[float]]) -> dict[str, Any]:
     }.items():
         results |= _common.spread(f"{key}_steps_per_s", best(prefix))
     for key, prefix in {"sb3": "sb3, its", "sb3_ours": "sb3, our", "pfrl": "pfrl"}.items():
-        results |= _common.spread(f"ratio_{key}", _common.ratios(rates["shoal_2"], best(prefix)))
+        results |= _common.spread(f"ratio_{key}", _common.ratios(two, best(prefix)))
     return results | {"sides": {side: values for side, values in rates.items() if not side.startswith("shoal")}}
 
 

@@ -53,11 +53,20 @@ def grid(head: list[str], rows: list[list[str]]) -> str:
 
 
 def hogwild(results: Mapping[str, Any]) -> str:
-    """Steps per second, and our two workers over each side."""
+    """Steps per second, and our two workers over each side; of both tasks."""
+    tables = [against_peers(results, "CartPole-v1", "its own CartPole settings, 8 environments")]
+    if results["atari"]["steps_per_s_2"] is not None:
+        own = "its own Atari settings, 16 environments"
+        tables.append(against_peers(results["atari"], "Pong, four frames a step", own))
+    return "\n\n".join(tables)
+
+
+def against_peers(results: Mapping[str, Any], task: str, own: str) -> str:
+    """One task."""
     sides = {
         "Shoal `a3c`, 2 workers": ("steps_per_s_2", None),
         "Shoal `a3c`, 1 worker": ("steps_per_s_1", "scaling_2"),
-        "SB3 A2C, its own CartPole settings, 8 environments": ("sb3_a2c_steps_per_s", "ratio_sb3"),
+        f"SB3 A2C, {own}": ("sb3_a2c_steps_per_s", "ratio_sb3"),
         "SB3 A2C, our rollout length and network": ("sb3_a2c_ours_steps_per_s", "ratio_sb3_ours"),
         "PFRL A3C, 2 processes": ("pfrl_a3c_steps_per_s", "ratio_pfrl"),
     }
@@ -65,7 +74,7 @@ def hogwild(results: Mapping[str, Any]) -> str:
         [side, spread(results, key), spread(results, ratio, "x") if ratio else ""]
         for side, (key, ratio) in sides.items()
     ]
-    return grid(["", "env steps/s", "Shoal's 2 workers over it"], rows)
+    return grid([task, "env steps/s", "Shoal's 2 workers over it"], rows)
 
 
 def on_device(results: Mapping[str, Any]) -> str:

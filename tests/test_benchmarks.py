@@ -98,7 +98,7 @@ def test_the_better_of_a_peers_settings_counts():
     assert results["ratio_sb3_ours_repeats"] == [10.0, 6.0]
     assert results["scaling_2_repeats"] == [2.0, 1.5]
     assert results["ratio_pfrl"] is None  # not measured: null, never 0
-    assert set(_load("hogwild").KEYS) <= set(results)
+    assert set(_load("hogwild").MEASURED) <= set(results)
 
 
 def _run(seed, solved):
@@ -130,6 +130,45 @@ def test_a_stopped_measurement_goes_on_but_never_mixes_code(tmp_path, monkeypatc
     assert list(cartpole.earlier(arguments, wanted=["a3c"])["a3c"]) == ["0", "1"]
     arguments.fresh = True
     assert cartpole.earlier(arguments, wanted=["a3c"])["a3c"] == {}
+
+
+def test_pong_and_cartpole_share_a_record_and_one_is_measured_at_a_time(tmp_path, monkeypatch, capsys):
+    hogwild, table = _load("hogwild"), _load("table")
+    rates = {"shoal_1": [500.0], "shoal_2": [900.0], "sb3, its own settings, 1 threads": [300.0]}
+    found = {"cartpole": hogwild.compare({}) | {"steps_per_s_2": 7.0}, "atari": hogwild.compare(rates)}
+    monkeypatch.setattr(hogwild, "measure", lambda name, _: (found[name], {name: {"versions": {}}}))
+    for words in ([], ["--atari"]):
+        monkeypatch.setattr(sys, "argv", ["hogwild.py", "--json", str(tmp_path / "x.json"), *words])
+        hogwild.main()
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == record
+    assert record["results"]["steps_per_s_2"] == 7.0
+    assert record["results"]["atari"]["ratio_sb3"] == 3.0
+    assert set(record["peers"]) == {"cartpole", "atari"}
+    assert table.problems(record) == []
+    assert "Pong" in table.render(record, "hogwild")
+
+
+def test_on_pong_the_peers_are_also_given_our_network():
+    settings = {"rollout_length": 20}, {"torso": "dqn_2013", "hidden": [64, 64], "shared": True}
+    sides = _load("hogwild").contenders({"parts": dict(zip(("algorithm", "network"), settings, strict=True))}, (1,))
+    assert sides["sb3, our settings, 1 threads"] == {"atari": True, "threads": 1, "rollout": 20, "small": True}
+    assert sides["sb3, its own settings, 1 threads"] == {"atari": True, "threads": 1}
+    assert sides["pfrl, rollout 20"] == {"atari": True, "workers": 2, "rollout": 20}
+
+
+def test_a_peer_that_asks_for_more_keeps_what_it_has(tmp_path, monkeypatch):
+    peers, ran = _load("_peers"), []
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    monkeypatch.setattr(peers, "_held", lambda _: False)
+    monkeypatch.setattr(peers.venv, "create", lambda folder, **_: (folder / "bin").mkdir(parents=True))
+    monkeypatch.setattr(peers.subprocess, "run", lambda command, **_: ran.append(command[-1]))
+    for stages in ((("a==1",),), (("a==1",), ("b==2",)), (("a==1",), ("b==2",)), (("c==3",), ("b==2",))):
+        monkeypatch.setitem(peers.PEERS, "x", peers.Peer("x.py", stages))
+        if stages[0] == ("c==3",):  # something else: from nothing
+            monkeypatch.setattr(peers.venv, "create", lambda _, **__: ran.append("new"))
+        peers.install("x")
+    assert ran == ["a==1", "b==2", "new", "c==3", "b==2"]
 
 
 # ---------------------------------------------------------------------------------------------- on_device
@@ -386,7 +425,8 @@ def test_a_table_shows_the_spread_the_command_and_why_a_peer_is_missing():
     hogwild, table = _load("hogwild"), _load("table")
     results = hogwild.compare({"shoal_1": [50e3, 52e3], "shoal_2": [100e3, 101e3], "sb3, its": [10e3, 10e3]})
     peers = {"sb3": {"versions": {}}, "pfrl": {"error": "does not install: no wheel"}}
-    text = table.render(_record("hogwild", results, peers=peers), "hogwild")
+    text = table.render(_record("hogwild", results | {"atari": hogwild.compare({})}, peers=peers), "hogwild")
+    assert "Pong" not in text  # of what was not measured there is no table
     assert "| Shoal `a3c`, 2 workers | 100,000 (100,000 to 101,000) |" in text
     assert "10.1x (10 to 10.1)" in text
     assert "`shoal bench hogwild` · 2025-01-31 · commit 0123456789ab" in text

@@ -1,8 +1,9 @@
-"""Runs Stable-Baselines3's A2C on Gymnasium's CartPole-v1 inside its own environment: `python sb3_a2c.py`.
+"""Runs Stable-Baselines3's A2C inside its own environment: `python sb3_a2c.py`.
 
-Reads one JSON object a line (`steps`, `threads`, and settings other than its defaults) and answers each with one line:
-environment steps per second of the whole `learn` call. Its CartPole defaults are those of rl-zoo: 8 environments in
-one process (`DummyVecEnv`), `MlpPolicy`, entropy coefficient 0, everything else as `A2C` has it.
+Reads one JSON object a line (the arguments of `measure`) and answers each with one line: environment steps per second
+of the whole `learn` call. Its own settings are those of rl-zoo, environments in one process (`DummyVecEnv`): on
+CartPole-v1 8 of them, `MlpPolicy`, entropy coefficient 0; on Pong 16 with SB3's Atari wrappers and four frames,
+`CnnPolicy`, entropy coefficient 0.01, value coefficient 0.25, TensorFlow's RMSProp; the rest as `A2C` has it.
 """
 
 import importlib.metadata
@@ -11,10 +12,14 @@ import json
 import sys
 import time
 
+import ale_py
+import gymnasium
 import torch
 from stable_baselines3 import A2C
-from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecFrameStack
 
 DEFAULT_THREADS = torch.get_num_threads()
 
@@ -33,6 +38,20 @@ class SharedTrunk(BaseFeaturesExtractor):
         return self.layers(obs)
 
 
+class SmallConvolutions(BaseFeaturesExtractor):
+    """The convolutions of DQN-2013; SB3's own are those of DQN-2015. Pixels arrive in [0, 1]."""
+
+    def __init__(self, space):
+        super().__init__(space, 256)
+        first, second = torch.nn.Conv2d(space.shape[0], 16, 8, stride=4), torch.nn.Conv2d(16, 32, 4, stride=2)
+        rest = (torch.nn.Flatten(), torch.nn.Linear(32 * 9 * 9, 256), torch.nn.ReLU())
+        self.layers = torch.nn.Sequential(first, torch.nn.ReLU(), second, torch.nn.ReLU(), *rest)
+
+    def forward(self, obs):
+        """`[B, 4, 84, 84]` -> `[B, 256]`."""
+        return self.layers(obs)
+
+
 def policy_settings(sizes, shared):
     """The keyword arguments of `MlpPolicy` for our network; none for SB3's own (two trunks of 64 and 64)."""
     if not sizes:
@@ -42,30 +61,48 @@ def policy_settings(sizes, shared):
     return {"net_arch": [], "features_extractor_class": SharedTrunk, "features_extractor_kwargs": {"sizes": sizes}}
 
 
-def measure(*, steps, threads=None, rollout=5, sizes=(), shared=False, seed=0):
+def cartpole(sizes, shared, seed):
+    """The environments, the policy's name and what else `A2C` is given."""
+    rest = {"ent_coef": 0.0, "policy_kwargs": policy_settings(list(sizes), shared)}
+    return make_vec_env("CartPole-v1", n_envs=8, seed=seed), "MlpPolicy", rest
+
+
+def pong(small, seed):
+    """Likewise; `small` takes the network of DQN-2013 instead of SB3's own."""
+    gymnasium.register_envs(ale_py)
+    envs = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=16, seed=seed), n_stack=4)
+    policy = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
+    policy |= {"features_extractor_class": SmallConvolutions, "net_arch": []} if small else {}
+    return envs, "CnnPolicy", {"ent_coef": 0.01, "vf_coef": 0.25, "policy_kwargs": policy}
+
+
+def measure(*, steps, threads=None, rollout=5, sizes=(), shared=False, seed=0, atari=False, small=False):
     """One timed training.
 
     Args:
-        steps: Environment steps in all, over the 8 environments.
+        steps: Environment steps in all, over all environments.
         threads: Torch's threads; None leaves its default.
         rollout: `n_steps`, environment steps per update and environment; SB3's default is 5.
-        sizes: Hidden layers; empty for SB3's own network.
+        sizes: Hidden layers on CartPole; empty for SB3's own network.
         shared: Whether policy and value share them.
         seed: Of the run.
+        atari: Pong instead of CartPole.
+        small: On Pong, the network of DQN-2013.
     """
     torch.set_num_threads(threads or DEFAULT_THREADS)
-    envs = make_vec_env("CartPole-v1", n_envs=8, seed=seed)
-    settings = {"n_steps": rollout, "policy_kwargs": policy_settings(list(sizes), shared)}
-    model = A2C("MlpPolicy", envs, ent_coef=0.0, device="cpu", seed=seed, **settings)
-    model.learn(1000)  # warms allocators and dispatch up
+    envs, policy, rest = pong(small, seed) if atari else cartpole(sizes, shared, seed)
+    model = A2C(policy, envs, n_steps=rollout, device="cpu", seed=seed, **rest)
+    model.learn(envs.num_envs * rollout if atari else 1000)  # warms allocators and dispatch up
     began = time.perf_counter()
     model.learn(steps)
     train_s = time.perf_counter() - began
+    envs.close()
     scores = [episode["r"] for episode in model.ep_info_buffer]
-    return {"steps_per_s": model.num_timesteps / train_s, "train_s": train_s, "return": sum(scores) / len(scores)}
+    score = sum(scores) / len(scores) if scores else None
+    return {"steps_per_s": model.num_timesteps / train_s, "train_s": train_s, "return": score}
 
 
-names = ("torch", "stable-baselines3", "gymnasium", "numpy")
+names = ("torch", "stable-baselines3", "gymnasium", "numpy", "ale-py")
 print(json.dumps({"versions": {name: importlib.metadata.version(name) for name in names}}), flush=True)
 for line in sys.stdin:
     print(json.dumps(measure(**json.loads(line))), flush=True)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from shoal.tuned import Preset, Tuned
+from shoal.tuned import Preset, Settings, Tuned
 
 A3C = "Mnih et al. 2016, arXiv:1602.01783"
+ATARI: Settings = {  # the paper's small set of games; its other numbers are the rule's defaults
+    "algorithm": {"reward_clip": 1.0},
+    "network": {"torso": "dqn_2013"},
+}
+ON_ATARI = {"ALE/*": Tuned(80_000_000, ATARI), "envpool:*-v5": Tuned(80_000_000, ATARI)}
 
 PRESETS: dict[str, Preset] = {
     "a2c": Preset(
@@ -50,6 +55,7 @@ PRESETS: dict[str, Preset] = {
                     "network": {"initialiser": "orthogonal"},
                 },
             ),
+            **ON_ATARI,
         },
     ),
     "a3c_lstm": Preset(
@@ -74,6 +80,7 @@ PRESETS: dict[str, Preset] = {
                     "network": {"hidden": (64,), "lstm": 64, "initialiser": "orthogonal"},
                 },
             ),
+            **ON_ATARI,
         },
     ),
     "a3c_continuous": Preset(
