@@ -166,6 +166,11 @@ def _check_algorithm(experiment: Experiment, spec: types.EnvSpec) -> None:
     if reason := module.fits(configs["algorithm"], configs["network"], spec):
         raise errors.Refused(f"{experiment.algorithm} on {experiment.env}: {reason}")
     _check_learning(experiment)
+    runtime = registry.load("runtime", experiment.runtime)
+    if hasattr(runtime, "pads") and runtime.pads(configs["runtime"]) and not getattr(module, "PADDED", False):
+        raise errors.Refused(
+            f"{experiment.algorithm} learns from whole segments only; leave --runtime.segment at fixed, or use a3c"
+        )
     if reason := unshareable(experiment.runtime, experiment.algorithm, configs["algorithm"]):
         raise errors.Refused(
             f"the {experiment.runtime} runtime applies gradients itself, but {reason}; "

@@ -1,4 +1,4 @@
-"""Losses of one decision; batch by `vmap`, reduce outside. Each is a quantity to *descend*."""
+"""Losses of one decision; batch by `vmap`, reduce with `total` or `mean`. Each is a quantity to *descend*."""
 
 from __future__ import annotations
 
@@ -6,9 +6,40 @@ from typing import Any
 
 from etils import epy
 
+from shoal import types
+
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
+
+
+def counted(rollout: types.Rollout) -> Any:
+    """Which steps of a rollout count, ``[T, B]`` bool; () where none is padding."""
+    if isinstance(rollout.used, tuple):
+        return ()
+    steps, streams = rollout.transitions.reward.shape
+    return jnp.broadcast_to((jnp.arange(steps) < rollout.used)[:, None], (steps, streams))
+
+
+def happened(rollout: types.Rollout) -> Any:
+    """How many steps of all streams a rollout holds, padding left out."""
+    steps = rollout.transitions.reward
+    return steps.size if isinstance(rollout.used, tuple) else rollout.used * steps.shape[1]
+
+
+def last(rollout: types.Rollout) -> Any:
+    """The index of the last step that is no padding."""
+    return -1 if isinstance(rollout.used, tuple) else rollout.used - 1
+
+
+def total(each: Any, counts: Any) -> Any:
+    """The sum of ``[T, B]`` over the steps that count (`counted`)."""
+    return each.sum() if isinstance(counts, tuple) else jnp.where(counts, each, 0.0).sum()
+
+
+def mean(each: Any, counts: Any) -> Any:
+    """The mean of ``[T, B]`` over the steps that count (`counted`)."""
+    return each.mean() if isinstance(counts, tuple) else total(each, counts) / counts.sum()
 
 
 def policy_gradient(log_prob: Any, advantage: Any) -> Any:

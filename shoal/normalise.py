@@ -30,9 +30,14 @@ def init(shape: tuple[int, ...]) -> Statistics:
     return Statistics(jnp.zeros(()), jnp.zeros(shape), jnp.zeros(shape))
 
 
-def of(observations: Any, shape: tuple[int, ...]) -> Statistics:
-    """Statistics of a batch ``[..., *shape]``."""
+def of(observations: Any, shape: tuple[int, ...], counts: Any = ()) -> Statistics:
+    """Statistics of a batch ``[..., *shape]``, or of those of it that count: `counts` ``[...]`` bool."""
     flat = observations.reshape(-1, *shape)
+    if not isinstance(counts, tuple):
+        weight = counts.reshape(-1, *[1] * len(shape)).astype(jnp.float32)
+        count = jnp.maximum(weight.sum(), 1.0)
+        mean = (weight * flat).sum(axis=0, keepdims=True) / count
+        return Statistics(weight.sum(), mean[0], (weight * (flat - mean) ** 2).sum(axis=0))
     mean = flat.mean(axis=0, keepdims=True)
     return Statistics(jnp.asarray(float(flat.shape[0])), mean[0], ((flat - mean) ** 2).sum(axis=0))
 
@@ -45,9 +50,9 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     return Statistics(count, a.mean + delta * share, a.m2 + b.m2 + delta**2 * a.count * share)
 
 
-def update(statistics: Statistics, observations: Any, shape: tuple[int, ...]) -> Statistics:
-    """Statistics with a batch ``[..., *shape]`` added; a batch that holds NaN or infinity is passed over."""
-    new = merge(statistics, of(observations, shape))
+def update(statistics: Statistics, observations: Any, shape: tuple[int, ...], counts: Any = ()) -> Statistics:
+    """Statistics with a batch ``[..., *shape]`` added (see `of`); one that holds NaN or infinity is passed over."""
+    new = merge(statistics, of(observations, shape, counts))
     finite = jnp.all(jnp.isfinite(new.m2))
     return Statistics(*(jnp.where(finite, a, b) for a, b in zip(new, statistics, strict=True)))
 

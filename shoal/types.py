@@ -86,6 +86,7 @@ class Rollout(NamedTuple):
 
     transitions: Transition  # [T, B]
     carry: Carry  # recurrent state before the first step, leaves [B, ...]
+    used: Any = ()  # scalar i32, the steps of T that happened, the others are padding (`losses.counted`); (): all
 
 
 class Episode(NamedTuple):

@@ -50,7 +50,7 @@ class Played:
     def collect(self, policy: Any) -> _segment.Segment:
         del policy
         jax.tree.map(lambda room, leaf: np.copyto(room, leaf, casting="unsafe"), self._room, next(self._given))
-        return _segment.Segment((), [], 0.0, 0.0)
+        return _segment.Segment((), [], T, 0.0, 0.0)
 
 
 ALONE: Any = SimpleNamespace(orphaned=lambda: False)  # the link of a worker whose parent is this process

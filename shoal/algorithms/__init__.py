@@ -5,6 +5,7 @@ A file here offers
 * ``Config``: a frozen dataclass whose docstrings are the `--help`;
 * ``ACTIONS``: which actions it can choose, of ``"discrete"`` and ``"continuous"``;
 * ``CORRECTS``: whether it learns through the corrector it is given;
+* where it understands rollouts that end in padding (`types.Rollout.used`), ``PADDED = True``;
 * ``fits(config, network, spec) -> str``: why it cannot learn this way from such an environment, ``""`` if it can;
 * ``shareable(config) -> str``: why its gradients cannot be left for a runtime to apply elsewhere, ``""`` if they can;
 * ``build(config, ingredients) -> types.Agent``; `Ingredients` is what every rule may be given;

@@ -23,6 +23,7 @@ with epy.lazy_imports():
 
 CORRECTS = True
 ACTIONS = ("discrete", "continuous")
+PADDED = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +127,11 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
     def update(state: State, rollout: types.Rollout, key: types.Key) -> tuple[State, types.Metrics]:
         del key
         if config.normalise_observations:
-            seen = normalise.update(state.normaliser, rollout.transitions.obs, shape)
+            seen = normalise.update(state.normaliser, rollout.transitions.obs, shape, losses.counted(rollout))
             state = state._replace(normaliser=seen)
         gradient, metrics = jax.grad(functools.partial(loss, rule), has_aux=True)(state.params, state, rollout)
         params, optimiser, norm = given.optimiser.update(gradient, state.optimiser, state.params, state.env_steps)
-        env_steps = state.env_steps + rollout.transitions.reward.size
+        env_steps = state.env_steps + losses.happened(rollout)
         state = state._replace(params=params, optimiser=optimiser, env_steps=env_steps)
         return state, {**metrics, "gradient_norm": norm}
 
@@ -203,15 +204,10 @@ def loss(rule: Rule, params: types.Params, state: State, rollout: types.Rollout)
     )
     actor = losses.policy_gradient(log_prob, corrected.advantage)
     critic = losses.squared_error(value, corrected.target)
-    total = actor + hyper.value_cost * critic - hyper.entropy_cost * entropy
-    metrics = {
-        "loss": total.mean(),
-        "policy_loss": actor.mean(),
-        "value_loss": critic.mean(),
-        "entropy": entropy.mean(),
-        "value": value.mean(),
-    }
-    return (total.sum() if rule.config.reduction == "sum" else total.mean()), metrics
+    each, counts = actor + hyper.value_cost * critic - hyper.entropy_cost * entropy, losses.counted(rollout)
+    told = {"loss": each, "policy_loss": actor, "value_loss": critic, "entropy": entropy, "value": value}
+    metrics = {name: losses.mean(values, counts) for name, values in told.items()}
+    return (losses.total(each, counts) if rule.config.reduction == "sum" else metrics["loss"]), metrics
 
 
 def _small_act(rule: Rule) -> types.SmallAct:

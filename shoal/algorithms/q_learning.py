@@ -24,6 +24,7 @@ with epy.lazy_imports():
 
 CORRECTS = False
 ACTIONS = ("discrete",)
+PADDED = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,16 +164,16 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
 
     def update(state: State, rollout: types.Rollout, key: types.Key) -> tuple[State, types.Metrics]:
         del key
-        steps = rollout.transitions
         if config.normalise_observations:
-            seen = normalise.update(state.normaliser, steps.obs, spec.observation.shape)
+            counts = losses.counted(rollout)
+            seen = normalise.update(state.normaliser, rollout.transitions.obs, spec.observation.shape, counts)
             state = state._replace(normaliser=seen)
-        gradient, metrics = jax.grad(functools.partial(loss, rule), has_aux=True)(state.params, state, steps)
+        gradient, metrics = jax.grad(functools.partial(loss, rule), has_aux=True)(state.params, state, rollout)
         params, optimiser, norm = given.optimiser.update(gradient, state.optimiser, state.params, state.env_steps)
-        env_steps = state.env_steps + steps.reward.size
+        env_steps = state.env_steps + losses.happened(rollout)
         target = copied(state.target, params, state.env_steps, env_steps)
         if config.target == "sarsa":
-            last = jax.tree.map(lambda leaf: leaf[-1], steps)
+            last = jax.tree.map(lambda leaf: leaf[losses.last(rollout)], rollout.transitions)
             state = state._replace(pending=Pending(last, jnp.ones(given.streams, bool)))
         state = state._replace(params=params, target=target, optimiser=optimiser, env_steps=env_steps)
         return state, {**metrics, "gradient_norm": norm, "epsilon": mine(rule, state, env_steps).mean()}
@@ -221,13 +222,14 @@ def evaluate(rule: Rule, params: types.Params, normaliser: Any, obs: Any) -> Any
     return rule.network.apply(params, seen, ())[0]["q"]
 
 
-def loss(rule: Rule, params: types.Params, state: State, steps: types.Transition) -> tuple[Any, types.Metrics]:
+def loss(rule: Rule, params: types.Params, state: State, rollout: types.Rollout) -> tuple[Any, types.Metrics]:
     """½ (y - Q(x, a))², or Huber's, over a segment ``[T, B]``; the target y is a constant.
 
     Sarsa's segment begins and ends a step earlier than the others': the last step waits until the action after it is
     known, which is the first of the next segment.
     """
-    hyper, there, following = state.hyper, jnp.ones_like(steps.truncated), ()
+    hyper, steps, following, counts = state.hyper, rollout.transitions, (), losses.counted(rollout)
+    there = jnp.ones_like(steps.truncated)
     if rule.config.target == "sarsa":
         following, pending = steps.action, state.pending
         steps = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), pending.step, steps)
@@ -237,8 +239,8 @@ def loss(rule: Rule, params: types.Params, state: State, steps: types.Transition
     chosen = _of(_over(rule, params, state, steps.obs), steps.action)
     error = jax.lax.stop_gradient(goal) - chosen
     each = jnp.where(there, losses.huber(error, hyper.huber), 0.0)
-    metrics = {"loss": each.mean(), "q": chosen.mean()}
-    return (each.sum() if rule.config.reduction == "sum" else each.mean()), metrics
+    metrics = {"loss": losses.mean(each, counts), "q": losses.mean(chosen, counts)}
+    return (losses.total(each, counts) if rule.config.reduction == "sum" else metrics["loss"]), metrics
 
 
 def targets(rule: Rule, state: State, steps: types.Transition, following: Any) -> Any:

@@ -31,6 +31,7 @@ class Start(NamedTuple):
     shapes: Any  # the parameters as ShapeDtypeStructs
     seed: int
     staleness: _staleness.Policy
+    padded: bool = False  # a segment ends with its episode
 
 
 class _Letter(NamedTuple):
@@ -50,13 +51,13 @@ class Compiled:
         self.parts, self.start = parts, start
         self.flat = tree.flattener(start.shapes)
         self.device = parts.device_env is not None
-        self.rollout = () if self.device else _segment.like(parts)
+        self.rollout = () if self.device else _segment.like(parts, start.padded)
         self.enclosed = self.rollout if _words.fits(self.rollout) else ()
         unpack = self.letter()[2]
         self.gradient = _Gradient(parts.agent, self.flat, unpack)
         self.policy = jax.jit(_snapshot(parts.agent, self.flat, unpack))
         self.needs_policy = self.device or parts.agent.small_act is None
-        self.programs = _segment.Programs(parts)
+        self.programs = _segment.Programs(parts, start.padded)
 
     def letter(self) -> tuple[np.ndarray, _Letter, Any]:
         """Room for one learner's letter: the vector, its views, and how it is read inside `jit`."""
@@ -93,7 +94,7 @@ class Learner:
         self._rule = in_place.build(start.rest.optimiser.rule, compiled.flat.size)
         self._target = target(self._letter.rest)
         self._restarted = incarnation % LIVES > 0  # and has not applied anything yet
-        self.steps = compiled.parts.agent.rollout_length  # of one segment
+        self.steps = 0  # of the last segment
         self.version = 0  # applies that the parameters had seen when they were read
         self._payload: Any = ()
         self.out = np.zeros(0, np.float32)  # [gradient | metrics | norm]
@@ -121,7 +122,7 @@ class Learner:
         """Act a segment, and find its gradient."""
         letter, compiled = self._letter, self._compiled
         segment = self.segments.collect(self._policy())
-        self._payload = segment.payload
+        self._payload, self.steps = segment.payload, segment.steps
         self.out, rest = compiled.gradient(self._words, segment.payload if compiled.device else self._apart)
         self._rest[:] = rest
         letter.key[2] += 1
@@ -132,7 +133,7 @@ class Learner:
         """What the last segment adds to the statistics of observations; None where they are not kept."""
         if not self._letter.rest.normaliser:
             return None
-        return np.asarray((self._payload or self._letter.rollout or self._apart).transitions.obs)
+        return np.asarray((self._payload or self._letter.rollout or self._apart).transitions.obs)[: self.steps]
 
     def settle(self, arrays: Any, flag: int | None = None, watch: _staleness.Watch | None = None) -> int:
         """Apply the gradient, or drop it, and count it.

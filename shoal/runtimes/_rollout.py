@@ -74,7 +74,38 @@ def collect(
     Returns:
         The streams after the rollout, the rollout ``[T, B]``, and the episodes that ended in it.
     """
-    batch = actors.episode_length.shape[0]
+    carry, batch = actors.carry, actors.episode_length.shape[0]
+    keys = jax.random.split(key, (agent.rollout_length, 2, batch))  # all at once: splitting inside the loop costs more
+    actors, (transitions, ended) = jax.lax.scan(_step(agent, env, policy), actors, keys)
+    return actors, types.Rollout(transitions, carry), ended
+
+
+def collect_padded(
+    agent: types.Agent, env: types.Env, policy: types.Policy, actors: Actors, key: types.Key
+) -> tuple[Actors, types.Rollout, Ended]:
+    """The same of one stream, which stands still from the end of an episode on: what follows is padding."""
+    carry, step = actors.carry, _step(agent, env, policy)
+
+    def until_over(at: tuple[Actors, Any], keys: types.Key) -> Any:
+        before, stands = at
+        after, (transition, ended) = step(before, keys)
+        kept = jax.tree.map(lambda old, new: jnp.where(stands, old, new), before, after)
+        nothing = transition._replace(
+            reward=jnp.zeros_like(transition.reward),
+            discount=jnp.zeros_like(transition.discount),
+            truncated=jnp.zeros_like(transition.truncated),
+        )
+        transition = jax.tree.map(lambda pad, new: jnp.where(stands, pad, new), nothing, transition)
+        return (kept, stands | ended.over[0]), (transition, ended, ~stands)
+
+    keys = jax.random.split(key, (agent.rollout_length, 2, 1))
+    start = actors, jnp.bool_(False)
+    (actors, _), (transitions, ended, happened) = jax.lax.scan(until_over, start, keys)
+    return actors, types.Rollout(transitions, carry, happened.sum(dtype=jnp.int32)), ended
+
+
+def _step(agent: types.Agent, env: types.Env, policy: types.Policy) -> Any:
+    """One step of all streams, as `jax.lax.scan` wants it."""
 
     def step(actors: Actors, keys: types.Key) -> tuple[Actors, tuple[types.Transition, Ended]]:
         action, extras, carry = act_all(agent, policy, actors.carry, actors.obs, keys[0])
@@ -89,7 +120,4 @@ def collect(
         after = Actors(state, obs, carry, jnp.where(over, 0.0, episode_return), jnp.where(over, 0, length))
         return after, (transition, Ended(over, episode_return, length))
 
-    carry = actors.carry
-    keys = jax.random.split(key, (agent.rollout_length, 2, batch))  # all at once: splitting inside the loop costs more
-    actors, (transitions, ended) = jax.lax.scan(step, actors, keys)
-    return actors, types.Rollout(transitions, carry), ended
+    return step

@@ -1,4 +1,7 @@
-"""Experience from one environment inside a worker, one fixed-size segment after another, ``[T, 1]``.
+"""Experience from one environment inside a worker, one segment of fixed size after another, ``[T, 1]``.
+
+A stream of padded segments ends each with its episode, as the pseudo-code of Mnih et al. 2016 does: what is left of
+its T steps is padding, which never happened.
 
 `HostSegments` steps a Python simulator; `DeviceSegments` runs a pure-JAX environment, the whole segment in one
 compiled call. Both give the same `types.Rollout` and the same account of finished episodes and of time.
@@ -33,6 +36,7 @@ class Segment(NamedTuple):
 
     payload: Any  # the rollout [T, 1] where it is not in the room given at the start; else ()
     finished: list[Finished]
+    steps: int  # that happened: T, or fewer of a padded one
     environment_s: float  # seconds in the simulator
     inference_s: float  # seconds deciding
 
@@ -64,7 +68,8 @@ class Segments(Protocol):
 class Programs:
     """The compiled functions of streams, one for all of a process."""
 
-    def __init__(self, parts: types.Parts) -> None:
+    def __init__(self, parts: types.Parts, padded: bool = False) -> None:
+        """Args: `parts`, what is run; `padded`, whether a segment ends with its episode."""
         agent, env = parts.agent, parts.device_env
 
         def act(policy: types.Policy, carry: types.Carry, obs: Any, words: Any) -> Any:
@@ -72,7 +77,8 @@ class Programs:
 
         def segment(policy: types.Policy, actors: Any, words: Any) -> Any:
             assert env is not None
-            return _rollout.collect(agent, env, policy, actors, prng.counted(words))
+            collect = _rollout.collect_padded if padded else _rollout.collect
+            return collect(agent, env, policy, actors, prng.counted(words))
 
         self.parts = parts
         self.act, self.segment = jax.jit(act), jax.jit(segment)
@@ -87,7 +93,7 @@ class HostSegments:
         Args:
             programs: Of the agent and its environment.
             state: The learner's, as NumPy views that follow it, for networks that decide in NumPy.
-            room: NumPy arrays ``[T, 1, ...]`` that each segment is written into.
+            room: NumPy arrays ``[T, 1, ...]`` that each segment is written into; segments are padded if it has `used`.
             seed: The run's.
             *place: Of this stream, for `seeds.derive`.
         """
@@ -100,7 +106,8 @@ class HostSegments:
         self._key = np.array([seeds.derive(seed, *place, "key", i) for i in range(2)] + [0], np.uint32)
         self._carry = agent.carry
         self._act = programs.act
-        self._carry_room = room.carry
+        self._carry_room, self._used = room.carry, room.used
+        self._padded = not isinstance(room.used, tuple)
         self._room = jax.tree.map(lambda leaf: leaf[:, 0], room.transitions)
 
     def _decide(self, policy: types.Policy | None) -> tuple[Any, Any]:
@@ -111,7 +118,7 @@ class HostSegments:
     def collect(self, policy: types.Policy | None) -> Segment:
         """See `Segments`."""
         small, step, clock = self._small, self._env.step, time.perf_counter
-        to, finished = self._room, []
+        to, finished, padded = self._room, [], self._padded
         obs_to, action_to, next_to = to.obs, to.action, to.next_obs
         rewards, discounts, cuts, extras_of = [], [], [], []
         jax.tree.map(_put, self._carry_room, self._carry)
@@ -134,13 +141,19 @@ class HostSegments:
                 finished.append(Finished(t + 1, self._return, length))
                 self._return, self._length, self._carry = 0.0, -t - 1, self._agent.carry
             obs = self._obs = following
-        self._length += len(action_to)
+            if padded and finished:
+                break
+        happened = len(rewards)
+        self._length += happened
         self._fill(rewards, discounts, cuts, extras_of, [f.at - 1 for f in finished])
-        return Segment((), finished, environment, clock() - started - environment)
+        return Segment((), finished, happened, environment, clock() - started - environment)
 
     def _fill(self, rewards: list, discounts: list, cuts: list, extras_of: list, ends: list[int]) -> None:
         """What is cheaper to write at once: scalars, and successors where no episode ended (the next observation)."""
         to = self._room
+        if self._padded:
+            self._used[...] = len(rewards)
+            _pad(to, rewards, discounts, cuts, extras_of)
         to.reward[:], to.discount[:], to.truncated[:] = rewards, discounts, cuts
         for room, leaves in zip(to.extras, zip(*extras_of, strict=True), strict=True):
             room[:] = leaves
@@ -184,13 +197,14 @@ class DeviceSegments:
         """See `Segments`; simulator and decisions are one program, so all its time counts as the environment's."""
         started = time.perf_counter()
         self._actors, rollout, ended = self._segment(policy, self._actors, self._key.copy())
+        happened = len(rollout.transitions.reward) if isinstance(rollout.used, tuple) else int(rollout.used)
         self._key[2] += 1  # the copy above: a compiled call may read its argument's memory after it has returned
         over = np.asarray(ended.over)[:, 0]
         finished = [
             Finished(int(t) + 1, float(ended.episode_return[t, 0]), int(ended.length[t, 0]))
-            for t in np.flatnonzero(over)
+            for t in np.flatnonzero(over[:happened])
         ]
-        return Segment(rollout, finished, time.perf_counter() - started, 0.0)
+        return Segment(rollout, finished, happened, time.perf_counter() - started, 0.0)
 
     def rehearse(self, policy: types.Policy | None) -> Any:
         """See `Segments`."""
@@ -209,8 +223,8 @@ class DeviceSegments:
         """Nothing to release."""
 
 
-def like(parts: types.Parts) -> types.Rollout:
-    """Shapes and dtypes of a rollout ``[T, 1]``."""
+def like(parts: types.Parts, padded: bool = False) -> types.Rollout:
+    """Shapes and dtypes of a rollout ``[T, 1]``, of padded segments or of whole ones."""
     agent, seen = parts.agent, parts.spec.observation
     state = jax.eval_shape(agent.init, seeds.key(0))
     policy = jax.eval_shape(agent.snapshot, state)
@@ -223,7 +237,8 @@ def like(parts: types.Parts) -> types.Rollout:
     number, flag = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((), np.bool_)
     step = types.Transition(obs, action, number, number, flag, obs, extras)
     carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), agent.carry)
-    return types.Rollout(jax.tree.map(over_time, step), carry)
+    used = jax.ShapeDtypeStruct((), np.int32) if padded else ()
+    return types.Rollout(jax.tree.map(over_time, step), carry, used)
 
 
 def kept(parts: types.Parts) -> types.Tree:
@@ -248,6 +263,17 @@ def _set_words(generator: np.random.Generator, words: np.ndarray) -> None:
     generator.bit_generator.state = {
         "bit_generator": "PCG64", "state": inner, "has_uint32": half, "uinteger": rest
     }  # fmt: skip
+
+
+def _pad(to: types.Transition, rewards: list, discounts: list, cuts: list, extras_of: list) -> None:
+    """Fill the rest of a segment with what cannot do harm: its own first step, which pays and continues nothing."""
+    happened, rest = len(rewards), len(to.action) - len(rewards)
+    to.obs[happened:] = to.next_obs[happened:] = to.obs[0]
+    to.action[happened:] = to.action[0]
+    rewards += [0.0] * rest
+    discounts += [0.0] * rest
+    cuts += [False] * rest
+    extras_of += [extras_of[0]] * rest
 
 
 def _put(room: np.ndarray, leaf: Any) -> None:

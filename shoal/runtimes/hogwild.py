@@ -33,6 +33,9 @@ class Config:
 
     workers: int = options.number(2, low=1, high=1024)
     """Processes, each with its own environment; about one a core."""
+    segment: Literal["fixed", "paper"] = "fixed"
+    """fixed: segments of algorithm.rollout_length steps, which may cross an episode's end; paper: they end with the
+    episode, so that an update follows every end, as in the pseudo-code of Mnih et al. 2016."""
     report_s: float = options.number(0.1, low=0.01)
     """Seconds between two reports of a worker."""
     statistics: Literal["shared", "worker"] = "shared"
@@ -72,6 +75,11 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
             "optimiser.rule=momentum, but a momentum is each worker's own; add --runtime.statistics worker, "
             "or use rmsprop"
         )
+
+
+def pads(config: Config) -> bool:
+    """Whether rollouts may end in padding."""
+    return config.segment == "paper"
 
 
 def streams(config: Config) -> int:
@@ -142,7 +150,7 @@ def _begin(config: Config, parts: types.Parts, seed: int) -> _Begun:
     flat, target = tree.flattener(state.params), _learner.target(state)
     shapes = jax.eval_shape(lambda: state.params)
     staleness = _staleness.Policy(config.max_lag, config.on_stale == "block")
-    given = _learner.Start(jax.device_get(_learner.without(state)), shapes, seed, staleness)
+    given = _learner.Start(jax.device_get(_learner.without(state)), shapes, seed, staleness, pads(config))
     seen = state.normaliser.mean.size if state.normaliser else 0
     sizes = _state.Sizes(flat.size, seen, config.statistics == "worker", target is not None)
     first = {"theta": np.asarray(flat.flatten(state.params))}
@@ -204,7 +212,8 @@ class _Run:
         self._flat, self._state = self._start.flat, self._start.state
         window = goal.window if goal else 1
         # Each ticket holds a segment, and one is begun only while steps are left.
-        tickets = -(-steps // parts.agent.rollout_length) + config.workers if config.replayable else 0
+        least = 1 if pads(config) else parts.agent.rollout_length
+        tickets = -(-steps // least) + config.workers if config.replayable else 0
         self._saved_names = [*self._start.layout]
         self._block = _shared.Block(_actor_learner.layout(self._start.sizes, config.workers, window, tickets))
         for name, values in self._start.first.items():
