@@ -227,6 +227,26 @@ def robustness(results: Mapping[str, Any]) -> str:
     return grid([*head, "less than shared RMSProp [95 %]"], rows)
 
 
+def pong(results: Mapping[str, Any]) -> str:
+    """How far it came, and when."""
+    reached = "not reached"
+    if results["reached_at_step"] is not None:
+        reached = f"{number(results['reached_at_step'])} steps, {number(results['reached_at_s'] / 60)} minutes"
+    rows = [
+        [
+            f"`a3c`, {results['workers']} workers",
+            number(results["env_steps"]),
+            number(results["wall_s"] / 60),
+            number(results["frames_per_s"]),
+            reached,
+            number(results["best_mean"]),
+            number(results["last_mean"]),
+        ]
+    ]
+    means = ["mean of 0", "best mean", "last mean"]
+    return grid(["Pong, 100 training episodes a mean", "steps", "minutes", "frames/s", *means], rows)
+
+
 def startup(results: Mapping[str, Any]) -> str:
     """Seconds to the first learning step."""
     rows = [
@@ -382,6 +402,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "asynchrony": asynchrony,
     "async_scaling": async_scaling,
     "robustness": robustness,
+    "pong": pong,
     "gorila": gorila,
 }
 

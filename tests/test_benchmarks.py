@@ -17,7 +17,7 @@ from shoal.tuned import teams
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
-    "async_scaling", "robustness", "gorila",
+    "async_scaling", "robustness", "pong", "gorila",
 )  # fmt: skip
 
 
@@ -532,6 +532,30 @@ def test_robustness_counts_passes_falls_and_failures_and_compares_pair_by_pair(t
     assert "`a3c`, rmsprop | 1 of 3" in table.render(made, "robustness")
     bench.draw(results["methods"], tmp_path / "robustness.svg")
     assert "a3c" in (tmp_path / "robustness.svg").read_text()
+
+
+def test_pongs_curve_is_the_mean_of_a_hundred_episodes(tmp_path):
+    pong, table = _load("pong"), _load("table")
+    summary = {"status": "interrupted", "env_steps": 300, "wall_s": 600.0, "env_steps_per_s": 50.0, "seed": 0}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    lines = ["env_steps,episode_return,length,worker,wall_s"]
+    lines += [f"{step},{-1.0 if step <= 100 else 1.0},1,0,{step * 2.0}" for step in range(1, 301)]
+    (tmp_path / "episodes.csv").write_text("\n".join(lines) + "\n")
+    results = pong.conclude(tmp_path)
+    assert results["curve"][0] == [100, 200.0, -1.0]
+    assert results["curve"][-1] == [300, 600.0, 1.0]
+    assert (results["reached_at_step"], results["reached_at_s"]) == (150, 300.0)
+    assert results["frames_per_s"] == 200.0
+    record = _record("pong", results)
+    assert table.problems(record) == []
+    assert "| 150 steps, 5 minutes | 1 | 1 |" in table.render(record, "pong")
+    pong.draw(results, tmp_path / "pong.svg")
+    assert "random player" in (tmp_path / "pong.svg").read_text()
+    (tmp_path / "episodes.csv").write_text("\n".join(lines[:50]) + "\n")
+    few = pong.conclude(tmp_path)
+    assert few["curve"] == []
+    assert few["reached_at_step"] is None
+    pong.draw(few, tmp_path / "few.svg")
 
 
 def test_gorila_of_nothing_has_every_key_and_a_table():

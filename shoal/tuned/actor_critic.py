@@ -9,6 +9,7 @@ ATARI: Settings = {  # the paper's small set of games; its other numbers are the
     "algorithm": {"reward_clip": 1.0},
     "network": {"torso": "dqn_2013"},
 }
+PONG: Settings = {**ATARI, "algorithm": {"reward_clip": 1.0, "rollout_length": 20}}  # for two cores and two hours
 ON_ATARI = {"ALE/*": Tuned(80_000_000, ATARI), "envpool:*-v5": Tuned(80_000_000, ATARI)}
 
 PRESETS: dict[str, Preset] = {
@@ -55,6 +56,7 @@ PRESETS: dict[str, Preset] = {
                     "network": {"initialiser": "orthogonal"},
                 },
             ),
+            "ALE/Pong-v5": Tuned(7_000_000, PONG),
             **ON_ATARI,
         },
     ),
