@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -190,7 +191,17 @@ def asynchrony(results: Mapping[str, Any]) -> str:
     told = grid(["2 workers", "racing, updates/s", "replayable, updates/s", "cost of an update, ratio"], rows)
     size, rate = number(results["bytes_per_update"]), number(results["replay_updates_per_s"])
     same = "the same parameters" if results["replay_equal"] else "OTHER parameters"
-    return f"{told}\n\nThe record takes {size} bytes an update; `shoal replay` reached {same}, at {rate} updates/s."
+    record = f"The record takes {size} bytes an update; `shoal replay` reached {same}, at {rate} updates/s."
+    return f"{told}\n\n{record} {racing_against_turns(results['scores'])}"
+
+
+def racing_against_turns(scores: Mapping[str, Any]) -> str:
+    """Whether racing learns worse than taking turns."""
+    sides = [
+        f"{number(statistics.median(scores[name]))} {how} ({scores['reached'][name]} of {len(scores[name])} runs)"
+        for name, how in (("racing", "racing"), ("replayable", "in turns"))
+    ]
+    return f"Steps to 475, median: {', '.join(sides)}; Mann-Whitney p = {number(scores['p_value'])}."
 
 
 def async_scaling(results: Mapping[str, Any]) -> str:

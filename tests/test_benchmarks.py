@@ -477,6 +477,28 @@ def test_linear_sets_several_beside_one_round_by_round():
     assert "| `filtered`, 2 | 250 (200 to 300) | 110 (100 to 120) | 150 |" in table.render(record, "linear")
 
 
+def test_racing_is_compared_with_turns(monkeypatch):
+    bench, table, common = _load("asynchrony"), _load("table"), _load("_common")
+    assert bench.difference([1, 2, 3, 4, 5, 6], [11, 12, 13, 14, 15, 16]) < 0.01
+    assert bench.difference([1, 3], [2, 2]) > 0.5
+
+    def train(_, *words):
+        solved = None if "--replayable" in words and 1 in words else 60_000
+        return {"solved_at_step": solved, "env_steps": 300_000}
+
+    monkeypatch.setattr(common, "train", train)
+    scores = bench.scores(2)
+    assert (scores["racing"], scores["replayable"]) == ([60_000, 60_000], [60_000, 300_000])
+    assert scores["reached"] == {"racing": 2, "replayable": 1}
+    measured = ("racing_updates_per_s", "replayable_updates_per_s", "cost")
+    rates = dict.fromkeys((key for name in measured for key in common.spread(name, [1.0])), 1.0)
+    results = dict.fromkeys(bench.LENGTHS, rates) | {"scores": scores}
+    results |= {"bytes_per_update": 19.0, "replay_updates_per_s": 5.0, "replay_equal": True}
+    record = _record("asynchrony", results)
+    assert table.problems(record) == []
+    assert "60,000 racing (2 of 2 runs), 180,000 in turns (1 of 2 runs)" in table.render(record, "asynchrony")
+
+
 def test_a_speed_up_is_what_the_data_allow_times_the_workers():
     scaling = _load("async_scaling")
     runs = {
