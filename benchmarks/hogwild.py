@@ -3,7 +3,8 @@
 Every side learns while it steps; start-up and compilation are counted on no side. `ratio_sb3` is against SB3's own
 settings (eight environments on CartPole, sixteen on Pong), with one torch thread or torch's default, whichever is
 faster. Every peer also runs with our rollout length and network: `ratio_sb3_ours` is the same rule on the same work.
-PFRL is the other A3C, with two processes. A step of Pong is four frames. With `--atari` Pong is measured, without it
+PFRL is the other A3C, with two processes. On CartPole the workers are also run as two threads of one process: why they
+are processes. A step of Pong is four frames. With `--atari` Pong is measured, without it
 CartPole; the other stays as the JSON has it.
 """
 
@@ -12,7 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import _common
@@ -21,6 +25,7 @@ import _peers
 MEASURED = (
     *("steps_per_s_1", "steps_per_s_2", "scaling_2", "sb3_a2c_steps_per_s", "ratio_sb3"),
     *("sb3_a2c_ours_steps_per_s", "ratio_sb3_ours", "pfrl_a3c_steps_per_s", "ratio_pfrl"),
+    *("threads_steps_per_s_2", "scaling_threads_2"),
 )
 KEYS = (*MEASURED, *(f"atari.{key}" for key in MEASURED))
 
@@ -71,6 +76,8 @@ def measure(name: str, quick: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = contenders(config, threads)
     with _peers.Stand() as stand:
         sides = {f"shoal_{n}": lambda n=n: shoal(task.env, n, steps)["env_steps_per_s"] for n in (1, 2)}
+        if name == "cartpole":
+            sides["threads_2"] = lambda: threads(2, steps)
         for side, request in settings.items():
             peer = side.partition(",")[0]
             if stand.start(peer, may_install=peer == "sb3" or not quick):
@@ -84,6 +91,13 @@ def shoal(env: str, workers: int, steps: int) -> dict[str, Any]:
     """Train with one or more workers; the summary."""
     words = ("--env", env, "--workers", workers, "--steps", steps, "--seed", 0)
     return _common.train("a3c", *words, *_common.SHORT)
+
+
+def threads(count: int, steps: int) -> float:
+    """Environment steps per second of our workers as threads of one process."""
+    script = Path(__file__).with_name("_threads.py")
+    done = subprocess.run([sys.executable, script, str(count), str(steps)], capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
 def contenders(config: Mapping[str, Any], threads: tuple[int | None, ...]) -> dict[str, dict[str, Any]]:
@@ -120,6 +134,8 @@ def compare(rates: Mapping[str, list[float]]) -> dict[str, Any]:
     one, two = (rates.get(f"shoal_{n}", []) for n in (1, 2))
     results = _common.spread("steps_per_s_1", one) | _common.spread("steps_per_s_2", two)
     results |= _common.spread("scaling_2", _common.ratios(two, one))
+    results |= _common.spread("threads_steps_per_s_2", rates.get("threads_2", []))
+    results |= _common.spread("scaling_threads_2", _common.ratios(rates.get("threads_2", []), one))
     for key, prefix in {
         "sb3_a2c": "sb3, its",
         "sb3_a2c_ours": "sb3, our",
@@ -128,7 +144,8 @@ def compare(rates: Mapping[str, list[float]]) -> dict[str, Any]:
         results |= _common.spread(f"{key}_steps_per_s", best(prefix))
     for key, prefix in {"sb3": "sb3, its", "sb3_ours": "sb3, our", "pfrl": "pfrl"}.items():
         results |= _common.spread(f"ratio_{key}", _common.ratios(two, best(prefix)))
-    return results | {"sides": {side: values for side, values in rates.items() if not side.startswith("shoal")}}
+    sides = {side: values for side, values in rates.items() if not side.startswith(("shoal", "threads"))}
+    return results | {"sides": sides}
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ def against_peers(results: Mapping[str, Any], task: str, own: str) -> str:
         [side, spread(results, key), spread(results, ratio, "x") if ratio else ""]
         for side, (key, ratio) in sides.items()
     ]
+    if results["threads_steps_per_s_2"] is not None:
+        rows.insert(2, ["the same workers as 2 threads of one process", spread(results, "threads_steps_per_s_2"), ""])
     return grid([task, "env steps/s", "Shoal's 2 workers over it"], rows)
 
 

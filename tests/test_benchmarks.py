@@ -90,6 +90,7 @@ def test_the_better_of_a_peers_settings_counts():
         "sb3, its own settings, 1 threads": [8.0, 9.0],
         "sb3, our settings, 1 threads": [10.0, 15.0],
         "sb3, our settings, all threads": [1.0, 20.0],
+        "threads_2": [55.0, 72.0],
     }
     results = _load("hogwild").compare(rates)
     assert results["sb3_a2c_steps_per_s"] == 8.5
@@ -97,6 +98,7 @@ def test_the_better_of_a_peers_settings_counts():
     assert results["sb3_a2c_ours_steps_per_s"] == 12.5  # the better of the two thread counts
     assert results["ratio_sb3_ours_repeats"] == [10.0, 6.0]
     assert results["scaling_2_repeats"] == [2.0, 1.5]
+    assert results["scaling_threads_2_repeats"] == [1.1, 1.2]
     assert results["ratio_pfrl"] is None  # not measured: null, never 0
     assert set(_load("hogwild").MEASURED) <= set(results)
 
