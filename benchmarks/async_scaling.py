@@ -5,7 +5,7 @@ Such a speed-up is n times the ratio of the data needed, if every worker goes on
 show sixteen workers by the clock; the data they need can be measured: made-up records, in which every segment takes a
 random time and a worker reads when it has applied, are done one ticket after the other in one process.
 
-The score is of the greedy policy, 100 episodes every 2,000 steps: training episodes would tell how much the workers
+The score is of the greedy policy, 100 episodes every 1,000 steps: training episodes would tell how much the workers
 explore, which differs with their number. They are played in the compiled CartPole, which equals the simulator. The
 first of two looks in a row at or above the score counts.
 
@@ -31,7 +31,7 @@ ALONE = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "NPROC": "1", "OMP_N
 WORKERS = (1, 2, 4, 8, 16)
 METHODS = {"async_q": 195.0, "async_sarsa": 195.0, "async_nstep_q": 475.0, "a3c": 475.0}  # mean of `EPISODES`
 LONGEST = 500  # steps of an episode
-EPISODES, EVERY = 100, 2_000  # of the score: episodes, and environment steps between two looks
+EPISODES, EVERY = 100, 1_000  # of the score: episodes, and environment steps between two looks
 STEPS, QUICK_STEPS = 500_000, 80_000  # environment steps a run may take
 PUBLISHED = {
     "async_q": (1.0, 3.0, 6.3, 13.3, 24.1),
