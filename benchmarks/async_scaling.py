@@ -21,17 +21,16 @@ import functools
 import os
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import _common
+import _greedy
 import _seeds
 
 ALONE = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "NPROC": "1", "OMP_NUM_THREADS": "1"}
 WORKERS = (1, 2, 4, 8, 16)
-METHODS = {"async_q": 195.0, "async_sarsa": 195.0, "async_nstep_q": 475.0, "a3c": 475.0}  # mean of `EPISODES`
-LONGEST = 500  # steps of an episode
-EPISODES, EVERY = 100, 1_000  # of the score: episodes, and environment steps between two looks
+METHODS = {"async_q": 195.0, "async_sarsa": 195.0, "async_nstep_q": 475.0, "a3c": 475.0}  # mean of 100 episodes
+EVERY = 1_000  # environment steps between two looks at the score
 STEPS, QUICK_STEPS = 500_000, 80_000  # environment steps a run may take
 PUBLISHED = {
     "async_q": (1.0, 3.0, 6.3, 13.3, 24.1),
@@ -83,7 +82,7 @@ def run(part: str, seed: int, steps: int) -> dict[str, Any]:
     sequence = registry.load("runtime", "hogwild").replayer(wanted.configs["runtime"], parts, seed)
     length = parts.agent.rollout_length
     record = asynchrony.random(workers, -(-steps // length), seed)
-    judge = score(method, parts.agent)
+    judge = _greedy.judge(method)
     began, looked, first, reached = time.perf_counter(), 0, None, None
     for done in sequence.run(record, judge=True):
         now = done.ticket * length
@@ -99,33 +98,6 @@ def run(part: str, seed: int, steps: int) -> dict[str, Any]:
     sequence.close()
     lag = float(sequence.state["lag_sum"].sum() / max(1, sequence.state["updates"].sum()))
     return {"solved_at_step": reached, "time_s": time.perf_counter() - began, "lag_mean": lag}
-
-
-def score(method: str, agent: Any) -> Callable[[Any], float]:
-    """Parameters -> the mean return of the greedy policy over `EPISODES` episodes, always from the same states."""
-    import jax
-    import jax.numpy as jnp
-
-    from shoal import experiment, presets, seeds
-
-    env = experiment.build(presets.resolve(presets.Request(method, "gymnax:CartPole-v1"))[0]).parts.device_env
-    frozen = agent.snapshot(agent.init(seeds.key(0)))._replace(explore=jnp.float32(0.0))
-    act = jax.vmap(lambda params, obs, key: agent.act(frozen._replace(params=params), (), obs, key)[0], (None, 0, 0))
-
-    def play(params: Any) -> Any:
-        keys = jax.random.split(seeds.key(0, "evaluation"), EPISODES)  # the greedy policy and the task draw nothing
-
-        def step(at: Any, _: Any) -> Any:
-            state, obs, going, total = at
-            state, obs, outcome = jax.vmap(env.step)(state, act(params, obs, keys), keys)
-            total = total + jnp.where(going, outcome.reward, 0.0)
-            return (state, obs, going & (outcome.discount > 0) & ~outcome.truncated, total), None
-
-        start = (*jax.vmap(env.init)(keys), jnp.ones(EPISODES, bool), jnp.zeros(EPISODES))
-        return jax.lax.scan(step, start, length=LONGEST)[0][3].mean()
-
-    compiled = jax.jit(play)
-    return lambda params: float(compiled(params))
 
 
 def made(arguments: argparse.Namespace, kept: dict[str, _seeds.Runs]) -> dict[str, Any]:
