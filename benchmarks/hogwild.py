@@ -27,7 +27,8 @@ MEASURED = (
     *("sb3_a2c_ours_steps_per_s", "ratio_sb3_ours", "pfrl_a3c_steps_per_s", "ratio_pfrl"),
     *("threads_steps_per_s_2", "scaling_threads_2"),
 )
-KEYS = (*MEASURED, *(f"atari.{key}" for key in MEASURED))
+TOLD = ("commit", "date", "command")  # of each half its own
+KEYS = (*MEASURED, *(f"atari.{key}" for key in (*MEASURED, *TOLD)))
 
 
 class Task(NamedTuple):
@@ -51,20 +52,29 @@ def main() -> None:
     parser = _common.parser(__doc__)
     parser.add_argument("--atari", action="store_true", help="Pong; CartPole stays as the JSON has it")
     arguments = parser.parse_args()
-    kept, peers = earlier(arguments)
+    kept = earlier(arguments)
+    results, peers = (kept["results"], kept["peers"]) if kept else (blank(), {})
     found, report = measure("atari" if arguments.atari else "cartpole", arguments.quick)
-    results = kept | ({"atari": found} if arguments.atari else found)
-    _common.finish(arguments, _common.record("hogwild", arguments, results, peers | report))
+    made = _common.record("hogwild", arguments, results, peers | report)
+    if arguments.atari:  # the record's own are those of CartPole, if it was measured
+        told = {key: made[key] for key in TOLD}
+        made |= {"results": results | {"atari": found | told}} | {key: kept[key] for key in TOLD if kept}
+    else:
+        made["results"] = results | found
+    _common.finish(arguments, made)
 
 
-def earlier(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Results and peers as the JSON has them; blanks where it has nothing, or was but a quick look."""
-    blank = compare({})
-    blank |= {"atari": dict(blank)}
+def blank() -> dict[str, Any]:
+    """Results of nothing."""
+    return compare({}) | {"atari": compare({}) | dict.fromkeys(TOLD)}
+
+
+def earlier(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The record as the JSON has it; empty where there is none, or but a quick look."""
     if not (arguments.json and arguments.json.exists()):
-        return blank, {}
+        return {}
     record = json.loads(arguments.json.read_text(encoding="utf-8"))
-    return (blank, {}) if record["quick"] else (blank | record["results"], record["peers"])
+    return {} if record["quick"] else record | {"results": blank() | record["results"]}
 
 
 def measure(name: str, quick: bool) -> tuple[dict[str, Any], dict[str, Any]]:

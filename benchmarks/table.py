@@ -58,7 +58,10 @@ def hogwild(results: Mapping[str, Any]) -> str:
     tables = [against_peers(results, "CartPole-v1", "its own CartPole settings, 8 environments")]
     if results["atari"]["steps_per_s_2"] is not None:
         own = "its own Atari settings, 16 environments"
-        tables.append(against_peers(results["atari"], "Pong, four frames a step", own))
+        told = (
+            f"`{results['atari']['command']}` · {results['atari']['date'][:10]} · commit {results['atari']['commit']}"
+        )
+        tables += [against_peers(results["atari"], "Pong, four frames a step", own), f"Pong: {told}. CartPole-v1:"]
     return "\n\n".join(tables)
 
 
@@ -347,8 +350,8 @@ def linear(results: Mapping[str, Any]) -> str:
     """Learners that exchange weights, and mappers."""
     speeds, rows = results["sarsa_speed"], []
     for scheme, by_workers in results["sarsa"].items():
-        for workers, one in by_workers.items():
-            speed = speeds[scheme][workers]
+        for workers in sorted(by_workers, key=int):
+            one, speed = by_workers[workers], speeds[scheme][workers]
             rows.append(
                 [
                     f"`{scheme}`, {workers}",

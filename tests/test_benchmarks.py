@@ -146,6 +146,10 @@ def test_pong_and_cartpole_share_a_record_and_one_is_measured_at_a_time(tmp_path
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == record
     assert record["results"]["steps_per_s_2"] == 7.0
     assert record["results"]["atari"]["ratio_sb3"] == 3.0
+    assert (record["command"], record["results"]["atari"]["command"]) == (
+        "shoal bench hogwild",
+        "shoal bench hogwild --atari",
+    )
     assert set(record["peers"]) == {"cartpole", "atari"}
     assert table.problems(record) == []
     assert "Pong" in table.render(record, "hogwild")
@@ -427,7 +431,7 @@ def test_a_table_shows_the_spread_the_command_and_why_a_peer_is_missing():
     hogwild, table = _load("hogwild"), _load("table")
     results = hogwild.compare({"shoal_1": [50e3, 52e3], "shoal_2": [100e3, 101e3], "sb3, its": [10e3, 10e3]})
     peers = {"sb3": {"versions": {}}, "pfrl": {"error": "does not install: no wheel"}}
-    text = table.render(_record("hogwild", results | {"atari": hogwild.compare({})}, peers=peers), "hogwild")
+    text = table.render(_record("hogwild", hogwild.blank() | results, peers=peers), "hogwild")
     assert "Pong" not in text  # of what was not measured there is no table
     assert "| Shoal `a3c`, 2 workers | 100,000 (100,000 to 101,000) |" in text
     assert "10.1x (10 to 10.1)" in text
