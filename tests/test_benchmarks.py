@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import presets
+from shoal import experiment, presets, seeds
 from shoal.algorithms import map_propagation
 from shoal.tuned import teams
 
@@ -584,6 +586,27 @@ def test_pongs_curve_is_the_mean_of_a_hundred_episodes(tmp_path):
     assert few["curve"] == []
     assert few["reached_at_step"] is None
     pong.draw(few, tmp_path / "few.svg")
+
+
+def test_the_score_of_a_policy_is_that_of_whole_greedy_episodes(monkeypatch):
+    greedy = _load("_greedy")
+    monkeypatch.setattr(greedy, "EPISODES", 3)
+    monkeypatch.setattr(greedy, "LONGEST", 200)
+    made, _ = presets.resolve(presets.Request("a3c", "gymnax:CartPole-v1"))
+    parts = experiment.build(made).parts
+    state = parts.agent.init(jax.random.key(5))
+    policy = parts.agent.snapshot(state)._replace(explore=jnp.float32(0.0))
+    act, step = jax.jit(parts.agent.act), jax.jit(parts.device_env.step)
+    totals = []
+    for key in jax.random.split(seeds.key(0, "evaluation"), 3):
+        at, obs = parts.device_env.init(key)
+        total, going = 0.0, True
+        while going and total < 200:
+            at, obs, outcome = step(at, act(policy, (), obs, key)[0], key)
+            total, going = total + float(outcome.reward), bool(outcome.discount)
+        totals.append(total)
+    assert greedy.judge.__wrapped__("a3c")(state.params) == pytest.approx(np.mean(totals))
+    assert min(totals) < 200, "an episode ended, or nothing is tested"
 
 
 def test_gorila_of_nothing_has_every_key_and_a_table():
