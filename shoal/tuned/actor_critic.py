@@ -9,7 +9,11 @@ ATARI: Settings = {  # the paper's small set of games; its other numbers are the
     "algorithm": {"reward_clip": 1.0},
     "network": {"torso": "dqn_2013"},
 }
-PONG: Settings = {**ATARI, "algorithm": {"reward_clip": 1.0, "rollout_length": 20}}  # for two cores and two hours
+PONG: Settings = {  # for two cores and two hours: fewer, longer segments, and steps of the size of synchronous A2C's
+    "algorithm": {"reward_clip": 1.0, "rollout_length": 20},
+    "optimiser": {"learning_rate": 3e-4, "epsilon": 1e-5},
+    "network": {"torso": "dqn_2013"},
+}
 ON_ATARI = {"ALE/*": Tuned(80_000_000, ATARI), "envpool:*-v5": Tuned(80_000_000, ATARI)}
 
 PRESETS: dict[str, Preset] = {
