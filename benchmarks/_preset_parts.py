@@ -154,5 +154,11 @@ LIST = [
         ),
         seeds=3,
     ),
+    # ---- the asynchronous family; a3c's parts are those of `cartpole.py`
+    Part("async_q", "CartPole-v1", M // 2, words=("--workers", 2)),
+    Part("async_sarsa", "CartPole-v1", M // 2, words=("--workers", 2)),
+    Part("async_nstep_q", "CartPole-v1", M // 2, words=("--workers", 2)),
+    Part("gorila", "CartPole-v1", 60_000, words=("--workers", 2)),
+    Part("distributed_dqn", "CartPole-v1", 100_000, words=("--workers", 2)),
 ]
 PARTS = {f"{part.preset}/{part.env}": part for part in LIST}
