@@ -81,9 +81,9 @@ def measure(name: str, quick: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """The numbers of one task, and what is to be told of the peers."""
     task = TASKS[name]
     repeats, steps, peer_steps = task.quick if quick else (task.repeats, task.steps, task.peer_steps)
-    threads = (1,) if quick else (1, None)
+    torch_threads = (1,) if quick else (1, None)
     config = shoal(task.env, 1, 2_000 if name == "cartpole" else 200)["config"]  # also fills the compilation cache
-    settings = contenders(config, threads)
+    settings = contenders(config, torch_threads)
     with _peers.Stand() as stand:
         sides = {f"shoal_{n}": lambda n=n: shoal(task.env, n, steps)["env_steps_per_s"] for n in (1, 2)}
         if name == "cartpole":
@@ -110,12 +110,12 @@ def threads(count: int, steps: int) -> float:
     return float(done.stdout)
 
 
-def contenders(config: Mapping[str, Any], threads: tuple[int | None, ...]) -> dict[str, dict[str, Any]]:
+def contenders(config: Mapping[str, Any], torch_threads: tuple[int | None, ...]) -> dict[str, dict[str, Any]]:
     """What the peers are run with: side -> settings.
 
     Args:
         config: The resolved configuration of our run.
-        threads: Counts of torch's threads to try for SB3; None is torch's own.
+        torch_threads: Counts of torch's threads to try for SB3; None is torch's own.
     """
     algorithm, network = config["parts"]["algorithm"], config["parts"]["network"]
     rollout = algorithm["rollout_length"]
@@ -126,7 +126,7 @@ def contenders(config: Mapping[str, Any], threads: tuple[int | None, ...]) -> di
         where, net = {}, {"sizes": list(network["hidden"])}
         ours = {"rollout": rollout, "shared": network["shared"]} | net
     sides: dict[str, dict[str, Any]] = {}
-    for count in threads:
+    for count in torch_threads:
         sides[f"sb3, its own settings, {count or 'all'} threads"] = where | {"threads": count}
         sides[f"sb3, our settings, {count or 'all'} threads"] = where | {"threads": count} | ours
     for length in sorted({5, rollout}):

@@ -11,6 +11,7 @@ import pytest
 
 from shoal import asynchrony, cli, errors, experiment, presets, registry, run_folder, session, tree
 from shoal.runtimes import _learner, _sequential, _shared, _staleness, _state, _tickets
+from shoal.types import Goal
 from tests import faults
 
 HOGWILD = registry.load("runtime", "hogwild")
@@ -295,6 +296,20 @@ def test_a_run_in_which_a_worker_was_killed_is_replayed_to_the_same_bits(died, c
     assert ended.json["tickets"] == found.record.tickets
 
 
+def test_decisions_of_a_compiled_network_are_replayed_to_the_same_bits(tmp_path):
+    """Small networks decide in NumPy; an LSTM in one jitted call a step, which workers rehearse before they start."""
+    folder = tmp_path / "run"
+    typed = (
+        "train", "a3c", "--env", "CartPole-v1", "--workers", 2, "--steps", 400, "--replayable", "--network.hidden", 8,
+        "--network.lstm", 4, "--algorithm.normalise-observations", "--eval-episodes", 0, "--out", folder,
+        "--quiet",
+    )  # fmt: skip
+    assert cli.main([str(word) for word in typed]) == 0
+    digest, flags, _ = reached(folder)
+    assert digest == faults.summary(folder)["params_sha256"]
+    assert set(flags) == {asynchrony.APPLIED}
+
+
 def test_what_was_measured_adds_up(died):
     summary, found = faults.summary(died), asynchrony.read(died)
     workers, dropped = summary["workers"], summary["faults"]["stale"]
@@ -367,6 +382,37 @@ def test_what_cannot_be_replayable_is_refused(capsys, tmp_path):
         assert ended.err.count("\n") == 1
         assert all(word in ended.err for word in words), ended.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_run_goes_on_with_its_window_of_episodes_and_its_counts():
+    made, found = built(env="probe:constant", preset="async_q")
+    lives = []
+
+    class Observer:
+        def __init__(self, until):
+            self.until = until
+
+        def __call__(self, progress):
+            return progress.env_steps < self.until
+
+        def fault(self, kind, message):
+            raise AssertionError(f"{kind}\n{message}")
+
+    saved = None
+    for until, goal in ((400, None), (800, Goal(1e9))):
+        lives.append(found.runtime.run(found.parts, made.seed, until, goal, Observer(until), saved).final)
+        saved = lives[-1].save()
+    first, second = (life.save() for life in lives)
+    for name in ("overlapped", "contended", "episodes"):
+        assert (second[name] >= first[name]).all()
+    assert (first["ended_at"] > 0).sum(axis=1).tolist() == np.minimum(first["episodes"], 100).tolist()
+    late = second["ended_at"] > first["ended_at"].max()
+    early = second["ended_at"][~late & (second["ended_at"] > 0)]
+    assert early.size, "episodes of the first life are in the window still"
+    assert set(early) <= set(first["ended_at"].ravel())
+    again = found.runtime.run(found.parts, made.seed, 10**6, Goal(1.0), Observer(10**6), first).final
+    assert again.solved_at is not None
+    assert again.env_steps < 400 + 100, "a goal all but met takes a few episodes, not a whole window"
 
 
 def test_a_resumed_run_is_replayed_over_both_lives(tmp_path):

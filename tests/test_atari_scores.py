@@ -81,7 +81,7 @@ def pong(tmp_path):
 def test_runs_stand_beside_published_scores(capsys, pong):
     found = faults.call(capsys, "report", *pong, "--atari", "--json").json
     assert [row["human_normalised"] for row in found["runs"]] == [100.0, 0.0]
-    assert found["aggregate"] == {"mean": 50.0, "median": 50.0, "games": 1}, "of the game, over its seeds"
+    assert found["aggregate"] == {"dqn": {"mean": 50.0, "median": 50.0, "games": 1}}, "of the game, over its seeds"
     published = found["runs"][0]["published"]["gorila"]
     assert (published["score"], published["human_normalised"]) == (16.71, pytest.approx(103.61, abs=0.01))
     shown = faults.call(capsys, "report", *pong, "--atari").out
@@ -93,8 +93,19 @@ def test_runs_stand_beside_published_scores(capsys, pong):
 def test_a_run_that_was_not_evaluated_has_no_score(capsys, pong):
     (pong[0] / "summary.json").write_text(json.dumps({"status": "interrupted", "eval_return_mean": None}))
     found = faults.call(capsys, "report", pong[0], "--atari", "--json").json
-    assert (found["runs"][0]["score"], found["aggregate"]) == (None, None)
+    assert (found["runs"][0]["score"], found["aggregate"]) == (None, {})
     assert "shoal eval" in faults.call(capsys, "report", pong[0], "--atari").out
+
+
+def test_presets_are_not_averaged_together_and_other_tasks_are_left_out(capsys, pong):
+    for folder, preset, env in ((pong[0], "a3c", "ALE/Pong-v5"), (pong[1].with_name("other"), "a3c", "CartPole-v1")):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"schema": 1, "preset": preset, "env": env, "seed": 0}))
+    other = pong[1].with_name("other")
+    found = faults.call(capsys, "report", *pong, other, "--atari", "--json").json
+    assert {preset: one["mean"] for preset, one in found["aggregate"].items()} == {"a3c": 100.0, "dqn": 0.0}
+    assert (len(found["runs"]), found["left_out"]) == (2, [str(other)])
+    assert f"no Atari games: {other}" in faults.call(capsys, "report", *pong, other, "--atari").out
 
 
 def test_without_runs_the_published_aggregates(capsys):
@@ -114,6 +125,8 @@ def test_mistakes_cost_one_line(capsys, pong, tmp_path):
         (other, "--atari"),
         ("--atari", "--random", "pongg=1"),
         ("--atari", "--random", "pong"),
+        ("--atari", "--random", "pong=nan"),
+        ("--atari", "--random", "pong=15.5"),  # a human's: there is nothing between the two
         (*pong, "--random", "pong=1"),
         (*pong, "--atari", "--out", tmp_path / "page.html"),
     ):

@@ -555,6 +555,8 @@ def test_robustness_counts_passes_falls_and_failures_and_compares_pair_by_pair(t
     assert (shared["solved_fraction"], shared["band_octaves"], shared["collapsed"]) == (1.0, 2.0, 0)
     assert own["scores"] == [0.0, 490.0, 100.0]
     assert (own["collapsed"], own["band_octaves"]) == (1, 0.0)
+    never, lost, learned = run(1e-3, 9.0, 30.0), run(2e-3, 25.0, 60.0), run(3e-3, 200.0, 60.0)
+    assert bench.one({"0": never, "1": lost, "2": learned}, 195.0)["collapsed"] == 1
     assert own["less_than_shared"] == (400.0 + 480.0 + 0.0) / 3
     assert results["parts"]["a3c/rmsprop"]["complete"]
     made = _record("robustness", results)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import os
+import sys
 import threading
 import time
 
@@ -35,6 +38,36 @@ def test_block_is_the_same_memory_in_a_spawned_process():
     assert block["flag"][0] == 1
     process.close()
     block.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
+def test_a_block_that_is_let_go_of_leaves_no_file_and_no_memory():
+    def files():
+        return [name for name in os.listdir("/proc/self/fd") if "memfd:shoal" in _target(name)]
+
+    gc.collect()
+    before = len(files())
+    block = _shared.Block(LAYOUT)
+    lock, theta = block.locked(), block["theta"]
+    assert len(files()) == before + 2, "the file, and the mapping's own descriptor of it"
+    del block
+    gc.collect()
+    with lock:  # the file it locks is still there
+        assert len(files()) == before + 2
+    del lock
+    gc.collect()
+    assert len(files()) == before + 1
+    theta[:] = 1.0  # an array keeps the memory it is of
+    del theta
+    gc.collect()
+    assert len(files()) == before
+
+
+def _target(name):
+    try:
+        return os.readlink(f"/proc/self/fd/{name}")
+    except OSError:
+        return ""
 
 
 def test_arrays_begin_on_cache_lines():

@@ -23,6 +23,9 @@ with epy.lazy_imports():
     import jax
 
 KEEP = 3  # checkpoints left after a save
+# Leaves of a replay memory: a reward of NaN that a simulator once paid stays there until it is overwritten. It is what
+# happened, not a sign that learning broke, and must not keep a run from being saved; gradients of it are dropped.
+EXPERIENCE = ".memory.experience."
 
 
 class Saved(NamedTuple):
@@ -50,7 +53,7 @@ def save(root: pathlib.Path, step: int, state: types.Tree, meta: Mapping[str, An
 
     Raises:
         NotSaved: A file operation failed; the checkpoints before are intact and nothing half-written is left.
-        NonFiniteError: A leaf holds NaN or infinity; nothing was written.
+        NonFiniteError: A leaf holds NaN or infinity, and is no experience of a replay memory; nothing was written.
         TypeError: A leaf is no array of numbers, or `meta` no JSON.
         ValueError: `meta` holds NaN or infinity.
     """
@@ -101,7 +104,9 @@ def _manifest(step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, An
 def _refuse_non_finite(arrays: Mapping[str, np.ndarray]) -> None:
     """Raises `NonFiniteError` naming the first leaf with NaN or infinity."""
     for path, array in arrays.items():
-        if jax.dtypes.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+        if EXPERIENCE in path or not jax.dtypes.issubdtype(array.dtype, np.inexact):
+            continue
+        if not np.isfinite(array).all():
             raise layout.NonFiniteError(f"leaf {path or 'tree'} holds NaN or infinity; the checkpoint was not written")
 
 

@@ -14,6 +14,7 @@ from shoal.runtimes import _learner, _pool, _segment, _shared, _staleness, _stat
 SPLIT = ("environment", "inference", "learning", "waiting")
 DIVERGED = 1000  # non-finite gradients in a row after which a worker gives up
 PAUSE = 2e-4  # seconds between two looks of a worker that waits
+KEPT = ("overlapped", "contended", "returns", "ended_at", "episodes")  # beside the state in a checkpoint
 
 
 class Job(NamedTuple):
@@ -56,7 +57,7 @@ def layout(sizes: _state.Sizes, workers: int, window: int, tickets: int = 0) -> 
         **state,
         "reading": ((workers,), "i8"),  # the version a segment under way began with, or `_staleness.IDLE`
         "applying": ((workers,), "i8"),  # odd while an apply is under way
-        "overlapped": ((workers,), "i8"),  # see `_staleness.Watch`
+        "overlapped": ((workers,), "i8"),  # see `_staleness.Watch`; of all lives of the run, as the updates are
         "contended": ((workers,), "i8"),
         "split": ((workers, len(SPLIT)), "f8"),  # seconds
         "returns": ((workers, window), "f8"),  # rings of finished episodes, for the goal

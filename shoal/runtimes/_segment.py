@@ -165,8 +165,10 @@ class HostSegments:
     def rehearse(self, policy: types.Policy | None) -> Any:
         """See `Segments`."""
         if not self._small:
+            before = self._key.copy()
             self._decide(policy)
             self._carry = self._agent.carry
+            self._key[:] = before  # a replay does not rehearse, and must draw the same actions
         return ()
 
     def save(self) -> types.Tree:

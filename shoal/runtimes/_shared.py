@@ -14,6 +14,7 @@ import multiprocessing.reduction
 import os
 import select
 import tempfile
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +45,10 @@ class Block:
             offsets[name] = size
             length = int(np.prod(shape)) * np.dtype(dtype).itemsize
             size += -(-length // ALIGNMENT) * ALIGNMENT
-        self._handle = _anonymous(max(size, ALIGNMENT)) if handle is None else handle
-        self._map = mmap.mmap(self._handle, max(size, ALIGNMENT))
+        #: Descriptor of the file; -1 once closed.
+        self.handle = _anonymous(max(size, ALIGNMENT)) if handle is None else handle
+        self._closing = weakref.finalize(self, os.close, self.handle)  # or the file would outlive its block
+        self._map = mmap.mmap(self.handle, max(size, ALIGNMENT))
         self._arrays = {
             name: np.frombuffer(self._map, dtype, int(np.prod(shape)), offsets[name]).reshape(shape)
             for name, (shape, dtype) in self.layout.items()
@@ -64,7 +67,7 @@ class Block:
         return np.frombuffer(self._map, np.uint8, size(dict(list(self.layout.items())[:count])))
 
     def __reduce__(self) -> Any:
-        return _attach, (self.layout, multiprocessing.reduction.DupFd(self._handle))
+        return _attach, (self.layout, multiprocessing.reduction.DupFd(self.handle))
 
     def locked(self, place: int | None = None, *, reading: bool = False) -> Lock:
         """``with block.locked():`` one process at a time; the kernel lets go of the lock if its holder dies.
@@ -73,34 +76,33 @@ class Block:
             place: One of as many locks as one likes, each on its own; None takes them all.
             reading: Several readers may hold it together, none beside a writer.
         """
-        return Lock(self._handle, place, reading=reading)
+        return Lock(self, place, reading=reading)
 
     def close(self) -> None:
         """Let go of the memory; it is freed with the last array taken from it."""
         self._arrays.clear()
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        self._closing()
+        self.handle = -1
 
 
 class Lock:
     """A lock between processes, on a file; not for a process that holds it already. See `Block.locked`."""
 
-    def __init__(self, handle: int, place: int | None = None, *, reading: bool = False) -> None:
-        self._handle, self._kind = handle, fcntl.LOCK_SH if reading else fcntl.LOCK_EX
+    def __init__(self, block: Block, place: int | None = None, *, reading: bool = False) -> None:
+        self._block, self._kind = block, fcntl.LOCK_SH if reading else fcntl.LOCK_EX  # the block: its file stays open
         self._at = (0, 0) if place is None else (1, place)  # bytes from an offset; no byte is touched
 
     def __enter__(self) -> None:
         for _ in range(SPINS):  # held for microseconds: asking again is cheaper than to sleep and be woken
             try:
-                fcntl.lockf(self._handle, self._kind | fcntl.LOCK_NB, *self._at)
+                fcntl.lockf(self._block.handle, self._kind | fcntl.LOCK_NB, *self._at)
             except BlockingIOError:
                 continue
             return
-        fcntl.lockf(self._handle, self._kind, *self._at)
+        fcntl.lockf(self._block.handle, self._kind, *self._at)
 
     def __exit__(self, *_: object) -> None:
-        fcntl.lockf(self._handle, fcntl.LOCK_UN, *self._at)
+        fcntl.lockf(self._block.handle, fcntl.LOCK_UN, *self._at)
 
 
 def size(layout: Layout) -> int:

@@ -210,16 +210,17 @@ class _Run:
         self._goal, self._observe = goal, observe
         self._start = _begin(config, parts, seed)
         self._flat, self._state = self._start.flat, self._start.state
-        window = goal.window if goal else 1
+        window = (goal or types.Goal(0.0)).window
         # Each ticket holds a segment, and one is begun only while steps are left.
         least = 1 if pads(config) else parts.agent.rollout_length
         tickets = -(-steps // least) + config.workers if config.replayable else 0
-        self._saved_names = [*self._start.layout]
+        state = self._start.layout
+        self._saved_names = [*state, *_actor_learner.KEPT]
         self._block = _shared.Block(_actor_learner.layout(self._start.sizes, config.workers, window, tickets))
         for name, values in self._start.first.items():
             self._block[name][:] = values
         self._block["reading"][:] = _staleness.IDLE
-        self._tickets = _tickets.Tickets(self._block, len(self._saved_names)) if config.replayable else None
+        self._tickets = _tickets.Tickets(self._block, len(state)) if config.replayable else None
         self._watched = _staleness.watched(self._flat.size)
         self._marks: list[asynchrony.Mark] = []
         self._first = 0  # tickets of earlier lives

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,10 @@ def _random(replaced: Sequence[str]) -> dict[str, float]:
             found[name] = float(value)
         except ValueError:
             raise errors.Refused(f"--random {word}: give GAME=SCORE, e.g. --random video_pinball=0") from None
+        if not math.isfinite(found[name]) or found[name] == games[name].human:
+            raise errors.Refused(
+                f"--random {word}: give a number other than {games[name].human:g}, the score of a human, which is 100 %"
+            )
     return found
 
 
@@ -71,17 +76,19 @@ def _published(instead: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _runs(folders: Sequence[Path], instead: Mapping[str, float]) -> dict[str, Any]:
-    """Every run beside the published scores of its game, and aggregates over the games."""
+    """Every run beside the published scores of its game, and for each preset the aggregates over its games."""
     games, random = atari.table(), {**atari.listed_random(), **instead}
     rows: list[dict[str, Any]] = []
-    scores: dict[str, list[float]] = {}
-    for one in runs.read_all(folders):
-        name, score = atari.game(one.env), one.value("eval_return_mean")
+    scores: dict[str, dict[str, list[float]]] = {}
+    played, others = _sorted(runs.read_all(folders))
+    for name, one in played:
+        score = one.value("eval_return_mean")
         if score is not None:
-            scores.setdefault(name, []).append(score)
+            scores.setdefault(one.preset, {}).setdefault(name, []).append(score)
         rows.append(
             {
                 "run": str(one.path),
+                "preset": one.preset,
                 "game": name,
                 "score": score,
                 "human_normalised": None if score is None else atari.normalise({name: score}, random)[name],
@@ -91,18 +98,36 @@ def _runs(folders: Sequence[Path], instead: Mapping[str, float]) -> dict[str, An
                 },
             }
         )
-    means = {name: statistics.fmean(found) for name, found in scores.items()}
     return {
         "random": dict(instead),
         "runs": rows,
-        "aggregate": atari.aggregate(means, random)._asdict() if means else None,
+        "left_out": [str(one.path) for one in others],
+        "aggregate": {
+            preset: atari.aggregate({name: statistics.fmean(of) for name, of in found.items()}, random)._asdict()
+            for preset, found in scores.items()
+        },
     }
 
 
+def _sorted(found: Sequence[runs.Run]) -> tuple[list[tuple[str, runs.Run]], list[runs.Run]]:
+    """Runs on games of the table with the game's name, and the others."""
+    played, others, reason = [], [], None
+    for one in found:
+        try:
+            played.append((atari.game(one.env), one))
+        except errors.Refused as refusal:
+            others.append(one)
+            reason = reason or refusal
+    if reason and not played:
+        raise reason
+    return played, others
+
+
 def _run_lines(data: Mapping[str, Any]) -> list[str]:
-    head = ("game", "score", "normalised", *TITLES.values(), "run")
+    head = ("preset", "game", "score", "normalised", *TITLES.values(), "run")
     rows = [
         (
+            row["preset"],
             row["game"],
             _number(row["score"]),
             _percent(row["human_normalised"]),
@@ -111,13 +136,13 @@ def _run_lines(data: Mapping[str, Any]) -> list[str]:
         )
         for row in data["runs"]
     ]
-    total = data["aggregate"]
-    tail = (
-        f"mean {total['mean']:.2f} %, median {total['median']:.2f} % over {total['games']} of 57 games"
-        if total
-        else "no run was evaluated: `shoal eval` plays games any time"
-    )
-    return [*_columns(head, rows), tail, STARTS]
+    tail = [
+        f"{preset}: mean {total['mean']:.2f} %, median {total['median']:.2f} % over {total['games']} of 57 games"
+        for preset, total in data["aggregate"].items()
+    ] or ["no run was evaluated: `shoal eval` plays games any time"]
+    if data["left_out"]:
+        tail.append(f"left out, for their environments are no Atari games: {', '.join(data['left_out'])}")
+    return [*_columns(head, rows), *tail, STARTS]
 
 
 def _published_lines(data: Mapping[str, Any]) -> list[str]:
