@@ -9,10 +9,10 @@ ATARI: Settings = {  # the paper's small set of games; its other numbers are the
     "algorithm": {"reward_clip": 1.0},
     "network": {"torso": "dqn_2013"},
 }
-PONG: Settings = {  # for two cores and two hours: fewer, longer segments, and steps of the size of synchronous A2C's
+PONG: Settings = {  # for two cores and two hours: longer segments; initial weights and steps as in openai/baselines' A2C
     "algorithm": {"reward_clip": 1.0, "rollout_length": 20},
     "optimiser": {"learning_rate": 3e-4, "epsilon": 1e-5},
-    "network": {"torso": "dqn_2013"},
+    "network": {"torso": "dqn_2013", "initialiser": "orthogonal"},
 }
 ON_ATARI = {"ALE/*": Tuned(80_000_000, ATARI), "envpool:*-v5": Tuned(80_000_000, ATARI)}
 
@@ -60,7 +60,7 @@ PRESETS: dict[str, Preset] = {
                     "network": {"initialiser": "orthogonal"},
                 },
             ),
-            "ALE/Pong-v5": Tuned(7_000_000, PONG),
+            "ALE/Pong-v5": Tuned(5_000_000, PONG),
             **ON_ATARI,
         },
     ),
