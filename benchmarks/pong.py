@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs") / "pong", help="of the run")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # or the run would go on without us
     seconds = 30.0 if arguments.quick else 3600.0 * arguments.hours
     train(arguments.folder, arguments.seed, seconds)
     results = conclude(arguments.folder)
@@ -63,11 +64,14 @@ def train(folder: Path, seed: int, seconds: float) -> None:
     words += ["--eval-episodes", 0]
     process = subprocess.Popen([sys.executable, "-m", "shoal", *map(str, words)])
     ends = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < ends:
-        time.sleep(1.0)
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    if process.wait() not in (0, 75):
+    try:
+        while process.poll() is None and time.monotonic() < ends:
+            time.sleep(1.0)
+    finally:  # whatever ends this, the run is saved and does not outlive it
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait()
+    if process.returncode not in (0, 75):
         raise SystemExit(f"shoal {words[0]} ended with {process.returncode}")
 
 
