@@ -126,6 +126,28 @@ def test_a_reward_that_is_not_finite_is_dropped_and_counted():
     assert weights.any()
 
 
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_an_observation_that_is_not_finite_is_counted_and_not_learned_from(lost):
+    made = features.tiles((0.0,), (4.0,), 2, 4)
+    seen = [*STEPS[:2], (5.0, 1.0, False, lost), (7.0, 1.0, False, 2.0)]
+
+    def played(steps):
+        weights, visits = np.zeros(made.size), np.zeros(made.size, np.int64)
+        learner = sarsa.Learner(
+            sarsa.Numbers(0.1, 0.0, 0.9, 0.0, True), made.active, Scripted(steps), weights, visits, 1
+        )
+        learner.begin(0)
+        learner.advance(len(steps))
+        return weights, learner.non_finite
+
+    weights, non_finite = played(seen)
+    assert non_finite == 2, "the step to it, and the step from it"
+    np.testing.assert_array_equal(weights, played(seen[:2])[0])
+    assert weights.any()
+    terminal = [*STEPS, (2.0, 0.0, False, lost)]
+    assert played(terminal)[1] == 0, "nothing is read after a termination"
+
+
 def test_an_episode_is_decided_by_its_seed_and_ties_are_broken_at_random():
     made = features.tiles((-1.2, -0.07), (0.6, 0.07), 8, 8)
     opened = environments.open("MountainCar-v0", environments.Config(time_limit=50))
@@ -240,6 +262,20 @@ def test_samples_that_are_not_finite_are_left_out(samples):
     assert sums["n"] == len(reward) - 2, "and not counted"
 
 
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_no_features_hide_that_an_observation_is_not_finite(samples, lost):
+    obs = samples.obs.copy()
+    obs[11, 0] = lost
+    for made in (features.tiles((0.0,) * 4, (1.0,) * 4, 2, 2), features.polynomial((0.0,) * 4, (1.0,) * 4, 2)):
+        shard = least_squares.prepare(made, GAMMA, samples._replace(obs=obs))
+        assert np.flatnonzero(~shard.finite).tolist() == [11]
+
+
+def test_without_a_sample_to_learn_from_it_gives_up(samples):
+    with pytest.raises(errors.GaveUp, match="none of the samples"):
+        learn("lstd", samples._replace(reward=np.full_like(samples.reward, np.nan)))
+
+
 def baird(method, rounds):
     """Baird's star: seven places visited equally often, from each the policy goes to the last; rewards are 0.
 
@@ -298,6 +334,10 @@ def test_what_does_not_fit_is_refused_in_a_line():
         assert "--runtime" in refusal(preset, "gymnax:MountainCar-v0", runtime="on_device")
     assert "2 values" in refusal("parallel_sarsa", settings={"algorithm": {"low": ()}})
     assert "below" in refusal("parallel_sarsa", settings={"algorithm": {"low": (1.0, 1.0)}})
+    for low, high in [(-np.inf, 1.0), (0.0, np.inf), (-1e308, 1e308)]:
+        ranges = {"low": (0.0, low), "high": (1.0, high)}
+        assert "finite" in refusal("parallel_sarsa", settings={"algorithm": ranges})
+        assert "finite" in refusal("batch_linear", settings={"algorithm": {"features": "tiles"} | ranges})
     assert "algorithm.tiles" in refusal("parallel_sarsa", settings={"algorithm": {"tiles": 1000}})
     assert "algorithm.tiles" in refusal("batch_linear", settings={"algorithm": {"tiles": 300}})
     assert "--until" in refusal("batch_linear", until=-110.0)

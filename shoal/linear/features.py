@@ -7,6 +7,7 @@ Functions take any leading axes and the array library, so learning on the host (
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -115,6 +116,8 @@ def refusal(seen: Any, low: Sequence[float], high: Sequence[float], *, needed: b
             f"its features need the range of each of the {numbers} numbers observed; give {numbers} values to each of "
             f"--algorithm.low and --algorithm.high (given: {len(low)} and {len(high)})"
         )
+    if not all(math.isfinite(b - a) for a, b in zip(low, high, strict=True)):
+        return "each of --algorithm.low and --algorithm.high must be finite, and so must be the ranges between them"
     if not all(a < b for a, b in zip(low, high, strict=True)):
         return "each of --algorithm.low must be below its number of --algorithm.high"
     return ""

@@ -61,7 +61,7 @@ def prepare(made: features.Features, discount: float, samples: types.Transition)
         here = np.asarray(made.vector(np.asarray(samples.obs, np.float64), np))
         after = np.asarray(made.vector(np.asarray(samples.next_obs, np.float64), np))
     reward = np.asarray(samples.reward, np.float64)
-    finite = np.isfinite(reward) & np.isfinite(here).all(1) & np.isfinite(after).all(1)
+    finite = np.isfinite(reward) & np.isfinite(samples.obs).all(1) & np.isfinite(samples.next_obs).all(1)
     here, after, reward = (np.where(finite if x.ndim == 1 else finite[:, None], x, 0.0) for x in (here, after, reward))
     after *= discount * np.asarray(samples.discount, np.float64)[:, None]
     return Prepared(here, np.asarray(samples.action), reward, after, finite)
@@ -158,9 +158,14 @@ def solve(
         The memory after, metrics, and whether nothing is left to do.
 
     Raises:
-        GaveUp: The matrix cannot be inverted, or the weights grow without bound.
+        GaveUp: There is no sample, the matrix cannot be inverted, or the weights grow without bound.
     """
-    before, count = memory["w"], max(float(sums["n"]), 1.0)
+    before, count = memory["w"], float(sums["n"])
+    if not count:
+        raise errors.GaveUp(
+            "none of the samples can be learned from: their observations or rewards are not finite; "
+            "look at the environment with `shoal check-env`"
+        )
     after = dict(memory)
     if numbers.method in ("lstd", "lspi"):
         try:

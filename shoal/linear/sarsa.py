@@ -54,43 +54,54 @@ class Learner:
         self._metrics: dict[str, float] = {}
         self.non_finite = 0
         self.environment_s = 0.0
+        self.length = 0
 
     def begin(self, seed: int) -> None:
         """See `types.Stream`."""
         obs = self._env.reset(seeds.derive(seed, "environment"))
         self._chance = np.random.default_rng(seeds.derive(seed, "action"))
         self._traces[:] = 0.0
-        self._features = self._active(obs, np)
+        self._features = self._seen(obs)
         self._action = self._choose(self._features)[0]
-        self._return, self._length, self._errors = 0.0, 0, 0.0
+        self._return, self.length, self._errors = 0.0, 0, 0.0
 
-    def advance(self, most: int) -> types.Episode | None:
+    def advance(self, most: int, seconds: float = math.inf) -> types.Episode | None:
         """See `types.Stream`; a time limit bootstraps from the true successor, a termination does not."""
         step, clock, gamma = self._env.step, time.perf_counter, self._numbers.discount
+        until = clock() + seconds
         for _ in range(most):
             before = clock()
             _, (reward, discount, truncated, successor) = step(self._action)
-            self.environment_s += clock() - before
+            after = clock()
+            self.environment_s += after - before
             self._return += reward
-            self._length += 1
+            self.length += 1
             following, action, target = self._features, 0, reward
             if discount != 0.0:
-                following = self._active(successor, np)
+                following = self._seen(successor)
                 action, value = self._choose(following)
                 target += gamma * discount * value
             self._learn(target)
             self._features, self._action = following, action
             if truncated or discount == 0.0:
-                self._metrics = {"td_error": self._errors / self._length, "steps_per_episode": float(self._length)}
-                return types.Episode(0, self._return, self._length, 0)
+                self._metrics = {"td_error": self._errors / self.length, "steps_per_episode": float(self.length)}
+                return types.Episode(0, self._return, self.length, 0)
+            if after >= until:
+                break
         return None
 
     def metrics(self) -> dict[str, float]:
         """See `types.Stream`."""
         return self._metrics
 
-    def _choose(self, features: np.ndarray) -> tuple[int, float]:
-        """An ε-greedy action, ties broken at random, and its value."""
+    def _seen(self, obs: np.ndarray) -> np.ndarray | None:
+        """The features that are 1; None if the observation is not finite."""
+        return self._active(obs, np) if all(map(math.isfinite, obs.tolist())) else None
+
+    def _choose(self, features: np.ndarray | None) -> tuple[int, float]:
+        """An ε-greedy action, ties broken at random, and its value; without features any action, of no known value."""
+        if features is None:
+            return int(self._chance.integers(self._actions)), math.nan
         values = self._weights[:, features].sum(1).tolist()
         if self._numbers.epsilon and self._chance.random() < self._numbers.epsilon:
             chosen = int(self._chance.integers(self._actions))
@@ -101,9 +112,12 @@ class Learner:
         return chosen, values[chosen]
 
     def _learn(self, target: float) -> None:
+        self._traces *= self._numbers.discount * self._numbers.trace
+        if self._features is None:
+            self.non_finite += 1
+            return
         here = self._action, self._features
         error = target - float(self._weights[here].sum())
-        self._traces *= self._numbers.discount * self._numbers.trace
         self._visits[here] += 1
         if self._numbers.replacing:
             self._traces[here] = 1.0
