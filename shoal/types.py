@@ -231,15 +231,16 @@ class Stream(Protocol):
 
     non_finite: int  # TD errors that were not finite, and changed nothing
     environment_s: float  # seconds in the simulator
+    length: int  # steps of the episode under way, or of the latest
 
     def begin(self, seed: int) -> None:
         """Begin an episode, all its randomness from `seed`; one under way is left."""
         ...
 
-    def advance(self, most: int) -> Episode | None:
-        """Act and learn for `most` steps or to the end of the episode, whichever is first; the episode if it ended.
+    def advance(self, most: int, seconds: float) -> Episode | None:
+        """Act and learn for `most` steps, `seconds` or to the end of the episode; the episode if it ended.
 
-        Its `env_steps` and `worker` are left at 0: only the runtime knows them.
+        At least one step is taken. The episode's `env_steps` and `worker` are left at 0: only the runtime knows them.
         """
         ...
 

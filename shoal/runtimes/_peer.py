@@ -13,12 +13,12 @@ import numpy as np
 from shoal import seeds, types
 from shoal.runtimes import _mailboxes, _pool, _shared
 
-AT_ONCE = 1000  # steps between two looks at the stop flag
+AT_ONCE = 1000  # steps of a stretch: between two looks at the stop flag, at most
 PATIENCE = 2e-4  # seconds between two looks at mailboxes that are waited for
 SPLIT = ("environment", "learning", "waiting")
 KEPT = (  # what a checkpoint holds; the mailboxes are left out
-    "weights", "visits", "told", "heard", "known", "steps", "episodes", "agreed", "exchanges", "non_finite", "messages",
-    "bytes", "dropped",
+    "weights", "visits", "told", "heard", "known", "steps", "episodes", "exchanges", "non_finite", "messages", "bytes",
+    "dropped",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ class Job(NamedTuple):
     scheme: str
     period: int
     threshold: float
-    report_s: float
+    report_s: float  # between two reports, and a stretch at most; infinite where learners take turns
 
 
 class Ready(NamedTuple):
@@ -68,6 +68,7 @@ def layout(workers: int, weights: int, slots: int) -> _shared.Layout:
         "steps": ((workers,), "i8"),
         "episodes": ((workers,), "i8"),
         "since": ((workers,), "i8"),  # episodes since the last exchange
+        "then": ((workers,), "i8"),  # steps of this learner at the last exchange
         "exchanges": ((workers,), "i8"),
         "waits": ((workers,), "i8"),  # 1: posted, and waits for the others
         "agreed": ((workers,), "i8"),  # steps of all at the last exchange: the same number for everybody
@@ -126,6 +127,19 @@ class Learner:
         """Taken by this learner."""
         return int(self._block["steps"][self.worker])
 
+    @property
+    def _left(self) -> int:
+        """Steps until the next exchange at the latest.
+
+        Learners that wait for each other share what was left of the run at the last exchange; so all end with the same
+        one, also where an episode never does, and what each has learned by then does not depend on timing.
+        """
+        if self._job.scheme == "asynchronous":
+            return AT_ONCE
+        block, me, workers = self._block, self.worker, len(self._block["steps"])
+        share = -(-(self._job.steps - int(block["agreed"][me])) // workers)
+        return share - (self.steps - int(block["then"][me]))
+
     def turn(self) -> bool:
         """A stretch of an episode, or an exchange; False: nothing can be done until others have posted."""
         block, me, began = self._block, self.worker, time.perf_counter()
@@ -133,7 +147,7 @@ class Learner:
             if not self._mailboxes.everybody_posted(int(block["exchanges"][me])):
                 return False
             self._merge_round()
-        elif block["since"][me] >= self._job.period:
+        elif block["since"][me] >= self._job.period or self._left <= 0:
             self._exchange()
         else:
             self._play()
@@ -163,10 +177,9 @@ class Learner:
             number = int(block["episodes"][me])
             self._stream.begin(seeds.derive(self._job.seed, "peer", me, self._job.incarnation, "episode", number))
             self._playing, self._counted = True, 0
-        ended = self._stream.advance(AT_ONCE)
-        more = AT_ONCE if ended is None else ended.length - self._counted
-        block["steps"][me] += more
-        self._counted += more
+        ended = self._stream.advance(min(AT_ONCE, self._left), self._job.report_s)
+        block["steps"][me] += self._stream.length - self._counted
+        self._counted = self._stream.length
         block["non_finite"][me] += self._stream.non_finite
         self._stream.non_finite = 0
         if ended is not None:
@@ -179,6 +192,10 @@ class Learner:
 
     def _exchange(self) -> None:
         block, me, scheme = self._block, self.worker, self._job.scheme
+        if len(block["steps"]) == 1:  # nobody to tell
+            block["agreed"][me] = self.steps
+            self._done()
+            return
         if scheme == "asynchronous":
             self._merge(list(self._mailboxes.found()))
             message = self._news()
@@ -229,3 +246,4 @@ class Learner:
     def _done(self) -> None:
         self._block["exchanges"][self.worker] += 1
         self._block["since"][self.worker] = 0
+        self._block["then"][self.worker] = self.steps

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -129,7 +130,8 @@ class _Run:
             block[name][:] = saved[name]
         self._life = int(saved["life"]) + 1
         block["exchanges"][:] = 0
-        if self._config.scheme != "asynchronous":
+        block["then"][:], block["agreed"][:] = block["steps"], block["steps"].sum()
+        if self._config.scheme != "asynchronous" and self._config.workers > 1:
             fresh = block["visits"] - block["told"]
             last = block["known"][int(np.argmax(saved["exchanges"]))]  # one may have merged what others have not
             told = [_mailboxes.whole(*one) for one in zip(block["weights"], fresh, strict=True)]
@@ -190,9 +192,10 @@ class _Run:
 
     def _job(self, worker: int, incarnation: int) -> tuple[Any, ...]:
         config, life = self._config, self._life * 1_000_000 + incarnation
+        report_s = config.report_s if config.spawn else math.inf  # nothing but steps decides about turns
         return (
             _peer.Job(self._block, self._parts.rebuild, self._seed, worker, life, self._steps, config.scheme,
-                      config.period, config.threshold, config.report_s),
+                      config.period, config.threshold, report_s),
         )  # fmt: skip
 
     def _fault(self, kind: str, traceback: str) -> None:
