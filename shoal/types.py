@@ -258,15 +258,18 @@ class Exchange(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """A rule that learns from sums over samples: map a shard, add the sums up, solve. NumPy in float64, on the host."""
+    """A rule that learns from sums over samples: map, add the sums up, solve. NumPy in float64, on the host.
+
+    Samples come in chunks of some thousand; the sums of all chunks are added up.
+    """
 
     begin: Callable[[], Mapping[str, np.ndarray]]  # -> memory: what is learned, by name
     behave: Callable[[np.random.Generator], Any]  # -> the action while samples are collected; int32
-    prepare: Callable[[Transition], Any]  # a shard [n] -> what each round computes with; once
+    prepare: Callable[[Transition], Any]  # a chunk [n] -> what each round computes with; once
     map: Callable[[Mapping[str, np.ndarray], Any], Mapping[str, np.ndarray]]  # (memory, prepared) -> sums, by name;
     # among them "n", the samples that were learned from: those that are not finite are left out
     solve: Callable[[Mapping, Mapping], tuple[Mapping[str, np.ndarray], Metrics, bool]]
-    # (memory, sums of all shards) -> (memory, metrics, whether nothing is left to do)
+    # (memory, sums of all chunks) -> (memory, metrics, whether nothing is left to do)
     rounds: int  # of map and solve, at most
     policy: Callable[[Mapping[str, np.ndarray]], Policy]  # memory -> what acts
 

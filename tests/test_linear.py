@@ -202,7 +202,7 @@ def learn(method, samples, mappers=1, rounds=1, start=None, **changes):
         for a, b in edges
     ]
     for _ in range(rounds):
-        total = _mapper.added([least_squares.map_shard(given, 2, memory, shard) for shard in shards])
+        total = _mapper.added([least_squares.map_chunk(given, 2, memory, shard) for shard in shards])
         memory, metrics, done = least_squares.solve(given, memory, total)
         if done:
             break
@@ -258,7 +258,7 @@ def test_samples_that_are_not_finite_are_left_out(samples):
     found = learn("lstd", samples._replace(reward=reward, obs=obs))[0]
     np.testing.assert_allclose(found, learn("lstd", without)[0], rtol=0, atol=1e-10)
     shard = least_squares.prepare(ONE_HOT, GAMMA, samples._replace(reward=reward, obs=obs))
-    sums = least_squares.map_shard(numbers("lstd"), 2, least_squares.begin("lstd", 2, PLACES), shard)
+    sums = least_squares.map_chunk(numbers("lstd"), 2, least_squares.begin("lstd", 2, PLACES), shard)
     assert sums["n"] == len(reward) - 2, "and not counted"
 
 
@@ -292,7 +292,7 @@ def baird(method, rounds):
     memory = least_squares.begin(method, 1, 8) | {"w": np.array([1.0, 1, 1, 1, 1, 1, 10, 1])}
     largest = 0.0
     for _ in range(rounds):
-        memory, _, _ = least_squares.solve(given, memory, least_squares.map_shard(given, 1, memory, shard))
+        memory, _, _ = least_squares.solve(given, memory, least_squares.map_chunk(given, 1, memory, shard))
         largest = max(largest, np.abs(memory["w"]).max())
     return largest
 
@@ -308,12 +308,6 @@ def test_weights_that_grow_without_bound_are_given_up(samples):
     nothing_there = samples._replace(obs=np.zeros_like(samples.obs))
     with pytest.raises(errors.GaveUp, match="ridge"):
         learn("lstd", nothing_there, ridge=0.0)
-
-
-def test_chunks_change_nothing(samples, monkeypatch):
-    whole = learn("lstd", samples)[0]
-    monkeypatch.setattr(least_squares, "CHUNK", 100)
-    np.testing.assert_allclose(learn("lstd", samples)[0], whole, rtol=0, atol=1e-10)
 
 
 # ---------------------------------------------------------------------------------------------- refusals

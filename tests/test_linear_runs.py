@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+import types as python_types
 
 import numpy as np
 import pytest
 
 from shoal import experiment, presets, tree, types
-from shoal.runtimes import _mailboxes, _mapper, _peer, _shared
+from shoal.runtimes import _mailboxes, _mapper, _peer, _pool, _shared, map_reduce
 from shoal.runtimes import peers as peers_runtime
 from tests import faults
 from tests.conformance import test_runtimes
@@ -279,6 +281,8 @@ def test_shards_cover_every_sample_once():
     assert _mapper.shards(10, 4) == [(0, 2), (2, 5), (5, 7), (7, 10)]
     assert _mapper.shards(1, 3)[0][0] == 0
     assert _mapper.shards(1, 3)[-1][1] == 1
+    assert _mapper.chunks(5, 5) == [(5, 5)], "an empty shard has sums too"
+    assert _mapper.chunks(0, 5000) == [(0, 4096), (4096, 5000)]
 
 
 def batch(steps=1500, *, workers=2, spawn=False, **algorithm):
@@ -290,6 +294,62 @@ def test_any_number_of_mappers_comes_to_the_same_weights():
     found = {n: run(batch(workers=n, method="lstd"), 1500).final.save()["memory"]["w"] for n in (1, 2, 8)}
     for weights in found.values():
         np.testing.assert_allclose(weights, found[1], rtol=0, atol=1e-8 * np.abs(found[1]).max())
+
+
+def test_chunks_change_nothing(monkeypatch):
+    whole = run(batch(method="lstd"), 1500).final.save()["memory"]["w"]
+    monkeypatch.setattr(_mapper, "CHUNK", 100)
+    weights = run(batch(method="lstd"), 1500).final.save()["memory"]["w"]
+    np.testing.assert_allclose(weights, whole, rtol=0, atol=1e-8 * np.abs(whole).max())
+
+
+def slow():
+    """Parts whose mapper takes the seconds it is told for every chunk."""
+
+    def work(memory, chunk):
+        time.sleep(float(memory["seconds"]))
+        return {"n": np.float64(len(chunk.reward))}
+
+    sums = types.Sums(None, None, lambda samples: samples, work, None, 1, None)
+    return python_types.SimpleNamespace(agent=python_types.SimpleNamespace(sums=sums))
+
+
+def test_a_mapper_may_take_long_or_have_nothing_to_do_but_not_hang(monkeypatch):
+    many, faults_told = 8 * _mapper.CHUNK, []
+    edges = [(0, many), (many, many + 1)]
+    block = _shared.Block(_mapper.layout(batch().parts.spec, many + 1))
+    mappers = _mapper.Pooled(
+        python_types.SimpleNamespace(rebuild=slow), block, edges, lambda kind, _: faults_told.append(kind)
+    )
+    asked = []
+    try:
+        assert mappers.begin(lambda: True)
+        monkeypatch.setattr(_pool, "SILENCE", 3.0)
+        told = mappers.sums({"seconds": np.float64(0.5)}, lambda: not asked.append(1))
+        assert [int(one["n"]) for one in told] == [many, 1]
+        assert not faults_told, "4 s of work, told of; and as long without any"
+        assert len(asked) > 10, "it is asked all the while whether to go on"
+        assert mappers.sums({"seconds": np.float64(60)}, lambda: not faults_told) is None
+        assert mappers.restarts > 0, "one that says nothing is taken for hung"
+    finally:
+        mappers.close(0.0)
+
+
+@pytest.mark.parametrize("spawn", [False, True])
+def test_a_round_can_be_stopped_and_is_done_again(monkeypatch, spawn):
+    monkeypatch.setattr(map_reduce, "REPORT_EVERY", 0.0)
+    made = batch(method="lstd", spawn=spawn)
+
+    class Stop(Observer):
+        def __call__(self, progress):
+            super().__call__(progress)
+            return not progress.split["waiting" if spawn else "learning"]
+
+    stopped = run(made, 1500, observer=Stop()).final
+    assert stopped.updates == 0, "it was in the middle"
+    resumed = run(made, 1500, saved=stopped.save()).final.save()
+    whole = run(batch(method="lstd"), 1500).final.save()
+    np.testing.assert_array_equal(resumed["memory"]["w"], whole["memory"]["w"])
 
 
 def test_a_mapper_that_dies_is_asked_again_and_timing_leaves_no_trace():

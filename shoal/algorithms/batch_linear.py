@@ -118,7 +118,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         begin=functools.partial(least_squares.begin, config.method, actions, made.size),
         behave=behave,
         prepare=functools.partial(least_squares.prepare, made, config.discount),
-        map=functools.partial(least_squares.map_shard, numbers, actions),
+        map=functools.partial(least_squares.map_chunk, numbers, actions),
         solve=functools.partial(least_squares.solve, numbers),
         rounds=config.rounds or ROUNDS[config.method],
         policy=act_by,

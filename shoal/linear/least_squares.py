@@ -1,7 +1,7 @@
 """Linear value functions from sums over samples: LSTD(Q), LSPI, TD and TDC as map, plain sum and solve.
 
-With φ = φ(s, a), φ' = φ(s', π(s')), c = γ discount and δ = r + c w·φ' - w·φ, a mapper emits float64 sums over its
-shard; shards add up to the sums over all samples, whatever their number.
+With φ = φ(s, a), φ' = φ(s', π(s')), c = γ discount and δ = r + c w·φ' - w·φ, a mapper emits float64 sums over chunks
+of its shard; they add up to the sums over all samples, however these are cut.
 
 | method | emitted                            | solved                                                             |
 |--------|------------------------------------|--------------------------------------------------------------------|
@@ -25,7 +25,6 @@ from shoal import errors, types
 from shoal.linear import features
 
 BEYOND = 1e100  # no value is so large: the weights grow without bound, and their squares would overflow
-CHUNK = 4096  # samples worked on at once, so that a mapper's memory does not grow with k x shard
 
 
 class Numbers(NamedTuple):
@@ -40,7 +39,7 @@ class Numbers(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A shard, its features computed."""
+    """A chunk of samples, its features computed."""
 
     here: np.ndarray  # [n, F] φ(s)
     action: np.ndarray  # [n] i32
@@ -50,7 +49,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(made: features.Features, discount: float, samples: types.Transition) -> Prepared:
-    """Features of a shard; samples that are not finite get weight 0.
+    """Features of a chunk; samples that are not finite get weight 0.
 
     Args:
         made: The features.
@@ -79,40 +78,31 @@ def begin(method: str, actions: int, size: int) -> dict[str, np.ndarray]:
     return {"w": np.zeros(actions * size), **second}
 
 
-def map_shard(numbers: Numbers, actions: int, memory: Mapping[str, np.ndarray], shard: Prepared) -> dict[str, Any]:
-    """The sums of one shard, float64.
+def map_chunk(numbers: Numbers, actions: int, memory: Mapping[str, np.ndarray], chunk: Prepared) -> dict[str, Any]:
+    """The sums of one chunk, float64.
 
     Args:
         numbers: The method's.
         actions: A.
         memory: ``w`` [A F], and ``u`` of tdc.
-        shard: The samples.
+        chunk: The samples.
     """
-    sums: dict[str, Any] = {}
-    for first in range(0, max(len(shard.reward), 1), CHUNK):
-        chunk = Prepared(*(leaf[first : first + CHUNK] for leaf in shard))
-        for name, value in _chunk(numbers, actions, memory, chunk).items():
-            sums[name] = sums[name] + value if name in sums else value
-    return sums
-
-
-def _chunk(numbers: Numbers, actions: int, memory: Mapping[str, np.ndarray], shard: Prepared) -> dict[str, Any]:
     weights = memory["w"].reshape(actions, -1)
-    probability = _policy(numbers.method, weights, shard.after)
+    probability = _policy(numbers.method, weights, chunk.after)
     error = (
-        shard.reward
-        + (probability * (shard.after @ weights.T)).sum(1)
-        - (shard.here * weights[shard.action]).sum(1)
+        chunk.reward
+        + (probability * (chunk.after @ weights.T)).sum(1)
+        - (chunk.here * weights[chunk.action]).sum(1)
     )  # fmt: skip
-    sums = {"n": np.float64(shard.finite.sum()), "squares": np.sum(error**2)}
+    sums = {"n": np.float64(chunk.finite.sum()), "squares": np.sum(error**2)}
     if numbers.method in ("lstd", "lspi"):
-        return sums | _normal_equations(actions, shard, probability)
-    sums["first"] = _by_action(actions, shard, error)
+        return sums | _normal_equations(actions, chunk, probability)
+    sums["first"] = _by_action(actions, chunk, error)
     if numbers.method == "tdc":
         second = memory["u"].reshape(actions, -1)
-        guess = (shard.here * second[shard.action]).sum(1)
-        sums["second"] = ((probability * guess[:, None]).T @ shard.after).ravel()
-        sums["third"] = _by_action(actions, shard, error - guess)
+        guess = (chunk.here * second[chunk.action]).sum(1)
+        sums["second"] = ((probability * guess[:, None]).T @ chunk.after).ravel()
+        sums["third"] = _by_action(actions, chunk, error - guess)
     return sums
 
 
@@ -124,35 +114,35 @@ def _policy(method: str, weights: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.eye(actions)[np.argmax(after @ weights.T, 1)]
 
 
-def _normal_equations(actions: int, shard: Prepared, probability: np.ndarray) -> dict[str, Any]:
+def _normal_equations(actions: int, chunk: Prepared, probability: np.ndarray) -> dict[str, Any]:
     """A ``[A F, A F]`` and b ``[A F]``; rows of an action come from its own samples alone."""
-    size = shard.here.shape[1]
+    size = chunk.here.shape[1]
     matrix, vector = np.zeros((actions, size, actions, size)), np.zeros((actions, size))
     for action in range(actions):
-        mine = shard.action == action
-        here, after = shard.here[mine], shard.after[mine]
+        mine = chunk.action == action
+        here, after = chunk.here[mine], chunk.after[mine]
         matrix[action, :, action] = here.T @ here
         for other in range(actions):
             matrix[action, :, other] -= here.T @ (probability[mine, other, None] * after)
-        vector[action] = shard.reward[mine] @ here
+        vector[action] = chunk.reward[mine] @ here
     return {"A": matrix.reshape(actions * size, -1), "b": vector.ravel()}
 
 
-def _by_action(actions: int, shard: Prepared, weight: np.ndarray) -> np.ndarray:
+def _by_action(actions: int, chunk: Prepared, weight: np.ndarray) -> np.ndarray:
     """Σ weight φ(s, a), ``[A F]``."""
-    chosen = shard.action[:, None] == np.arange(actions)
-    return ((chosen * weight[:, None]).T @ shard.here).ravel()
+    chosen = chunk.action[:, None] == np.arange(actions)
+    return ((chosen * weight[:, None]).T @ chunk.here).ravel()
 
 
 def solve(
     numbers: Numbers, memory: Mapping[str, np.ndarray], sums: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, float], bool]:
-    """From the sums of all shards to new weights.
+    """From the sums of all chunks to new weights.
 
     Args:
         numbers: The method's.
         memory: Before.
-        sums: Of `map_shard`, added up.
+        sums: Of `map_chunk`, added up.
 
     Returns:
         The memory after, metrics, and whether nothing is left to do.

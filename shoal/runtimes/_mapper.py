@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,9 @@ from shoal import seeds, types
 from shoal.runtimes import _pool, _shared
 
 Memory = Mapping[str, np.ndarray]
+Going = Callable[[], bool]  # asked while the driver waits: whether to go on
+CHUNK = 4096  # samples worked on at once; the features of its whole shard, two dense [n, F], a mapper keeps
+BEAT = 1.0  # seconds between two signs of life
 
 
 class Job(NamedTuple):
@@ -29,6 +34,10 @@ class Ready(NamedTuple):
     """A mapper has its shard before it, features computed."""
 
     rss_mb: float
+
+
+class Alive(NamedTuple):
+    """A mapper works: a sign of life between two chunks."""
 
 
 class Told(NamedTuple):
@@ -96,12 +105,19 @@ def shards(count: int, workers: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def added(parts: Sequence[Memory]) -> dict[str, np.ndarray]:
-    """Plain sums in the order of the workers."""
-    total = dict(parts[0])
-    for more in parts[1:]:
-        total = {name: total[name] + more[name] for name in total}
-    return total
+def chunks(first: int, last: int) -> list[tuple[int, int]]:
+    """Where the chunks of a shard begin and end; an empty shard is one chunk, so that it has sums."""
+    return [(at, min(at + CHUNK, last)) for at in range(first, max(last, first + 1), CHUNK)]
+
+
+def added(parts: Iterable[Memory]) -> dict[str, np.ndarray]:
+    """Plain sums in the order given."""
+    return functools.reduce(_plus, parts, {})
+
+
+def _plus(total: dict[str, np.ndarray], more: Memory) -> dict[str, np.ndarray]:
+    """The sums with those of one more part; `total` is empty before the first."""
+    return {name: total[name] + leaf if name in total else leaf for name, leaf in more.items()}
 
 
 def size(memory: Memory) -> int:
@@ -114,15 +130,32 @@ class InTurns:
 
     def __init__(self, parts: types.Parts, block: _shared.Block, edges: Sequence[tuple[int, int]]) -> None:
         assert parts.agent.sums is not None
-        self._map = parts.agent.sums.map
-        self._shards = [parts.agent.sums.prepare(samples(block, *edge)) for edge in edges]
+        self._sums, self._block, self._edges = parts.agent.sums, block, edges
+        self._shards: list[list[Any]] = [[] for _ in edges]
         self.bytes = self.messages = self.restarts = self.up = 0
         self.rss_mb = 0.0
         self.pids: list[int] = []
 
-    def sums(self, memory: Memory) -> list[dict[str, np.ndarray]]:
-        """Of every shard, in order."""
-        return [dict(self._map(memory, shard)) for shard in self._shards]
+    def begin(self, going: Going) -> bool:
+        """Compute the features; False: told to stop before the end."""
+        for shard, edge in zip(self._shards, self._edges, strict=True):
+            for chunk in chunks(*edge):
+                if not going():
+                    return False
+                shard.append(self._sums.prepare(samples(self._block, *chunk)))
+        return True
+
+    def sums(self, memory: Memory, going: Going) -> list[dict[str, np.ndarray]] | None:
+        """Of every shard, in order; None: told to stop before the end."""
+        told: list[dict[str, np.ndarray]] = []
+        for shard in self._shards:
+            total: dict[str, np.ndarray] = {}
+            for chunk in shard:
+                if not going():
+                    return None
+                total = _plus(total, self._sums.map(memory, chunk))
+            told.append(total)
+        return told
 
 
 class Pooled:
@@ -141,11 +174,14 @@ class Pooled:
         jobs = [(Job(block, parts.rebuild, *edge),) for edge in edges]
         self._pool = _pool.Pool(work, lambda worker, _: jobs[worker], len(edges), self._mended)
 
-    def begin(self) -> None:
-        """Wait until every mapper has its features."""
+    def begin(self, going: Going) -> bool:
+        """Wait until every mapper has its features; False: told to stop before."""
         waiting = set(range(self._count))
         while waiting:
             waiting -= {worker for worker, message in self._messages() if isinstance(message, Ready)}
+            if not going():
+                return False
+        return True
 
     @property
     def up(self) -> int:
@@ -162,8 +198,8 @@ class Pooled:
         """Of the mappers that run."""
         return self._pool.pids
 
-    def sums(self, memory: Memory) -> list[dict[str, np.ndarray]]:
-        """Of every shard, in the order of the workers, whoever was first."""
+    def sums(self, memory: Memory, going: Going) -> list[dict[str, np.ndarray]] | None:
+        """Of every shard, in the order of the workers, whoever was first; None: told to stop before the end."""
         self._round += 1
         told: dict[int, dict[str, np.ndarray]] = {}
         for worker in range(self._count):
@@ -177,6 +213,8 @@ class Pooled:
                     self.bytes += size(message.sums)
                     self.messages += 1
                     told[worker] = message.sums
+            if not going():
+                return None
         return [told[worker] for worker in range(self._count)]
 
     def close(self, patience: float) -> None:
@@ -195,6 +233,8 @@ class Pooled:
         for worker, _, message in self._pool.poll(0.1):
             if isinstance(message, Ready):
                 self._rss[worker] = message.rss_mb
+            if not isinstance(message, Alive):
+                self._pool.idle(worker)
             yield worker, message
 
     def _mended(self, kind: str, traceback: str) -> None:
@@ -206,9 +246,19 @@ def work(link: _pool.Link, job: Job) -> None:
     """A mapper's life: features of its shard once, then sums for every memory it is sent."""
     sums = job.rebuild().agent.sums
     assert sums is not None
-    shard = sums.prepare(samples(job.block, job.first, job.last))
+    shard = [sums.prepare(samples(job.block, *chunk)) for chunk in _beating(link, chunks(job.first, job.last))]
     unit = 1024 if sys.platform != "darwin" else 1024 * 1024
     link.send(Ready(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit))
     while (asked := link.receive()) is not None:
         number, memory = asked
-        link.send(Told(number, dict(sums.map(memory, shard))))
+        link.send(Told(number, added(sums.map(memory, chunk) for chunk in _beating(link, shard))))
+
+
+def _beating(link: _pool.Link, parts: Sequence[Any]) -> Iterator[Any]:
+    """The parts, with a sign of life between two of them now and then: work takes as long as it takes."""
+    told = time.monotonic()
+    for part in parts:
+        if (now := time.monotonic()) - told >= BEAT:
+            told = now
+            link.send(Alive())
+        yield part

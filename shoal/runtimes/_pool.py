@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
@@ -162,11 +163,15 @@ class Pool:
         self._workers[worker].finished = True
 
     def send(self, worker: int, message: Any) -> None:
-        """Send a message; lost without a word if the worker is dead, which `poll` will find."""
-        connection = self._workers[worker].connection
-        if connection is not None:
+        """Send a message; lost without a word if the worker is dead, which `poll` will find.
+
+        Silence counts from now on: who was asked nothing had nothing to say.
+        """
+        w = self._workers[worker]
+        if w.connection is not None:
             with contextlib.suppress(OSError):
-                connection.send(message)
+                w.connection.send(message)
+            w.heard = time.monotonic()
 
     def poll(self, timeout: float) -> Iterator[tuple[int, int, Any]]:
         """Messages as ``(worker, incarnation, message)``; dead and hung workers are replaced on the way.
@@ -195,6 +200,10 @@ class Pool:
     def progressed(self, worker: int) -> None:
         """Note a sign of progress: earlier deaths no longer count towards a crash loop."""
         self._workers[worker].deaths = 0
+
+    def idle(self, worker: int) -> None:
+        """Note that a worker has answered and waits: until something is sent to it, it may be silent."""
+        self._workers[worker].heard = math.inf
 
     def close(self, patience: float = 5.0) -> None:
         """End every worker: wait `patience` seconds in all, then kill."""

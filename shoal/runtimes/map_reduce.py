@@ -118,7 +118,7 @@ class _Driver:
         self._metrics: Any = {}
         self._split = {"environment": 0.0, "learning": 0.0, "waiting": 0.0}
         self._mappers: Any = None
-        self._mark = time.monotonic()
+        self._mark = self._looked = time.monotonic()
 
     def restore(self, saved: types.Tree | None) -> None:
         """Continue from a checkpoint: what was learned, and how many samples were told."""
@@ -136,6 +136,7 @@ class _Driver:
             return startup
         began = time.monotonic()
         with self._mapping(block) as mappers:
+            going = mappers.begin(self._look)
             startup += time.monotonic() - began
             while going and not self._finished:
                 going = self._round(mappers)
@@ -163,16 +164,34 @@ class _Driver:
         return self._observe(self.progress(episodes))
 
     def _round(self, mappers: Any) -> bool:
-        """Map, add up, solve."""
+        """Map, add up, solve; one that is stopped before its sums are there changes nothing."""
         self._mark = time.monotonic()
-        told = mappers.sums(self.memory)
-        self._spend("waiting" if self._config.spawn else "learning")
+        told = mappers.sums(self.memory, self._wait)
+        self._spend(self._while_mapping)
+        if told is None:
+            return False
         total = _mapper.added(told)
         self._left_out = self._samples - int(total["n"])
         self.memory, metrics, self._done = self.sums.solve(self.memory, total)
         self._metrics = dict(metrics)
         self._rounds += 1
         self._spend("learning")
+        return self._observe(self.progress([]))
+
+    @property
+    def _while_mapping(self) -> str:
+        return "waiting" if self._config.spawn else "learning"
+
+    def _wait(self) -> bool:
+        """Whether to go on with a round."""
+        self._spend(self._while_mapping)
+        return self._look()
+
+    def _look(self) -> bool:
+        """Whether to go on; the observer is asked now and then."""
+        if time.monotonic() - self._looked < REPORT_EVERY:
+            return True
+        self._looked = time.monotonic()
         return self._observe(self.progress([]))
 
     @contextlib.contextmanager
@@ -186,9 +205,8 @@ class _Driver:
         self._mappers = _mapper.Pooled(self._parts, block, edges, self._observe.fault)
         patience = 1.0
         try:
-            self._mappers.begin()
             yield self._mappers
-            patience = 5.0
+            patience = 5.0 if self._finished else patience  # one that was stopped may be in the middle of a round
         finally:
             self._mappers.close(patience)
 
