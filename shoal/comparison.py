@@ -184,6 +184,7 @@ def _check_memory(made: Sequence[experiment.Experiment], seeds: int) -> None:
         agent = experiment.build(one, environments.open(one.env, one.configs["environment"])).parts.agent
         needed = memory.need(agent, getattr(one.configs["algorithm"], "capacity", None))
         memory.check(needed, seeds if _together(one) else 1)
+        memory.check_batch(agent.sums, one.steps)
 
 
 def _together(made: experiment.Experiment) -> bool:

@@ -70,12 +70,37 @@ def check(needed: Need, learners: int, what: str = "seeds", copies: int = 1) -> 
     return f"replay memory: {kept['steps']:,} steps, {kept['bytes'] / MB:,.0f} MB{each}"
 
 
+def check_batch(sums: types.Sums | None, samples: int) -> None:
+    """Refuse a batch whose prepared samples cannot fit; mappers hold all of them between them.
+
+    Args:
+        sums: Of the agent; None where it learns otherwise.
+        samples: In the batch.
+
+    Raises:
+        Refused: They need more memory than is available.
+    """
+    if sums is None:
+        return
+    whole, there = sums.sample_bytes * samples, _host()
+    if there is not None and whole > there:
+        raise errors.Refused(
+            f"the features of {samples:,} samples would take {whole / MB:,.0f} MB, but only {there / MB:,.0f} MB of "
+            "memory are available; lower --steps, or choose fewer features"
+        )
+
+
 def available() -> int | None:
     """Bytes that may still be taken where learners live; None if nobody says."""
     device: Any = jax.local_devices()[0]
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
+    return _host()
+
+
+def _host() -> int | None:
+    """Bytes that may still be taken on this machine; None if nobody says."""
     found = [left for left in (_meminfo(), *map(_cgroup, KINDS)) if left is not None]
     return min(found, default=None)
 

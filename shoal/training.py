@@ -170,7 +170,7 @@ def resume(
     built = _build(made, opened)
     needed = _need(made, built)
     members = [dataclasses.replace(made, seed=seed) for seed in listed]
-    if note := _checked(made, needed, len(members)):
+    if note := _checked(made, built, needed, len(members)):
         console.note(note)
     asked = many.Asked(console, eval_episodes, since, needed.replay)
     if "seeds" not in config:
@@ -202,7 +202,7 @@ def _ready(
     folder = run_folder.free(run_folder.named(made, [one.seed for one in members], out))
     built = _build(made, opened)
     needed = _need(made, built)
-    note = _checked(made, needed, seeds)
+    note = _checked(made, built, needed, seeds)
     return _Ready(members, folder, built, needed, note, command or _command())
 
 
@@ -222,8 +222,9 @@ def _need(made: experiment.Experiment, built: experiment.Built) -> memory.Need:
     return memory.Need(**built.shelf.remembered("need", lambda: memory.need(built.parts.agent, capacity)._asdict()))
 
 
-def _checked(made: experiment.Experiment, needed: memory.Need, seeds: int) -> str | None:
+def _checked(made: experiment.Experiment, built: experiment.Built, needed: memory.Need, seeds: int) -> str | None:
     """See `memory.check`; where workers hold a learner each, it is they who are counted."""
+    memory.check_batch(built.parts.agent.sums, made.steps)
     runtime = registry.load("runtime", made.runtime)
     if not getattr(runtime, "HOLDS_MEMORY", False):
         return memory.check(needed, seeds)

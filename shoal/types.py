@@ -272,6 +272,7 @@ class Sums(NamedTuple):
     # (memory, sums of all chunks) -> (memory, metrics, whether nothing is left to do)
     rounds: int  # of map and solve, at most
     policy: Callable[[Mapping[str, np.ndarray]], Policy]  # memory -> what acts
+    sample_bytes: int  # that a prepared sample takes
 
 
 class Corrected(NamedTuple):

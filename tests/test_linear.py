@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import environments, errors, experiment, presets, types
+from shoal import environments, errors, experiment, memory, presets, training, types
+from shoal.algorithms import batch_linear
 from shoal.linear import features, least_squares, sarsa
 from shoal.runtimes import _mapper
 
@@ -337,3 +340,33 @@ def test_what_does_not_fit_is_refused_in_a_line():
     assert "--until" in refusal("batch_linear", until=-110.0)
     assert "on_device" in refusal("a2c", "CartPole-v1", runtime="peers")
     assert experiment.learns("runtime", "hogwild") == "rollouts"
+
+
+def test_weights_are_counted_before_they_are_made():
+    made, opened = presets.resolve(presets.Request("batch_linear", "CartPole-v1"))
+
+    def refused(method, numbers, **changes):
+        seen = opened.spec.observation._replace(shape=(numbers,))
+        ranges = {"low": (0.0,) * numbers, "high": (1.0,) * numbers}
+        config = dataclasses.replace(made.configs["algorithm"], method=method, **ranges, **changes)
+        return batch_linear.fits(config, made.configs["network"], opened.spec._replace(observation=seen))
+
+    polynomial, tiles = {"features": "polynomial"}, {"features": "tiles", "tilings": 4}
+    assert "lower algorithm.degree" in refused("lspi", 100, degree=16, **polynomial)
+    assert "lower algorithm.degree" in refused("td", 100, degree=16, **polynomial)
+    assert "10,000" in refused("lstd", 5001, features="raw")
+    assert "1,000,000" in refused("tdc", 500_001, features="raw")
+    assert "lower algorithm.tiles" in refused("lspi", 2, tiles=50, **tiles)
+    assert not refused("td", 2, tiles=50, **tiles)
+    assert not refused("lstd", 5000, features="raw")
+    for numbers, degree in [(1, 0), (2, 3), (4, 2)]:
+        config = dataclasses.replace(made.configs["algorithm"], features="polynomial", degree=degree)
+        size = features.polynomial((0.0,) * numbers, (1.0,) * numbers, degree).size
+        assert batch_linear._size(config, numbers) == size
+
+
+def test_a_batch_whose_features_cannot_be_held_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_host", lambda: 2 * memory.MB)
+    with pytest.raises(errors.Refused, match=r"features of 20,000 samples would take 5 MB.*lower --steps"):
+        training.train(presets.Request("batch_linear", "CartPole-v1"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -310,7 +310,7 @@ def slow():
         time.sleep(float(memory["seconds"]))
         return {"n": np.float64(len(chunk.reward))}
 
-    sums = types.Sums(None, None, lambda samples: samples, work, None, 1, None)
+    sums = types.Sums(None, None, lambda samples: samples, work, None, 1, None, 8)
     return python_types.SimpleNamespace(agent=python_types.SimpleNamespace(sums=sums))
 
 

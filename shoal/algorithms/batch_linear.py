@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -27,7 +28,13 @@ CORRECTS = False
 LEARNS = "sums"
 METRICS = ("change", "bellman_error")
 ROUNDS = {"lstd": 1, "lspi": 50, "td": 5000, "tdc": 5000}
-WEIGHTS = 20_000  # of the methods that solve for them at once: their matrix has the square of it
+SOLVED = ("lstd", "lspi")  # for all weights at once
+WEIGHTS = 10_000  # that are solved for, at most: a mapper's matrix has the square of it, 0.8 GB
+FEWER = {
+    "raw": "",
+    "polynomial": "lower algorithm.degree, or ",
+    "tiles": "lower algorithm.tiles or algorithm.tilings, or ",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +75,23 @@ def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
         return "it is linear and has no network; leave the options of --network out"
     if reason := features.refusal(spec.observation, config.low, config.high, needed=config.features != "raw"):
         return reason
-    grid = config.tilings * (config.tiles + 1) ** spec.observation.shape[0]
-    if config.features == "tiles" and grid * spec.action.n > WEIGHTS:
+    weights = _size(config, spec.observation.shape[0]) * spec.action.n
+    most = WEIGHTS if config.method in SOLVED else features.LARGEST
+    if weights > most:
         return (
-            f"{grid * spec.action.n:,} weights are more than {WEIGHTS:,}; lower algorithm.tiles or algorithm.tilings, "
-            "or choose numbers with --environment.observe"
+            f"{weights:,} weights of {config.features} features are more than the {most:,} that {config.method} takes; "
+            f"{FEWER[config.features]}choose numbers with --environment.observe"
         )
     return ""
+
+
+def _size(config: Config, numbers: int) -> int:
+    """Features of so many numbers observed; counted, not made."""
+    if config.features == "raw":
+        return numbers
+    if config.features == "polynomial":
+        return math.comb(numbers + config.degree, config.degree)
+    return config.tilings * (config.tiles + 1) ** numbers
 
 
 def shareable(config: Config) -> str:
@@ -122,5 +139,6 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         solve=functools.partial(least_squares.solve, numbers),
         rounds=config.rounds or ROUNDS[config.method],
         policy=act_by,
+        sample_bytes=least_squares.sample_bytes(made.size),
     )
     return policy.agent(made, given.spec, 0.0, sums=sums)

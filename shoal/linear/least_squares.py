@@ -66,6 +66,15 @@ def prepare(made: features.Features, discount: float, samples: types.Transition)
     return Prepared(here, np.asarray(samples.action), reward, after, finite)
 
 
+def sample_bytes(size: int) -> int:
+    """What a prepared sample takes: its features and its successor's, dense.
+
+    Args:
+        size: Features, F.
+    """
+    return 2 * size * np.dtype(np.float64).itemsize
+
+
 def begin(method: str, actions: int, size: int) -> dict[str, np.ndarray]:
     """Weights at 0.
 
