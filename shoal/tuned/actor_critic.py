@@ -9,7 +9,7 @@ ATARI: Settings = {  # the paper's small set of games; its other numbers are the
     "algorithm": {"reward_clip": 1.0},
     "network": {"torso": "dqn_2013"},
 }
-PONG: Settings = {  # for two cores and two hours: longer segments; initial weights and steps as in openai/baselines' A2C
+PONG: Settings = {  # for two cores and two hours: longer segments; initial weights and steps as of openai's A2C
     "algorithm": {"reward_clip": 1.0, "rollout_length": 20},
     "optimiser": {"learning_rate": 3e-4, "epsilon": 1e-5},
     "network": {"torso": "dqn_2013", "initialiser": "orthogonal"},
