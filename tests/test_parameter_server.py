@@ -148,6 +148,27 @@ def test_what_a_shard_died_over_is_lost_and_the_rest_applied_once():
     np.testing.assert_array_equal(block["theta"], -2.0)
 
 
+def test_a_shard_that_is_never_idle_gives_signs_of_life(monkeypatch):
+    class Link:
+        signs = 0
+        until = time.monotonic() + 10
+
+        def send(self, message):
+            self.signs += 1
+
+        def orphaned(self):
+            return self.signs > 3 or time.monotonic() > self.until
+
+    block, bells = server(shards=1)
+    push = _transport.Push(np.ones(10, np.float32), HYPER, 0.1)
+    monkeypatch.setattr(_shard, "BEAT", 0.01)
+    monkeypatch.setattr(_transport.Inbox, "take", lambda inbox: push)
+    link = Link()
+    _shard.work(link, _shard.Job(block, bells, 0, optimise.AdaGrad(())))
+    assert link.signs > 3
+    assert time.monotonic() < link.until, "and not only at its end"
+
+
 def test_a_bell_wakes_and_rings_are_not_counted():
     bell = _shared.Bell()
     for _ in range(100_000):  # more than a pipe holds

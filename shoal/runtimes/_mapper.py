@@ -234,7 +234,7 @@ class Pooled:
             if isinstance(message, Ready):
                 self._rss[worker] = message.rss_mb
             if not isinstance(message, Alive):
-                self._pool.idle(worker)
+                self._pool.rests(worker)
             yield worker, message
 
     def _mended(self, kind: str, traceback: str) -> None:

@@ -100,7 +100,7 @@ class _Worker:
         self.incarnation = -1
         self.deaths = 0  # since the last message that showed progress
         self.start_at = 0.0  # monotonic seconds; when it may be started (again)
-        self.heard = 0.0
+        self.heard = 0.0  # monotonic seconds; infinite while it waits for a message
         self.traceback = ""
         self.finished = False
 
@@ -162,16 +162,20 @@ class Pool:
         """Note that a worker has ended its work: its death is none."""
         self._workers[worker].finished = True
 
+    def rests(self, worker: int) -> None:
+        """Note that a worker waits for a message: until one is sent, its silence is no sign of being hung."""
+        self._workers[worker].heard = math.inf
+
     def send(self, worker: int, message: Any) -> None:
         """Send a message; lost without a word if the worker is dead, which `poll` will find.
 
         Silence counts from now on: who was asked nothing had nothing to say.
         """
         w = self._workers[worker]
+        w.heard = time.monotonic()
         if w.connection is not None:
             with contextlib.suppress(OSError):
                 w.connection.send(message)
-            w.heard = time.monotonic()
 
     def poll(self, timeout: float) -> Iterator[tuple[int, int, Any]]:
         """Messages as ``(worker, incarnation, message)``; dead and hung workers are replaced on the way.
@@ -200,10 +204,6 @@ class Pool:
     def progressed(self, worker: int) -> None:
         """Note a sign of progress: earlier deaths no longer count towards a crash loop."""
         self._workers[worker].deaths = 0
-
-    def idle(self, worker: int) -> None:
-        """Note that a worker has answered and waits: until something is sent to it, it may be silent."""
-        self._workers[worker].heard = math.inf
 
     def close(self, patience: float = 5.0) -> None:
         """End every worker: wait `patience` seconds in all, then kill."""

@@ -160,6 +160,7 @@ class Run:
             for bundle, incarnation, message in self._bundles.poll(0.1):
                 if isinstance(message, _actor_learner.Ready):
                     self._ready[bundle] = incarnation
+                    self._bundles.rests(bundle)
             if not self._observe(self._progress([])):
                 self._block["stop"][0] = 1
                 break

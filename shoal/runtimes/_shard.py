@@ -40,6 +40,9 @@ def work(link: _pool.Link, job: Job) -> None:
     link.send(Sign(done=False))
     told = time.monotonic()
     while not link.orphaned():
+        if time.monotonic() - told >= BEAT:  # however busy: a push may always be waiting
+            told = time.monotonic()
+            link.send(Sign(done=False))
         closing = bool(block["closing"][0])  # before looking: whatever was pushed was pushed before this was set
         began = clock()
         push = inbox.take()
@@ -51,7 +54,4 @@ def work(link: _pool.Link, job: Job) -> None:
         if closing:
             break
         inbox.wait(0.5)
-        if time.monotonic() - told >= BEAT:
-            told = time.monotonic()
-            link.send(Sign(done=False))
     link.send(Sign(done=True))

@@ -291,6 +291,7 @@ class _Run:
             for worker, _, message in pool.poll(0.1):
                 if isinstance(message, _actor_learner.Ready):
                     waiting.discard(worker)
+                    pool.rests(worker)
             if not self._observe(self._progress([], pool)):
                 self._block["stop"][0] = 1
                 break

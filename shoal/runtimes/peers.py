@@ -149,6 +149,7 @@ class _Run:
                 for worker, _, message in pool.poll(0.1):
                     if isinstance(message, _peer.Ready):
                         waiting.discard(worker)
+                        pool.rests(worker)
                 going = self._observe(self.progress([]))
             self._block["stop"][0] = not going
             self._began = time.monotonic()
