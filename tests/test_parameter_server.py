@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shoal import experiment, optimise, presets, tree
-from shoal.runtimes import _bundle, _bundle_state, _guards, _shard, _shared, _transport
+from shoal.runtimes import _bundle, _bundle_state, _guards, _serving, _shard, _shared, _transport, parameter_server
 from tests import faults
 from tests.conformance.test_runtimes import Observer
 
@@ -154,6 +154,7 @@ def test_a_shard_that_is_never_idle_gives_signs_of_life(monkeypatch):
         until = time.monotonic() + 10
 
         def send(self, message):
+            del message
             self.signs += 1
 
         def orphaned(self):
@@ -162,7 +163,7 @@ def test_a_shard_that_is_never_idle_gives_signs_of_life(monkeypatch):
     block, bells = server(shards=1)
     push = _transport.Push(np.ones(10, np.float32), HYPER, 0.1)
     monkeypatch.setattr(_shard, "BEAT", 0.01)
-    monkeypatch.setattr(_transport.Inbox, "take", lambda inbox: push)
+    monkeypatch.setattr(_transport.Inbox, "take", lambda _: push)
     link = Link()
     _shard.work(link, _shard.Job(block, bells, 0, optimise.AdaGrad(())))
     assert link.signs > 3
@@ -473,6 +474,80 @@ def test_a_run_continued_from_a_checkpoint_reaches_the_same_bits():
     continued, _ = run(steps=1200, saved=observer.saved)
     assert continued.final.updates == whole.final.updates
     assert tree.sha256(continued.policy) == tree.sha256(whole.policy)
+
+
+class Pool:
+    """Stands for processes that are there; `turn` is what they do between two looks of the parent."""
+
+    finished, up, pids = False, 2, ()
+
+    def __init__(self, turn=lambda: None):
+        self._turn = turn
+
+    def poll(self, timeout):
+        del timeout
+        self._turn()
+        return []
+
+    def incarnation(self, worker):
+        del worker
+        return 0
+
+    def alive(self, worker):
+        return worker < self.up
+
+
+def parent(made, observe):
+    """The parent of two bundles and one shard, all ready, as if they ran."""
+    run = _serving.Run(parameter_server.Config(bundles=2, max_lag=0), made, 0, 100, observe)
+    run._bundles, run._shards = Pool(), Pool()
+    run._bells = _transport.Bells([], [])
+    run._ready, run._began = {0: 0, 1: 0}, time.monotonic()
+    return run
+
+
+def test_bundles_hold_still_until_a_checkpoint_is_written_although_one_is_late(cartpole, monkeypatch):
+    """The other bundle waits as long as the observer copies; the late one's area may be written at any moment."""
+    saved = []
+
+    def observe(progress):
+        saved.append(progress.save())
+        assert block["pause"][0] == 1, "until the observer is back"
+        late["kept"], late["area"][".key"][:] = 1, 7
+        run._bundles.finished = run._shards.finished = True
+        return True
+
+    run = parent(cartpole, observe)
+    block, late = run._block, {"area": run._areas[1]}
+    run._areas[0][".key"][:] = run._areas[1][".key"][:] = 3
+    block["kept"][:] = 1
+
+    def turn():
+        block["paused"][0] = block["pause"][0]
+
+    run._bundles._turn = turn
+    monkeypatch.setattr(_serving, "STILL", 0.05)
+    run.watch()
+    assert block["pause"][0] == 0
+    assert saved[0]["kept"].tolist() == [1, 0]
+    assert [bundle.key.tolist() for bundle in saved[0]["bundles"]] == [[3, 3, 3], [0, 0, 0]]
+
+
+def test_a_checkpoint_holds_every_push_that_was_let_in(cartpole):
+    """Those of a late bundle too: they are applied everywhere before the parameters are copied."""
+    run = parent(cartpole, None)
+    block = run._block
+    block["paused"][:] = 1
+    block["tickets"][0] = 5
+    block["theta"][:] = 0.0
+
+    def turn():
+        block["version"][0] += 1
+        block["theta"][0] += 1.0
+
+    run._shards = Pool(turn)
+    saved = run.save()
+    assert (saved["pushes"], saved["theta"][0]) == (5, 5.0)
 
 
 def test_two_bundles_and_two_shards_report_what_they_did(capsys, tmp_path):

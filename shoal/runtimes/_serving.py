@@ -56,16 +56,29 @@ class Run:
     # ---------------------------------------------------------------- checkpoints
 
     def save(self) -> types.Tree:
-        """The checkpoint, while every bundle holds still and all pushes are applied; its arrays are views."""
-        whole = self._hold()
-        block = self._block
+        """The checkpoint, while every bundle holds still and all pushes are applied.
+
+        Bundles' states are views; bundles hold still until `watch` lets them go on.
+        """
+        whole, block = self._hold(), self._block
+        with block.locked(_transport.GATE, reading=True):  # one that is late may push at any moment, but not now
+            self._drain()
+            shared = {name: block[name].copy() for name in SAVED}
+            pushes = np.int64(block["version"].min())
         return {
-            **{name: block[name].copy() for name in SAVED},
-            "pushes": np.int64(block["version"].min()),
+            **shared,
+            "pushes": pushes,
             "life": np.int64(self._life),
             "kept": np.where(whole, block["kept"], 0).astype(np.int32),
-            "bundles": [tree.fill(self._like, area.arrays) for area in self._areas],
+            "bundles": [self._left(bundle) if whole[bundle] else self._nothing() for bundle in range(len(whole))],
         }
+
+    def _left(self, bundle: int) -> _bundle_state.Kept:
+        return tree.fill(self._like, self._areas[bundle].arrays)
+
+    def _nothing(self) -> _bundle_state.Kept:
+        """In the place of a state that may be written at any moment; zeros take no memory before they are written."""
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self._like)
 
     def restore(self, saved: types.Tree | None) -> None:
         """Continue from a checkpoint: everything as it was but simulators, whose episodes begin anew."""
@@ -92,10 +105,14 @@ class Run:
         while (late := self._late()) and time.monotonic() < until:
             self._early += list(self._bundles.poll(0.002))
             self._mind_shards()
-        if late:
-            self._block["pause"][0] = 0
-            whole[late] = False  # one that is stuck begins with an empty memory, should the run be resumed from here
+        whole[late] = False  # one that is stuck begins with an empty memory, should the run be resumed from here
         return whole
+
+    def _drain(self) -> None:
+        """Wait until shards have applied what was let in."""
+        block, until = self._block, time.monotonic() + STILL
+        while self._shards is not None and block["version"].min() < block["tickets"][0] and time.monotonic() < until:
+            self._mind_shards(0.002)
 
     def _late(self) -> list[int]:
         """Bundles that run and do not hold still yet."""
