@@ -264,7 +264,7 @@ def beside(parts, shards=1, *, number=0, block=None, area=None, **settings):
     given = _bundle.Settings(
         **{"max_lag": 10, "outlier_sigma": 0.0, "n_fetch": 1, "n_push": 1, "report_s": 1.0} | settings
     )
-    room = area or _bundle_state.area(_bundle_state.kept(parts, given.n_push))
+    room = area or _bundle_state.area(_bundle_state.kept(parts, given.n_push, given.n_fetch))
     work = [_shard.Job(fresh, bells, shard, state.optimiser.rule) for shard in range(shards)]
     threads = [threading.Thread(target=_shard.work, args=(Silent(), job)) for job in work]
     for thread in threads:
@@ -354,24 +354,28 @@ def test_schedules_follow_the_steps_of_all(cartpole):
         assert bundle._metrics["epsilon"] < 0.1
 
 
-def test_a_bundle_goes_on_from_what_it_left(cartpole):
-    with beside(cartpole, outlier_sigma=3.0) as (bundle, block, area):
+@pytest.mark.parametrize(("n_fetch", "n_push"), [(1, 1), (4, 1), (4, 3)])
+def test_a_bundle_goes_on_from_what_it_left(cartpole, n_fetch, n_push):
+    seldom = {"outlier_sigma": 3.0, "n_fetch": n_fetch, "n_push": n_push}
+    with beside(cartpole, **seldom) as (bundle, block, area):
         for cycle in range(60):
             if cycle == 30:
                 bundle.keep()
+                offered = block["offered"].copy()
                 left = {name: block[name].copy() for name in ("theta", "g", "steps", "kept", "version")}
-                room = _bundle_state.area(_bundle_state.kept(cartpole, 1))
+                room = _bundle_state.area(_bundle_state.kept(cartpole, n_push, n_fetch))
                 for name, array in area.arrays.items():
                     room[name][...] = array
             bundle.cycle()
         bundle._client.settle()
-        whole, memory = block["theta"].copy(), jax.device_get(bundle._state.memory)
-    with beside(cartpole, 3, block=left, area=room, outlier_sigma=3.0) as (bundle, block, _):
+        whole, memory, lags = block["theta"].copy(), jax.device_get(bundle._state.memory), block["offered"] - offered
+    with beside(cartpole, 3, block=left, area=room, **seldom) as (bundle, block, _):
         for _ in range(30):
             bundle.cycle()
         bundle._client.settle()
         assert block["theta"].tobytes() == whole.tobytes()
         assert tree.sha256(bundle._state.memory) == tree.sha256(memory)
+        np.testing.assert_array_equal(block["offered"], lags)
 
 
 def test_an_actor_critic_that_decides_in_numpy_goes_on_too():
@@ -464,14 +468,15 @@ class Saves(Observer):
         return super().__call__(progress)
 
 
-def test_a_run_continued_from_a_checkpoint_reaches_the_same_bits():
+@pytest.mark.parametrize("n_fetch", [1, 10])  # a tenth of the checkpoints lies where parameters are fetched anyway
+def test_a_run_continued_from_a_checkpoint_reaches_the_same_bits(n_fetch):
     """One bundle on a pure-JAX environment: parameters, statistics, target, schedules, memory and random streams."""
-    whole, observer = run(steps=1200, observer=Saves(300))
+    whole, observer = run(steps=1200, observer=Saves(300), n_fetch=n_fetch)
     at = int(observer.saved["steps"].sum())
     assert 300 <= at < 1200, "it was saved on the way"
     assert observer.saved["kept"].tolist() == [1]
     assert observer.saved["pushes"] == observer.saved["updates"].sum() > 0
-    continued, _ = run(steps=1200, saved=observer.saved)
+    continued, _ = run(steps=1200, saved=observer.saved, n_fetch=n_fetch)
     assert continued.final.updates == whole.final.updates
     assert tree.sha256(continued.policy) == tree.sha256(whole.policy)
 
@@ -596,6 +601,7 @@ def test_dead_processes_are_replaced_and_nothing_else_is_lost():
         (("gorila", "--optimiser.rule", "adam"), ["optimiser.rule=adam", "adagrad and rmsprop"]),
         (("gorila", "--algorithm.updates", 2), ["several gradient steps", "algorithm.updates to 1"]),
         (("gorila", "--runtime.outlier-sigma", 0.5), ["outlier_sigma=0.5", "at least 1"]),
+        (("gorila", "--runtime.n-fetch", 12), ["max_lag=10", "n_fetch=12", "at least 11", "lower n_fetch"]),
         (("gorila", "--runtime.shards", 0), ["runtime.shards=0", "between 1 and"]),
         (("gorila", "--workers", 0), ["runtime.bundles=0"]),
         (("gorila", "--algorithm.capacity", 10**10), ["memory", "capacity"]),

@@ -273,8 +273,12 @@ class Bundle:
         self._block["kept"][self._at] = 1
 
     def _kept(self) -> _bundle_state.Kept:
-        count, guard = np.int64(self._count), self._guard.save()
-        return _bundle_state.Kept(self._state, self.segments.save(), self._key, guard, self._gathered, count)
+        count, guard, theta = np.int64(self._count), self._guard.save(), self._theta
+        if self._job.settings.n_fetch == 1:
+            theta = theta[:0]
+        fetched = np.array([self._age, self._versions.min(), self._oldest.min()])
+        stream = self.segments.save()
+        return _bundle_state.Kept(self._state, stream, self._key, guard, self._gathered, count, theta, fetched)
 
     def _begin(self) -> None:
         """Without anything to continue: an empty memory, and the server's parameters in the target network too."""
@@ -296,7 +300,9 @@ class Bundle:
         self._guard.restore(found.guard)
         self._gathered[:] = found.gathered
         self._count = int(found.count)
-        self._oldest = self._versions = self._client.fetch(self._theta)
+        self._theta[: len(found.theta)] = found.theta
+        self._age, *versions = found.fetched.tolist()
+        self._versions, self._oldest = (np.array([version]) for version in versions)
 
 
 def _lean(state: Any) -> Any:

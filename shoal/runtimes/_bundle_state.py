@@ -23,6 +23,10 @@ class Kept(NamedTuple):
     guard: Any  # [3] f64, of losses
     gathered: Any  # [size] f32, gradients not yet pushed; [0] where each is pushed at once
     count: Any  # i64, how many
+    theta: Any  # [size] f32, parameters as fetched last; [0] where every step fetches
+    fetched: (
+        Any  # [3] i64: steps since, the version then, and that of the first gradient gathered; of the slowest slice
+    )
 
 
 def layout(bundles: int, observed: int) -> _shared.Layout:
@@ -48,17 +52,19 @@ def layout(bundles: int, observed: int) -> _shared.Layout:
     }
 
 
-def kept(parts: types.Parts, n_push: int) -> Kept:
+def kept(parts: types.Parts, n_push: int, n_fetch: int) -> Kept:
     """`Kept` as shapes and dtypes."""
     state = jax.eval_shape(parts.agent.init, seeds.key(0))
-    size = tree.flattener(state.params).size if n_push > 1 else 0
+    size = tree.flattener(state.params).size
     return Kept(
         without(state),
         _segment.kept(parts),
         jax.ShapeDtypeStruct((3,), np.uint32),
         jax.ShapeDtypeStruct((3,), np.float64),
-        jax.ShapeDtypeStruct((size,), np.float32),
+        jax.ShapeDtypeStruct((size if n_push > 1 else 0,), np.float32),
         jax.ShapeDtypeStruct((), np.int64),
+        jax.ShapeDtypeStruct((size if n_fetch > 1 else 0,), np.float32),
+        jax.ShapeDtypeStruct((3,), np.int64),
     )
 
 

@@ -37,7 +37,7 @@ class Run:
         layout = _transport.layout(size, shards, config.queue, rated)
         self._block = _shared.Block({**layout, **_bundle_state.layout(bundles, observed)})
         self._block["theta"][:] = self._flat.flatten(self._state.params)
-        self._like = _bundle_state.kept(parts, config.n_push)
+        self._like = _bundle_state.kept(parts, config.n_push, config.n_fetch)
         self._areas = [_bundle_state.area(self._like) for _ in range(bundles)]
         self._bells: Any = None
         self._life = 0  # lives of the run: 0, and one more for each resume; keeps seeds from being used twice

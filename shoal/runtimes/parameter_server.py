@@ -54,7 +54,8 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
     """Refuse what this runtime cannot do.
 
     Raises:
-        Refused: An optimiser that has no form for slices, or a guard that could shut a learner out.
+        Refused: An optimiser that has no form for slices, or a guard that could shut a learner out, or is sure to drop
+            what one bundle pushes between two fetches.
     """
     del opened
     rule = experiment.configs["optimiser"].rule
@@ -66,6 +67,12 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
     if 0.0 < config.outlier_sigma < 1.0:
         raise errors.Refused(
             f"runtime.outlier_sigma={config.outlier_sigma:g} would drop ordinary losses; give at least 1, or 0 for none"
+        )
+    own = -(-config.n_fetch // config.n_push) - 1  # versions that a bundle's pushes make between two of its fetches
+    if 0 < config.max_lag < own:
+        raise errors.Refused(
+            f"runtime.max_lag={config.max_lag} with n_fetch={config.n_fetch}, n_push={config.n_push} would drop what a "
+            f"bundle pushes itself between two fetches; give at least {own}, or 0 for no limit, or lower n_fetch"
         )
 
 
