@@ -183,8 +183,7 @@ def _check_memory(made: Sequence[experiment.Experiment], seeds: int) -> None:
     for one in made:
         agent = experiment.build(one, environments.open(one.env, one.configs["environment"])).parts.agent
         needed = memory.need(agent, getattr(one.configs["algorithm"], "capacity", None))
-        memory.check(needed, seeds if _together(one) else 1)
-        memory.check_batch(agent.sums, one.steps)
+        training.checked(one, agent, needed, seeds if _together(one) else 1)
 
 
 def _together(made: experiment.Experiment) -> bool:

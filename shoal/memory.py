@@ -40,7 +40,7 @@ def need(agent: types.Agent, capacity: int | None) -> Need:
     return Need(tree.bytes(state), kept)
 
 
-def check(needed: Need, learners: int, what: str = "seeds", copies: int = 1) -> str | None:
+def check(needed: Need, learners: int, what: str = "seeds", copies: int = 1, apart: bool = False) -> str | None:
     """Refuse what cannot fit.
 
     Args:
@@ -48,6 +48,7 @@ def check(needed: Need, learners: int, what: str = "seeds", copies: int = 1) -> 
         learners: How many there will be.
         what: What has one each.
         copies: How often each is kept in memory at most.
+        apart: Whether processes of their own hold them, which live on the host whatever computes here.
 
     Returns:
         A line on the replay memory for whoever watches; None without one.
@@ -55,7 +56,7 @@ def check(needed: Need, learners: int, what: str = "seeds", copies: int = 1) -> 
     Raises:
         Refused: The learners need more memory than is available.
     """
-    whole, there = needed.learner * learners * copies, available()
+    whole, there = needed.learner * learners * copies, on_host() if apart else available()
     kept = needed.replay
     if there is not None and whole > there:
         less = "lower algorithm.capacity" if kept else "make network.hidden smaller"
@@ -82,7 +83,7 @@ def check_batch(sums: types.Sums | None, samples: int) -> None:
     """
     if sums is None:
         return
-    whole, there = sums.sample_bytes * samples, _host()
+    whole, there = sums.sample_bytes * samples, on_host()
     if there is not None and whole > there:
         raise errors.Refused(
             f"the features of {samples:,} samples would take {whole / MB:,.0f} MB, but only {there / MB:,.0f} MB of "
@@ -96,11 +97,11 @@ def available() -> int | None:
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
-    return _host()
+    return on_host()
 
 
-def _host() -> int | None:
-    """Bytes that may still be taken on this machine; None if nobody says."""
+def on_host() -> int | None:
+    """Bytes of the machine's own memory that may still be taken; None if nobody says."""
     found = [left for left in (_meminfo(), *map(_cgroup, KINDS)) if left is not None]
     return min(found, default=None)
 

@@ -170,7 +170,7 @@ def resume(
     built = _build(made, opened)
     needed = _need(made, built)
     members = [dataclasses.replace(made, seed=seed) for seed in listed]
-    if note := _checked(made, built, needed, len(members)):
+    if note := checked(made, built.parts.agent, needed, len(members)):
         console.note(note)
     asked = many.Asked(console, eval_episodes, since, needed.replay)
     if "seeds" not in config:
@@ -202,7 +202,7 @@ def _ready(
     folder = run_folder.free(run_folder.named(made, [one.seed for one in members], out))
     built = _build(made, opened)
     needed = _need(made, built)
-    note = _checked(made, built, needed, seeds)
+    note = checked(made, built.parts.agent, needed, seeds)
     return _Ready(members, folder, built, needed, note, command or _command())
 
 
@@ -222,14 +222,22 @@ def _need(made: experiment.Experiment, built: experiment.Built) -> memory.Need:
     return memory.Need(**built.shelf.remembered("need", lambda: memory.need(built.parts.agent, capacity)._asdict()))
 
 
-def _checked(made: experiment.Experiment, built: experiment.Built, needed: memory.Need, seeds: int) -> str | None:
-    """See `memory.check`; where workers hold a learner each, it is they who are counted."""
-    memory.check_batch(built.parts.agent.sums, made.steps)
+def checked(made: experiment.Experiment, agent: types.Agent, needed: memory.Need, seeds: int) -> str | None:
+    """See `memory.check`; where workers hold a learner each, it is they who are counted.
+
+    Args:
+        made: What is to be trained.
+        agent: Whose learner.
+        needed: By one learner.
+        seeds: That share a program.
+    """
+    memory.check_batch(agent.sums, made.steps)
     runtime = registry.load("runtime", made.runtime)
     if not getattr(runtime, "HOLDS_MEMORY", False):
         return memory.check(needed, seeds)
-    count = runtime.WORKERS
-    return memory.check(needed, getattr(made.configs["runtime"], count), count, copies=2)  # a checkpoint is a copy
+    what = runtime.WORKERS
+    # Two: the worker's own, and what it leaves for a checkpoint. Before it has its own there is the one that is loaded.
+    return memory.check(needed, getattr(made.configs["runtime"], what), what, copies=2, apart=True)
 
 
 def _seeds(folder: Path, config: dict[str, Any]) -> list[int]:
@@ -265,8 +273,9 @@ def _run(
             if saved and kept.over:
                 result = run_folder.as_saved(built, made, saved)  # killed after its goal was met: nothing to learn
             else:
-                tree = saved.tree if saved else None
-                result = built.runtime.run(built.parts, made.seed, made.steps, made.goal, kept, tree)
+                tree = [saved.tree if saved else None]
+                saved = None  # the runtime's alone: a replay memory in it is freed once it was copied
+                result = built.runtime.run(built.parts, made.seed, made.steps, made.goal, kept, tree.pop())
             kept.finish(result)
             if kept.gave_up:
                 raise errors.GaveUp(kept.gave_up)

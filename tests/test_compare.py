@@ -252,6 +252,11 @@ def test_a_preset_that_needs_too_much_memory_is_refused_before_the_first_is_trai
     typed = ("compare", "a2c", "dqn", "--env", "gymnax:CartPole-v1", "--seeds", 2, "--out", tmp_path / "both")
     ended = faults.call(capsys, *typed)
     assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    monkeypatch.setattr(memory, "available", lambda: 10**12)
+    monkeypatch.setattr(memory, "on_host", lambda: 10**6)
+    ended = faults.call(capsys, *typed[:1], "gorila", *typed[2:])
+    assert ended.code == 2, ended.err
+    assert "fewer bundles" in ended.err, "each of them has a memory"
     assert not list(tmp_path.iterdir())
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import experiment, optimise, presets, tree
+from shoal import checkpoint, errors, experiment, memory, optimise, presets, run_folder, training, tree
 from shoal.runtimes import _bundle, _bundle_state, _guards, _serving, _shard, _shared, _transport, parameter_server
 from tests import faults
 from tests.conformance.test_runtimes import Observer
@@ -266,6 +269,7 @@ def beside(parts, shards=1, *, number=0, block=None, area=None, **settings):
     )
     room = area or _bundle_state.area(_bundle_state.kept(parts, given.n_push, given.n_fetch))
     work = [_shard.Job(fresh, bells, shard, state.optimiser.rule) for shard in range(shards)]
+    del state  # and the memory in it
     threads = [threading.Thread(target=_shard.work, args=(Silent(), job)) for job in work]
     for thread in threads:
         thread.start()
@@ -378,6 +382,43 @@ def test_a_bundle_goes_on_from_what_it_left(cartpole, n_fetch, n_push):
         np.testing.assert_array_equal(block["offered"], lags)
 
 
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_bundle_never_has_two_replay_memories(monkeypatch, restored):
+    """Counted by an array of each that nothing else has the shape of."""
+    made = parts("gymnax:CartPole-v1", algorithm={"capacity": 213})
+    copied, found = jnp.array, []
+
+    def count():
+        gc.collect()
+        flags = [leaf for leaf in jax.live_arrays() if leaf.shape == (1, 213) and leaf.dtype == bool]
+        return len({leaf.unsafe_buffer_pointer() for leaf in flags})
+
+    def copies(leaf, *given, **more):
+        if isinstance(leaf, np.ndarray) and leaf.shape == (1, 213):
+            found.append(count())
+        return copied(leaf, *given, **more)
+
+    monkeypatch.setattr(jnp, "array", copies)
+    with beside(made) as (bundle, block, area):
+        bundle.cycle()
+        bundle.keep()
+        left = {name: block[name].copy() for name in ("theta", "g", "steps", "kept", "version")}
+        del bundle
+    given = {"block": left, "area": area} if restored else {}
+    with beside(made, **given) as (bundle, _, _):
+        assert (count(), max(found, default=0)) == (1, 0), "one, made while there was no other"
+        before, update = tree.sha256(bundle._kept()), bundle._update
+
+        def updates(*arguments):
+            found.append(count())
+            return update(*arguments)
+
+        bundle._update = updates
+        bundle.warm_up()
+        assert (max(found), count()) == (1, 1)
+        assert tree.sha256(bundle._kept()) == before
+
+
 def test_an_actor_critic_that_decides_in_numpy_goes_on_too():
     made = presets.resolve(presets.Request("a3c", "CartPole-v1", 2000, runtime="parameter_server"))[0]
     given = experiment.build(made).parts
@@ -479,6 +520,50 @@ def test_a_run_continued_from_a_checkpoint_reaches_the_same_bits(n_fetch):
     continued, _ = run(steps=1200, saved=observer.saved, n_fetch=n_fetch)
     assert continued.final.updates == whole.final.updates
     assert tree.sha256(continued.policy) == tree.sha256(whole.policy)
+
+
+class Begun(Exception):
+    """Its processes would start now."""
+
+
+def test_a_loaded_checkpoint_is_freed_once_it_was_copied(monkeypatch, tmp_path):
+    request = presets.Request("gorila", "gymnax:CartPole-v1", 400, settings={**SMALL, "runtime": {"bundles": 2}})
+    made, folder, loaded = presets.resolve(request)[0], tmp_path / "run", []
+    built = experiment.build(made)
+    run_folder.make(folder)
+    run_folder.write_config(folder, made, "shoal train gorila")
+    about = {"config_sha256": run_folder.digest(made), "updates": 0}
+    checkpoint.save(folder / "checkpoints", 4, built.runtime.like(built.parts, made.seed), about)
+    restore = _serving.Run.restore
+
+    def restores(run, saved):
+        loaded.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(saved["bundles"]))
+        restore(run, saved)
+
+    def enter(_):
+        raise Begun
+
+    monkeypatch.setattr(_serving.Run, "restore", restores)
+    monkeypatch.setattr(_serving.Run, "__enter__", enter)
+    with pytest.raises(Begun) as stopped:
+        training.resume(folder)
+    assert stopped.type is Begun
+    assert loaded
+    assert not [one for one in loaded if one() is not None]
+
+
+def test_memories_of_processes_are_counted_on_the_host(monkeypatch):
+    """An accelerator's memory is neither what bundles take nor what limits them."""
+    made = presets.resolve(presets.Request("gorila", "gymnax:CartPole-v1", 400, settings={"runtime": {"bundles": 3}}))[
+        0
+    ]
+    needed = memory.Need(100 * memory.MB, {"steps": 10, "bytes": 90 * memory.MB})
+    monkeypatch.setattr(memory, "available", lambda: 1 * memory.MB)
+    monkeypatch.setattr(memory, "on_host", lambda: 600 * memory.MB)
+    assert "270 MB in all" in training.checked(made, needed, 1)
+    monkeypatch.setattr(memory, "on_host", lambda: 599 * memory.MB)
+    with pytest.raises(errors.Refused, match=r"600 MB.*599 MB.*fewer bundles"):
+        training.checked(made, needed, 1)
 
 
 class Pool:

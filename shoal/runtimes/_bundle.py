@@ -71,13 +71,9 @@ class Bundle:
         agent = self._agent = parts.agent
         self._client = _transport.Client(job.block, job.bells, job.bundle, gone)
         self._guard = _guards.Outliers(job.settings.outlier_sigma)
-        state = jax.jit(agent.init)(seeds.key(job.seed, "init"))
-        self._flat = tree.flattener(state.params)
-        shapes = tree.paths(state.params).values()
-        self._sizes = [int(np.prod(leaf.shape)) for leaf in shapes]
-        if hasattr(state, "stream"):
-            state = state._replace(stream=jnp.int32(job.bundle))
-        self._state = _bundle_state.without(state)
+        params = jax.eval_shape(agent.init, seeds.key(0)).params
+        self._flat = tree.flattener(params)
+        self._sizes = [int(np.prod(leaf.shape)) for leaf in tree.paths(params).values()]
         self._theta = np.zeros(self._flat.size, np.float32)  # as fetched last
         self._versions = np.zeros(1, np.int64)
         self._age = 0  # cycles since then
@@ -86,6 +82,8 @@ class Bundle:
         self._oldest = self._versions  # versions of the first gradient gathered
         self._key = np.array([*(seeds.derive(job.seed, *place, "update", i) for i in range(2)), 0], np.uint32)
         self._device = parts.device_env is not None
+        self._left = self._found(parts) if job.restore else None
+        self._state = self._first()
         self._rollout: Any = ()
         self._seen: Any = ()  # the state as NumPy arrays, for what decides without XLA
         programs = _segment.Programs(parts)
@@ -104,7 +102,8 @@ class Bundle:
         self._episodes: list[types.Episode] = []
         self._metrics: dict[str, float] = {}
         self._dropped_in_a_row = 0
-        self._restore() if job.restore else self._begin()
+        if self._left is not None:
+            self._restore(self._left)
         self._hyper = jax.device_get(self._state.optimiser.hyper)
 
     # ---------------------------------------------------------------- compiled
@@ -143,8 +142,8 @@ class Bundle:
         numbers, normaliser = self._numbers(), self._normaliser()
         policy = self._policy(_lean(self._state), self._theta, numbers, normaliser) if self._needs_policy else None
         payload = self.segments.rehearse(policy) if self._device else self._rollout
-        spare = jax.tree.map(jnp.copy, self._state)  # donated
-        jax.block_until_ready(self._update(spare, self._theta, numbers, normaliser, payload)[0])
+        jax.block_until_ready(self._update(self._state, self._theta, numbers, normaliser, payload)[0])
+        self._state = self._first()  # the other was donated: a spare one would be a second replay memory
         if not self._device:
             self.segments.rehearse(policy)
 
@@ -280,21 +279,36 @@ class Bundle:
         stream = self.segments.save()
         return _bundle_state.Kept(self._state, stream, self._key, guard, self._gathered, count, theta, fetched)
 
-    def _begin(self) -> None:
+    def _first(self) -> Any:
+        """The learner's state that the bundle begins with; it never makes a replay memory beside another."""
+        return self._fresh() if self._left is None else self._continued(self._left.state)
+
+    def _fresh(self) -> Any:
         """Without anything to continue: an empty memory, and the server's parameters in the target network too."""
         self._block["kept"][self._at] = 0  # what a dead one left is not this one's
         self._client.fetch(self._theta)
-        if hasattr(self._state, "target"):
-            fetched, slow = jax.tree.map(jnp.array, self._flat.unflatten(self._theta)), self._state.target
+        state: Any = jax.jit(self._agent.init)(seeds.key(self._job.seed, "init"))
+        if hasattr(state, "stream"):
+            state = state._replace(stream=jnp.int32(self._at))
+        if hasattr(state, "target"):
+            fetched, slow = jax.tree.map(jnp.array, self._flat.unflatten(self._theta)), state.target
             target = slow._replace(params=fetched) if isinstance(slow, types.Target) else fetched
-            self._state = self._state._replace(target=target)
+            state = state._replace(target=target)
+        return _bundle_state.without(state)
 
-    def _restore(self) -> None:
-        like = self._kept()
-        found: _bundle_state.Kept = tree.fill(like, {path: self._job.area[path] for path in tree.paths(like)})
-        self._state = jax.tree.map(jnp.array, found.state)
+    def _continued(self, left: Any) -> Any:
+        state = jax.tree.map(jnp.array, left)
         if self._agent.restart and not self._device:  # the simulator could not be saved: the stream breaks off here
-            self._state = jax.jit(self._agent.restart, donate_argnums=0)(self._state)
+            state = jax.jit(self._agent.restart, donate_argnums=0)(state)
+        return state
+
+    def _found(self, parts: types.Parts) -> _bundle_state.Kept:
+        """What is in the area, as views."""
+        like, area = _bundle_state.kept(parts, self._job.settings.n_push, self._job.settings.n_fetch), self._job.area
+        return tree.fill(like, area.arrays)
+
+    def _restore(self, found: _bundle_state.Kept) -> None:
+        """All but the learner's state."""
         self.segments.restore(found.stream)
         self._key[:] = found.key
         self._guard.restore(found.guard)

@@ -122,6 +122,7 @@ class ParameterServer:
         began = time.monotonic()
         run = _serving.Run(self._config, parts, seed, steps, observe)
         run.restore(saved)
+        del saved  # it holds every replay memory once more
         with run:
             startup = run.wait_until_ready(began)
             final = run.watch()
