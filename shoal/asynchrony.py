@@ -169,10 +169,15 @@ def read(folder: Path) -> Kept:
         marks = [Mark(int(n), row.tobytes().hex()) for n, row in zip(tickets, digests, strict=True)]
         record = Record(**columns)
         whole = {column.shape for column in record} == {(record.tickets,)}
-        if not whole or about["schema"] > SCHEMA or not (record.read <= np.arange(record.tickets)).all():
+        if not whole or about["schema"] > SCHEMA or not _before(record.read).all():
             raise ValueError("its columns do not fit together")
     except FileNotFoundError:
         raise errors.Refused(f"{folder} holds no {FILE}: only a run with --replayable records its order") from None
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise errors.Refused(f"{path} cannot be read ({error}); restore it, or train anew with --replayable") from None
     return Kept(record, marks, about)
+
+
+def _before(read: Any) -> Any:
+    """Whether what was read had been done by then, ``[tickets]``."""
+    return (read >= 0) & (read <= np.arange(len(read)))

@@ -140,10 +140,7 @@ def _train(typed: list[str]) -> int:
         if value is None:
             continue
         if not hasattr(configs["runtime"], name):
-            runtime = presets.parts(request)["runtime"]
-            lacks = "--replayable", "does not record updates"
-            shown, reason = lacks if value is True else (f"--workers {value}", "has no workers")
-            raise errors.Refused(f"{shown}: the {runtime} runtime {reason}; leave it out, or use --runtime hogwild")
+            raise errors.Refused(_lacking(request, value, configs))
         configs["runtime"] = dataclasses.replace(configs["runtime"], **{name: value})
     if given.eval_episodes < 0:
         raise errors.Refused(f"--eval-episodes {given.eval_episodes} is negative; 0 turns the evaluation off")
@@ -159,6 +156,22 @@ def _train(typed: list[str]) -> int:
     if given.seeds is None:
         return _ended(training.train(request, given.out, **asked), given.json, given.quiet)
     return _ended(training.train_seeds(request, given.seeds, given.out, **asked), given.json, given.quiet)
+
+
+def _lacking(request: presets.Request, value: int | bool, configs: dict[str, Any]) -> str:
+    """What is said of --replayable (True) or --workers where the runtime lacks it, with the runtimes that would do."""
+    parts = presets.parts(request)
+    lacks = ("--replayable", "does not record updates"), (f"--workers {value}", "has no workers")
+    shown, reason = lacks[value is not True]
+
+    def would_do(other: str) -> bool:
+        field = "replayable" if value is True else presets.workers(request._replace(runtime=other))
+        has = field in experiment.config_class("runtime", other).__dataclass_fields__  # type: ignore[attr-defined]
+        return has and experiment.serves(other, parts["algorithm"], configs)
+
+    others = " or ".join(filter(would_do, registry.names("runtime")))
+    instead = f", or use --runtime {others}" if others else ""
+    return f"{shown}: the {parts['runtime']} runtime {reason}; leave it out{instead}"
 
 
 def _with_parts(request: presets.Request) -> type:

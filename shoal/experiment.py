@@ -212,6 +212,15 @@ def unshareable(runtime: str, algorithm: str, config: Any) -> str:
     return rule.shareable(config)
 
 
+def serves(runtime: str, algorithm: str, configs: Mapping[str, Any]) -> bool:
+    """Whether a runtime can train a rule with these settings of its and the optimiser's."""
+    if learns("runtime", runtime) != learns("algorithm", algorithm):
+        return False
+    rule = configs["optimiser"].rule
+    applies = rule in getattr(registry.load("runtime", runtime), "RULES", (rule,))
+    return applies and not unshareable(runtime, algorithm, configs["algorithm"])
+
+
 def prepare(runtime: str, configs: Mapping[str, Any]) -> None:
     """What a runtime wants settled before the first array is made; so before an environment is opened."""
     module = registry.load("runtime", runtime)

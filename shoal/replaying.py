@@ -47,7 +47,7 @@ def replay(folder: Path, say: Callable[[str], None]) -> Replayed:
     made = run_folder.unedited(folder, config)
     runtime, settings = registry.load("runtime", made.runtime), made.configs["runtime"]
     if not hasattr(runtime, "replays"):
-        raise errors.Refused(f"{folder} ran under {made.runtime}, which races with nobody: train again with its seed")
+        raise errors.Refused(f"{folder} {_unrecorded(made.runtime, settings)}")
     if not runtime.replays(settings):
         raise errors.Refused(
             f"{folder} cannot be replayed: its workers applied without locks, which leaves no order to repeat; "
@@ -79,6 +79,17 @@ def replay(folder: Path, say: Callable[[str], None]) -> Replayed:
         same_machine=same,
         seconds=time.monotonic() - began,
     )
+
+
+def _unrecorded(name: str, settings: Any) -> str:
+    """Why a run of a runtime that records no order is not replayed, and what to do instead."""
+    runtime = registry.load("runtime", name)
+    if quiet := runtime.races(settings) if hasattr(runtime, "races") else "":
+        return (
+            f"cannot be replayed: its workers raced under {name}, and only hogwild records an order to replay; "
+            f"what is trained with {quiet} repeats by its seed"
+        )
+    return f"ran under {name}, where no workers race: train again with its seed"
 
 
 def _check(folder: Path, record: asynchrony.Record, workers: int) -> None:

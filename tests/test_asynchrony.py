@@ -370,6 +370,25 @@ def test_waiting_for_a_worker_that_dies_ends_and_racing_cannot_be_replayed(tmp_p
     assert "--replayable" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("preset", "runtime", "words"),
+    [
+        ("gorila", {"bundles": 2}, ["raced under parameter_server", "only hogwild", "trained with --workers 1 "]),
+        ("gorila", {"bundles": 1}, ["where no workers race", "with its seed"]),
+        ("parallel_sarsa", {"scheme": "asynchronous"}, ["raced under peers", "only hogwild", "--runtime.no-spawn "]),
+        ("parallel_sarsa", {"scheme": "asynchronous", "spawn": False}, ["where no workers race", "with its seed"]),
+        ("parallel_sarsa", {"scheme": "average"}, ["where no workers race", "with its seed"]),
+        ("a2c", {}, ["ran under", "where no workers race", "with its seed"]),
+    ],
+)
+def test_the_run_of_another_runtime_is_not_replayed_and_the_reason_is_its_own(preset, runtime, words, tmp_path, capsys):
+    made = presets.resolve(presets.Request(preset, settings={"runtime": runtime}))[0]
+    run_folder.write_config(tmp_path, made, f"shoal train {preset}")
+    ended = faults.call(capsys, "replay", tmp_path)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert all(word in ended.err for word in words), ended.err
+
+
 def test_what_cannot_be_replayable_is_refused(capsys, tmp_path):
     for typed, words in (
         (("--env", "tests.faults.envs:Forgetful-v0", "--replayable"), ("Forgetful-v0", "check-env")),
@@ -461,6 +480,12 @@ def test_summaries_without_an_order_are_not_disturbed(tmp_path, capsys):
     assert "no checkpoint" in faults.call(capsys, "replay", tmp_path).err
     asynchrony.write(tmp_path, kept(asynchrony.round_robin(3, 9)))
     assert "names worker 2" in faults.call(capsys, "replay", tmp_path).err
+    record = asynchrony.round_robin(2, 9)
+    record.read[5] = -1
+    asynchrony.write(tmp_path, kept(record))
+    ended = faults.call(capsys, "replay", tmp_path)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "do not fit together" in ended.err
     config = json.loads((tmp_path / "config.json").read_text())
     config["seed"] += 1
     (tmp_path / "config.json").write_text(json.dumps(config))

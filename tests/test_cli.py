@@ -88,6 +88,10 @@ BAD = {  # arguments -> what the one line must say
     "replay": ["--help"],
     "replay nowhere": ["nowhere is not a run folder"],
     "train a2c --replayable": ["--replayable", "on_device", "hogwild"],
+    "train dqn --env CartPole-v1 --workers 2": ["--workers 2: the host runtime has no workers; leave it out\n"],
+    "train gorila --replayable": ["--replayable: the parameter_server runtime does not record updates; leave it out\n"],
+    "train parallel_sarsa --replayable": ["--replayable: the peers runtime does not record updates; leave it out\n"],
+    "train a3c --runtime parameter_server --replayable": ["--replayable: the parameter_server", "--runtime hogwild\n"],
     "train a3c --workers 4 --runtime.max-lag 2 --runtime.on-stale block": ["max_lag=2", "at least 3"],
     "resume": ["--help"],
 }

@@ -50,6 +50,7 @@ class Config:
 
 EXACT_RESUME = False  # lock-free: neither the order of applies nor the simulators can be saved
 CAPTURES = True  # gradients are left in the state: they are applied to shared memory
+RULES = ("rmsprop", "momentum", "adagrad")  # that apply in place, without locks
 
 
 def check(config: Config, experiment: Any, opened: Any) -> None:
@@ -66,7 +67,7 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
             f"wait for each other; give at least {least}, or runtime.on_stale=drop"
         )
     rule = experiment.configs["optimiser"].rule
-    if rule == "adam":
+    if rule not in RULES:
         raise errors.Refused(
             f"optimiser.rule={rule} cannot be shared without locks; the hogwild runtime offers rmsprop and momentum"
         )

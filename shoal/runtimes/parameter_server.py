@@ -87,6 +87,11 @@ def learners(config: Config) -> int:
     return config.bundles
 
 
+def races(config: Config) -> str:
+    """What keeps workers from racing; "" where none do."""
+    return "--workers 1" if config.bundles > 1 else ""
+
+
 def build(config: Config) -> types.Runtime:
     """The runtime."""
     return ParameterServer(config)

@@ -60,6 +60,12 @@ def streams(config: Config) -> int:
     return 1
 
 
+def races(config: Config) -> str:
+    """What keeps workers from racing; "" where none do."""
+    alone = config.scheme != "asynchronous" or not config.spawn or config.workers == 1
+    return "" if alone else "--runtime.no-spawn"
+
+
 def build(config: Config) -> types.Runtime:
     """The runtime."""
     return Peers(config)
