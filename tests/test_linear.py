@@ -366,7 +366,7 @@ def test_weights_are_counted_before_they_are_made():
 
 
 def test_a_batch_whose_features_cannot_be_held_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_host", lambda: 2 * memory.MB)
+    monkeypatch.setattr(memory, "on_host", lambda: 2 * memory.MB)
     with pytest.raises(errors.Refused, match=r"features of 20,000 samples would take 5 MB.*lower --steps"):
         training.train(presets.Request("batch_linear", "CartPole-v1"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

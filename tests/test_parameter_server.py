@@ -554,16 +554,16 @@ def test_a_loaded_checkpoint_is_freed_once_it_was_copied(monkeypatch, tmp_path):
 
 def test_memories_of_processes_are_counted_on_the_host(monkeypatch):
     """An accelerator's memory is neither what bundles take nor what limits them."""
-    made = presets.resolve(presets.Request("gorila", "gymnax:CartPole-v1", 400, settings={"runtime": {"bundles": 3}}))[
-        0
-    ]
+    request = presets.Request("gorila", "gymnax:CartPole-v1", 400, settings={"runtime": {"bundles": 3}})
+    made, opened = presets.resolve(request)
+    agent = experiment.build(made, opened).parts.agent
     needed = memory.Need(100 * memory.MB, {"steps": 10, "bytes": 90 * memory.MB})
     monkeypatch.setattr(memory, "available", lambda: 1 * memory.MB)
     monkeypatch.setattr(memory, "on_host", lambda: 600 * memory.MB)
-    assert "270 MB in all" in training.checked(made, needed, 1)
+    assert "270 MB in all" in training.checked(made, agent, needed, 1)
     monkeypatch.setattr(memory, "on_host", lambda: 599 * memory.MB)
     with pytest.raises(errors.Refused, match=r"600 MB.*599 MB.*fewer bundles"):
-        training.checked(made, needed, 1)
+        training.checked(made, agent, needed, 1)
 
 
 class Pool:
