@@ -242,6 +242,7 @@ class _Run:
             tickets = int(saved["tickets"][0])
             if not self._marks or self._marks[-1].tickets < tickets:
                 self._marks.append(asynchrony.Mark(tickets, tree.sha256(self._flat.unflatten(saved["theta"]))))
+        saved["returns"] = saved["returns"].view(np.int64)  # their bits: a simulator may pay NaN, and that is kept
         return saved | {"life": np.int64(self._life)}
 
     def restore(self, saved: types.Tree | None) -> None:
@@ -249,7 +250,7 @@ class _Run:
         if saved is None:
             return
         for name in self._saved_names:
-            self._block[name][:] = saved[name]
+            self._block[name][:] = saved[name].view(self._block[name].dtype)
         self._life = int(saved["life"]) + 1
         self._first = int(saved["tickets"][0])
         self._before = {name: int(saved[name].sum()) for name in self._before}
