@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from etils import epy
 
-from shoal import errors, options, types
+from shoal import convolution, errors, options, types
 
 with epy.lazy_imports():
     import jax
@@ -211,15 +211,8 @@ def _apply(layer: types.Layer, x: Any, carry: Any, initialiser: str) -> tuple[An
         x = both[:1] + both[1:] - jnp.mean(both[1:], keepdims=True)
     elif layer.kind == "conv":
         kernel, bias = _initialisers(initialiser, layer.gain, layer.kernel**2 * x.shape[-1])
-        x = linen.Conv(
-            layer.size,
-            (layer.kernel, layer.kernel),
-            (layer.stride, layer.stride),
-            padding="VALID",
-            kernel_init=kernel,
-            bias_init=bias,
-            name=layer.name,
-        )(x)
+        convolution_of = convolution.module()
+        x = convolution_of(layer.size, layer.kernel, layer.stride, kernel, bias, name=layer.name)(x)
     elif layer.kind == "lstm":
         state, x = linen.OptimizedLSTMCell(layer.size, name=layer.name)(carry[layer.name], x)
         carry = {**carry, layer.name: state}

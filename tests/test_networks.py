@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from flax import linen
 
-from shoal import distributions, errors, networks, types
+from shoal import convolution, distributions, errors, networks, types
 
 HEADS = {"policy": (3, 0.01), "value": (1, 1.0)}
 
@@ -233,3 +235,53 @@ def test_orthogonal_weights_are_orthonormal_uniform_and_the_same_under_vmap(shap
     assert abs(many.mean()) < 6 * many.std() / np.sqrt(many.size)
     assert "while" in str(jax.make_jaxpr(draw)(keys[0])), "made of products"
     assert "geqrf" not in jax.jit(draw).lower(keys[0]).as_text()
+
+
+# ------------------------------------------------------------------------------------------------ convolutions
+
+
+def slid(module):
+    """A loss of a convolution over [T, B] images, and its parameters."""
+    images = jax.random.normal(jax.random.key(0), (3, 2, 13, 12, 4))
+    params = module.init(jax.random.key(1), images[0, 0])
+    return images, params, lambda p, x: jnp.sin(jax.vmap(jax.vmap(lambda one: module.apply(p, one)))(x)).sum()
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_convolution_is_linens_bit_for_bit(stride):
+    kernel, bias = linen.initializers.lecun_normal(), linen.initializers.zeros
+    images, params, ours = slid(convolution.module()(5, 4, stride, kernel, bias))
+    _, given, theirs = slid(linen.Conv(5, (4, 4), (stride, stride), padding="VALID"))
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    for of in (
+        lambda loss: loss(params, images),
+        lambda loss: jax.grad(loss, (0, 1))(params, images),
+        lambda loss: jax.jit(jax.grad(loss))(params, images),
+        lambda loss: jax.jvp(lambda p: loss(p, images), (params,), (params,)),
+        lambda loss: jax.vmap(jax.grad(loss), (0, None))(several, images),
+        lambda loss: jax.vmap(jax.grad(loss))(several, jnp.stack([images, images + 1])),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, of(ours), of(theirs))
+    jax.tree.map(np.testing.assert_array_equal, params, given)
+
+
+def test_convolutions_in_loops_and_branches_stand_as_xlas_library_takes_them():
+    """But for the outermost computation XLA leaves the order of dimensions as it is, and others are slow."""
+    network = networks.build(networks.Config(torso="dqn_2013"), image(84, 84, 4), HEADS)
+    params, seen = network.init(jax.random.key(0)), jnp.zeros((2, 6, 84, 84, 4), jnp.uint8)
+
+    def step(params, seen):
+        def loss(params):
+            heads = jax.vmap(lambda obs: network.apply(params, obs, ())[0])(seen)
+            return sum((leaf**2).mean() for leaf in heads.values())
+
+        return jax.tree.map(lambda p, g: p - g, params, jax.grad(loss)(params)), None
+
+    def learn(params, seen, ready):
+        params = jax.lax.scan(step, params, seen)[0]
+        return jax.lax.cond(ready, lambda: step(params, seen[0])[0], lambda: params)
+
+    compiled = jax.jit(learn).lower(params, seen, True).compile().as_text()
+    found = re.findall(r"convolution\(.*dim_labels=(\w+->\w+)", compiled)
+    assert len(found) == 2 * 5, "two layers, forwards and back; nothing is asked of the pictures"
+    assert set(found) == {"b01f_01io->b01f"}
