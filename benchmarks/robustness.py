@@ -202,7 +202,7 @@ def draw(methods: Mapping[str, Any], out: Path) -> None:
         scattered.set_ylabel(f"{method}\nscore")
     grid[-1][0].set_xlabel("learning rate")
     grid[-1][1].set_xlabel("runs, best first")
-    grid[0][1].legend(frameon=False, loc="lower left")
+    grid[0][1].legend(frameon=False, loc="upper right")
     out.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "shoal"}):
         drawn.savefig(out, dpi=160, metadata={"Date": None} if out.suffix == ".svg" else None)
