@@ -93,7 +93,7 @@ def _by_images(back: Any, kernel: Any, stride: int, shape: tuple[int, ...]) -> A
 def _primitive() -> Any:
     """`convolve` as JAX knows it: a product of images and kernel, each with a gradient of its own."""
     made = core.Primitive("shoal_convolve")
-    made.def_impl(functools.partial(jax.jit(_plain, static_argnames="stride")))
+    made.def_impl(jax.jit(_plain, static_argnames="stride"))
 
     def shaped(images: Any, kernel: Any, *, stride: int) -> Any:
         out = jax.eval_shape(functools.partial(_plain, stride=stride), images, kernel)

@@ -136,6 +136,19 @@ def test_a_stopped_measurement_goes_on_but_never_mixes_code(tmp_path, monkeypatc
     assert cartpole.earlier(arguments, wanted=["a3c"])["a3c"] == {}
 
 
+def test_hogwild_measures_every_side_of_its_own(monkeypatch):
+    bench = _load("hogwild")
+    config = {
+        "parts": {"algorithm": {"rollout_length": 32}, "network": {"torso": "mlp", "hidden": [64], "shared": True}}
+    }
+    monkeypatch.setattr(bench, "shoal", lambda _, workers, __: {"config": config, "env_steps_per_s": 10.0 * workers})
+    monkeypatch.setattr(bench, "threads", lambda count, _: 4.0 * count)
+    monkeypatch.setattr(bench._peers.Stand, "start", lambda *_, **__: False)
+    results, _ = bench.measure("cartpole", True)
+    assert (results["steps_per_s_1"], results["steps_per_s_2"], results["threads_steps_per_s_2"]) == (10.0, 20.0, 8.0)
+    assert (results["scaling_2"], results["scaling_threads_2"]) == (2.0, 0.8)
+
+
 def test_pong_and_cartpole_share_a_record_and_one_is_measured_at_a_time(tmp_path, monkeypatch, capsys):
     hogwild, table = _load("hogwild"), _load("table")
     rates = {"shoal_1": [500.0], "shoal_2": [900.0], "sb3, its own settings, 1 threads": [300.0]}

@@ -211,7 +211,7 @@ def test_a_rule_without_a_target_shares_none():
     ("typed", "story"),
     [
         (("--optimiser.rule", "momentum"), "add --runtime.statistics worker"),
-        (("--optimiser.rule", "adam"), "offers rmsprop and momentum"),
+        (("--optimiser.rule", "adam"), "offers rmsprop, momentum, adagrad"),
     ],
 )
 def test_an_optimiser_that_cannot_be_shared_is_refused(typed, story, capsys, tmp_path):

@@ -24,9 +24,8 @@ class Kept(NamedTuple):
     gathered: Any  # [size] f32, gradients not yet pushed; [0] where each is pushed at once
     count: Any  # i64, how many
     theta: Any  # [size] f32, parameters as fetched last; [0] where every step fetches
-    fetched: (
-        Any  # [3] i64: steps since, the version then, and that of the first gradient gathered; of the slowest slice
-    )
+    # [3] i64: steps since then, the version fetched and that of the first gradient gathered, each of the slowest slice
+    fetched: Any
 
 
 def layout(bundles: int, observed: int) -> _shared.Layout:

@@ -69,7 +69,7 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
     rule = experiment.configs["optimiser"].rule
     if rule not in RULES:
         raise errors.Refused(
-            f"optimiser.rule={rule} cannot be shared without locks; the hogwild runtime offers rmsprop and momentum"
+            f"optimiser.rule={rule} cannot be shared without locks; the hogwild runtime offers {', '.join(RULES)}"
         )
     if rule == "momentum" and config.statistics == "shared":
         raise errors.Refused(
