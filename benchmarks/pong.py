@@ -1,8 +1,8 @@
-"""Pong from pixels on two cores: A3C's curve over about two hours, against the published -20.7 of a random player.
+"""Pong from pixels on two cores: a curve over about two hours, against the published -20.7 of a random player.
 
-`shoal train a3c --env ALE/Pong-v5 --workers 8`, as the preset has it; it is asked to stop after `--hours` of wall time,
-all lives of the run together. The run stays in `--folder`, where a second call goes on by `shoal resume`. The curve is
-the mean return of the last 100 training episodes. A step is four frames.
+`shoal train ppo --env ALE/Pong-v5`, or `a3c` with eight workers, as the preset has it; it is asked to stop after
+`--hours` of wall time, all lives of the run together. The run stays in `--folder`, where a second call goes on by
+`shoal resume`. The curve is the mean return of the last 100 training episodes. A step is four frames.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 import _common
 import numpy as np
 
-ENV, WORKERS, FRAMES = "ALE/Pong-v5", 8, 4
+ENV, FRAMES = "ALE/Pong-v5", 4
+PRESETS: dict[str, list[str]] = {"ppo": [], "a3c": ["--workers", "8"]}  # and what else is asked of each
 RANDOM, TARGET = -20.7, 0.0  # Mnih et al. 2015, extended data table 2; the score asked for
 WINDOW, POINTS = 100, 200  # episodes of the mean; points of the curve
 KEYS = (
@@ -39,22 +40,24 @@ FIGURE = _common.ROOT / "docs" / "images" / "pong.svg"
 def main() -> None:
     """Train, or go on training; print the record."""
     parser = _common.parser(__doc__)
+    parser.add_argument("--preset", choices=list(PRESETS), default="ppo")
     parser.add_argument("--hours", type=float, default=2.0, help="of wall time, at most")
-    parser.add_argument("--folder", type=Path, default=Path("runs") / "pong", help="of the run")
+    parser.add_argument("--folder", type=Path, help="of the run (default: runs/pong-PRESET)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # or the run would go on without us
     seconds = 30.0 if arguments.quick else 3600.0 * arguments.hours
-    train(arguments.folder, arguments.seed, seconds)
-    results = conclude(arguments.folder)
+    folder = arguments.folder or Path("runs") / f"pong-{arguments.preset}"
+    train(folder, arguments.preset, arguments.seed, seconds)
+    results = conclude(folder)
     if not arguments.quick:
         draw(results, FIGURE)
     _common.finish(arguments, _common.record("pong", arguments, results))
 
 
-def train(folder: Path, seed: int, seconds: float) -> None:
+def train(folder: Path, preset: str, seed: int, seconds: float) -> None:
     """Begin or go on, and ask for the end when the run has taken so many seconds."""
-    words = ["train", "a3c", "--env", ENV, "--workers", WORKERS, "--seed", seed, "--out", folder]
+    words = ["train", preset, "--env", ENV, *PRESETS[preset], "--seed", seed, "--out", folder]
     if (folder / "config.json").exists():
         words = ["resume", folder]
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -91,7 +94,7 @@ def conclude(folder: Path) -> dict[str, Any]:
         "env_steps": summary["env_steps"],
         "wall_s": summary["wall_s"],
         "frames_per_s": FRAMES * summary["env_steps_per_s"] if summary["env_steps_per_s"] else None,
-        "workers": WORKERS,
+        "preset": summary["preset"],
         "seed": summary["seed"],
         "last_mean": float(means[-1]) if len(means) else None,
         "best_mean": float(means.max()) if len(means) else None,

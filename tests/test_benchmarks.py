@@ -582,6 +582,7 @@ def test_robustness_counts_passes_falls_and_failures_and_compares_pair_by_pair(t
 def test_pongs_curve_is_the_mean_of_a_hundred_episodes(tmp_path):
     pong, table = _load("pong"), _load("table")
     summary = {"status": "interrupted", "env_steps": 300, "wall_s": 600.0, "env_steps_per_s": 50.0, "seed": 0}
+    summary["preset"] = "ppo"
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     lines = ["env_steps,episode_return,length,worker,wall_s"]
     lines += [f"{step},{-1.0 if step <= 100 else 1.0},1,0,{step * 2.0}" for step in range(1, 301)]

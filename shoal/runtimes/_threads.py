@@ -22,7 +22,8 @@ def prepare(threads: int, environments: int, algorithm: Any, network: Any) -> No
     """
     rows = getattr(algorithm, "batch", environments * getattr(algorithm, "rollout_length", 1))  # none: refused later
     rows //= getattr(algorithm, "minibatches", 1)
-    small = rows * max(network.hidden, default=1) ** 2 < SMALL and not network.lstm
+    dense = network.torso in ("auto", "mlp") and not network.lstm
+    small = dense and rows * max(network.hidden, default=1) ** 2 < SMALL
     threads = threads or (1 if small else 0)
     if threads:
         os.environ.setdefault("NPROC", str(threads))
