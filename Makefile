@@ -30,7 +30,7 @@ test-slow: .venv/dev  ## Learning runs of minutes
 	$(BIN)/pytest -m slow
 
 bench: .venv/dev  ## Every benchmark; results are committed
-	for name in hogwild on_device cartpole startup asynchrony async_scaling robustness pong map_propagation presets gorila; do $(BIN)/shoal bench $$name --json benchmarks/results/$$name.json; done
+	for name in hogwild on_device cartpole startup asynchrony async_scaling robustness linear pong map_propagation presets gorila; do $(BIN)/shoal bench $$name --json benchmarks/results/$$name.json; done
 	$(BIN)/python benchmarks/table.py
 
 format: .venv/dev

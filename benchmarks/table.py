@@ -250,7 +250,7 @@ def pong(results: Mapping[str, Any]) -> str:
         reached = f"{number(results['reached_at_step'])} steps, {number(results['reached_at_s'] / 60)} minutes"
     rows = [
         [
-            f"`a3c`, {results['workers']} workers",
+            f"`{results['preset']}`, seed {results['seed']}",
             number(results["env_steps"]),
             number(results["wall_s"] / 60),
             number(results["frames_per_s"]),

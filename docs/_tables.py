@@ -195,7 +195,8 @@ def _rows(family: Family, kind: str, cls: type, users: Iterable[str], which: str
         option = f"`--{kind}.{_flag(field.name)}`{which}"
         given = [presets.PRESETS[p].settings.get(kind, {}) if p in users else {} for p in family.presets]
         values = [show(one[field.name]) if field.name in one else "" for one in given]
-        yield (symbols.get(f"{kind}.{field.name}", ""), option, show(field.default), *values)
+        nothing = "all" if field.name == "observe" else "none"
+        yield (symbols.get(f"{kind}.{field.name}", ""), option, show(field.default, nothing), *values)
 
 
 def _flag(name: str) -> str:

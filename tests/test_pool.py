@@ -57,3 +57,12 @@ def test_whoever_was_just_sent_a_message_has_time_to_answer(monkeypatch):
         assert list(pool.poll(0.0)) == []
         heard(pool, "went")
         assert (told, pool.incarnation(0)) == ([], 0)
+
+
+def test_a_silence_in_which_nobody_listened_does_not_count(monkeypatch):
+    with ready(monkeypatch) as (pool, told):
+        time.sleep(1.5 * SILENCE)  # as for a large checkpoint, while workers hold still
+        assert list(pool.poll(0.0)) == []
+        assert list(pool.poll(0.1)) == []
+        assert (told, pool.incarnation(0)) == ([], 0)
+        faults.wait(lambda: list(pool.poll(0.1)) or told, "a worker that is listened to, and silent")

@@ -311,10 +311,17 @@ def test_an_evaluation_that_takes_for_ever_is_left_at_a_signal(tmp_path):
 
 @pytest.mark.parametrize(
     ("preset", "settings", "threads"),
-    [("ppo", {}, "1"), ("sac", {}, None), ("ppo", {"runtime": {"threads": 2}}, "2"), ("dqn", {}, "1")],
+    [
+        ("ppo", {}, "1"),
+        ("ppo", {"network": {"torso": "dqn_2013"}}, None),  # `hidden` tells nothing beside convolutions
+        ("sac", {}, None),
+        ("ppo", {"runtime": {"threads": 2}}, "2"),
+        ("dqn", {}, "1"),
+    ],
 )
 def test_small_gradient_steps_are_given_one_thread(preset, settings, threads, monkeypatch):
-    monkeypatch.delenv("NPROC", raising=False)
+    monkeypatch.setenv("NPROC", "9")  # and as it was afterwards
+    monkeypatch.delenv("NPROC")
     made, _ = presets.resolve(presets.Request(preset, env=None, settings=settings))
     assert os.environ.get("NPROC") == threads
     monkeypatch.setenv("NPROC", "3")

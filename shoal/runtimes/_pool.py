@@ -127,6 +127,7 @@ class Pool:
         self._target, self._arguments, self._on_fault, self._noun = target, arguments, on_fault, noun
         self._context = multiprocessing.get_context("spawn")
         self._workers = [_Worker() for _ in range(count)]
+        self._listened = time.monotonic()  # until then
         try:
             for worker in range(count):
                 self._start(worker)
@@ -180,11 +181,16 @@ class Pool:
     def poll(self, timeout: float) -> Iterator[tuple[int, int, Any]]:
         """Messages as ``(worker, incarnation, message)``; dead and hung workers are replaced on the way.
 
+        A silence in which nobody listened for long does not count: workers hold still for a checkpoint as long as that
+        takes to write.
+
         Raises:
             GaveUp: A worker died `DEATHS` times without progress.
         """
         now = time.monotonic()
         for i, w in enumerate(self._workers):
+            if now - self._listened > SILENCE / 2:
+                w.heard = max(w.heard, now)
             if w.process is None and not w.finished and now >= w.start_at:
                 self._start(i)
         sources = {w.connection: i for i, w in enumerate(self._workers) if w.connection is not None}
@@ -200,6 +206,7 @@ class Pool:
             elif w.process is not None and time.monotonic() - w.heard > SILENCE:
                 w.traceback = f"{self._noun} {i} gave no sign of life for {SILENCE:.0f} s and was killed"
                 w.process.kill()
+        self._listened = time.monotonic()
 
     def progressed(self, worker: int) -> None:
         """Note a sign of progress: earlier deaths no longer count towards a crash loop."""

@@ -46,7 +46,8 @@ def run(typed: list[str]) -> int:
     done = replaying.replay(given.run, output.say)
     rate = f"{done.tickets:,} tickets in {done.seconds:.1f} s"
     if done.equal:
-        output.say(f"equal: {rate}, {done.compared} comparisons, params_sha256 {done.params_sha256}")
+        times = "once" if done.compared == 1 else f"{done.compared:,} times"
+        output.say(f"equal: {rate}, compared {times}, params_sha256 {done.params_sha256}")
     else:
         output.say(f"different: {rate}; the first difference was seen after ticket {done.first_difference:,}")
     if given.json:
