@@ -60,9 +60,9 @@ def train(folder: Path, preset: str, seed: int, seconds: float) -> None:
     words = ["train", preset, "--env", ENV, *PRESETS[preset], "--seed", seed, "--out", folder]
     if (folder / "config.json").exists():
         words = ["resume", folder]
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        seconds -= summary["wall_s"]
-        if summary["status"] == "completed" or seconds <= 0:
+        completed, spent = before(folder)
+        seconds -= spent
+        if completed or seconds <= 0:
             return
     words += ["--eval-episodes", 0]
     process = subprocess.Popen([sys.executable, "-m", "shoal", *map(str, words)])
@@ -76,6 +76,15 @@ def train(folder: Path, preset: str, seed: int, seconds: float) -> None:
         process.wait()
     if process.returncode not in (0, 75):
         raise SystemExit(f"shoal {words[0]} ended with {process.returncode}")
+
+
+def before(folder: Path) -> tuple[bool, float]:
+    """Whether a run is complete, and the seconds it took; one that was killed left no summary."""
+    if (folder / "summary.json").exists():
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return summary["status"] == "completed", summary["wall_s"]
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return False, max((json.loads(line)["wall_s"] for line in lines), default=0.0)
 
 
 def conclude(folder: Path) -> dict[str, Any]:

@@ -296,8 +296,18 @@ class Session:
         self._log.sync()
         state = progress.save()
         began = time.perf_counter()
-        meta = {
-            **self._record(progress),
+        try:
+            meta = self._record(progress) | self._meta(progress)
+            recording = time.perf_counter() - began
+            saved = checkpoint.save(self.folder / "checkpoints", progress.env_steps, state, meta)
+            self._saved = saved._replace(seconds=saved.seconds + recording)
+        except (checkpoint.NotSaved, checkpoint.NonFiniteError) as error:
+            self._log.fault("checkpoint not saved", str(error))
+        self._saved_at = self._checkpointed_at = time.monotonic()
+
+    def _meta(self, progress: types.Progress) -> dict[str, Any]:
+        """What a checkpoint says of the run besides its state."""
+        return {
             "env_steps": progress.env_steps,
             "updates": progress.updates,
             "wall_s": self.wall_s,
@@ -316,16 +326,13 @@ class Session:
             "together": self._together,
             "versions": run_folder.versions(),
         }
-        try:
-            recording = time.perf_counter() - began
-            saved = checkpoint.save(self.folder / "checkpoints", progress.env_steps, state, meta)
-            self._saved = saved._replace(seconds=saved.seconds + recording)
-        except (checkpoint.NotSaved, checkpoint.NonFiniteError) as error:
-            self._log.fault("checkpoint not saved", str(error))
-        self._saved_at = self._checkpointed_at = time.monotonic()
 
     def _record(self, progress: types.Progress) -> dict[str, int]:
-        """Write the record of a replayable run, at least as long as the checkpoint; what the checkpoint says of it."""
+        """Write the record of a replayable run, at least as long as the checkpoint; what the checkpoint says of it.
+
+        Raises:
+            NotSaved: It could not be written; a checkpoint that goes beyond the record could not be resumed.
+        """
         if progress.record is None:
             return {}
         record, marks = progress.record()
@@ -335,7 +342,7 @@ class Session:
         try:
             asynchrony.write(self.folder, asynchrony.Kept(record, list(marks), about))
         except OSError as error:
-            self._log.fault("record of the order not saved", f"{error}; `shoal replay` will not know this run's end")
+            raise checkpoint.NotSaved(f"{self.folder}/{asynchrony.FILE} could not be written: {error}") from None
         return {"tickets": marks[-1].tickets}
 
     def finish(self, result: types.Result) -> None:

@@ -296,6 +296,30 @@ def test_a_run_in_which_a_worker_was_killed_is_replayed_to_the_same_bits(died, c
     assert ended.json["tickets"] == found.record.tickets
 
 
+def test_a_record_that_cannot_be_written_leaves_a_run_that_can_be_resumed(tmp_path, capsys, monkeypatch):
+    """A checkpoint beyond its record could not be: it is not written either."""
+    out, write, calls = tmp_path / "run", asynchrony.write, []
+
+    def full(*given):
+        calls.append(given)
+        if len(calls) > 2:
+            raise OSError(28, "No space left on device")
+        write(*given)
+
+    monkeypatch.setenv("SHOAL_SAVE_EVERY", "0")
+    monkeypatch.setattr(asynchrony, "write", full)
+    words = ("--env", "tests.faults.envs:Slow-v0", "--workers", 2, "--replayable", "--network.hidden", 8)
+    ended = faults.call(capsys, "train", "a3c", *words, "--steps", 1000, "--eval-episodes", 0, "--out", out, "--json")
+    assert len(calls) > 2
+    assert "asynchrony.npz could not be written" in ended.err
+    monkeypatch.setattr(asynchrony, "write", write)
+    (out / "summary.json").unlink()  # as if it had been killed at its end
+    resumed = faults.call(capsys, "resume", out, "--eval-episodes", 0, "--quiet", "--json")
+    assert resumed.code == 0, resumed.err
+    assert resumed.json["status"] == "completed"
+    assert faults.call(capsys, "replay", out, "--json").json["equal"]
+
+
 def test_decisions_of_a_compiled_network_are_replayed_to_the_same_bits(tmp_path):
     """Small networks decide in NumPy; an LSTM in one jitted call a step, which workers rehearse before they start."""
     folder = tmp_path / "run"

@@ -598,10 +598,14 @@ def test_pongs_curve_is_the_mean_of_a_hundred_episodes(tmp_path):
     pong.draw(results, tmp_path / "pong.svg")
     assert "random player" in (tmp_path / "pong.svg").read_text()
     (tmp_path / "episodes.csv").write_text("\n".join(lines[:50]) + "\n")
+    assert pong.before(tmp_path) == (False, 600.0)
     few = pong.conclude(tmp_path)
     assert few["curve"] == []
     assert few["reached_at_step"] is None
     pong.draw(few, tmp_path / "few.svg")
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "metrics.jsonl").write_text('{"wall_s": 10.0}\n{"wall_s": 20.5}\n')
+    assert pong.before(tmp_path) == (False, 20.5), "killed, and to be continued"
 
 
 def test_the_score_of_a_policy_is_that_of_whole_greedy_episodes(monkeypatch):

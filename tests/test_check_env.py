@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from shoal import check_env, cli, environments, errors, registry
+from shoal.environments import _walk
 
 
 def check(env_id, steps=60, **config):
@@ -65,6 +67,14 @@ def test_only_pure_jax_is_compiled_with_the_learner(monkeypatch):
     monkeypatch.setattr(registry, "names", lambda kind: ["host", "on_device"] if kind == "runtime" else names(kind))
     assert check("tests.scripted:Terminates-v0").runtimes == ("host",)
     assert check("probe:match").runtimes == ("host", "on_device")
+
+
+def test_an_environment_that_pays_nan_repeats_itself_all_the_same():
+    opened = environments.open("tests.faults.envs:PaysNaN-v0", environments.Config())
+    one, again, other = (_walk.walk(opened, 120, seed) for seed in (3, 3, 4))
+    assert np.isnan([outcome.reward for outcome in one.outcomes]).any()
+    assert _walk.same(one, again)
+    assert not _walk.same(one, other)
 
 
 def test_seeds_that_change_nothing_are_a_remark():

@@ -10,7 +10,8 @@ import types as python_types
 import numpy as np
 import pytest
 
-from shoal import experiment, presets, tree, types
+import shoal
+from shoal import errors, experiment, presets, session, tree, types
 from shoal.runtimes import _mailboxes, _mapper, _peer, _pool, _shared, map_reduce
 from shoal.runtimes import peers as peers_runtime
 from tests import faults
@@ -274,6 +275,13 @@ def test_a_resume_of_learners_that_wait_begins_together():
     assert min(result.final.save()["episodes"]) > max(saved["episodes"])
 
 
+def test_observations_that_are_not_finite_are_counted_once_over_all_lives():
+    made, observer = built(steps=10**6, **peers("filtered")), Observer(stop_at=2000)
+    saved = run(made, 10**6, observer=observer).final.save()
+    saved["non_finite"][:] = (3, 0, 4)
+    assert run(made, 10, saved=saved).final.faults["non_finite"] == 0, "those of earlier lives the session adds"
+
+
 # ---------------------------------------------------------------------------------------------- mappers
 
 
@@ -388,6 +396,52 @@ def test_a_stopped_solution_goes_on_where_it_was():
     resumed = run(batch(**settings), 1500, observer=observer, saved=stopped).final.save()
     np.testing.assert_array_equal(resumed["memory"]["w"], whole["memory"]["w"])
     assert not any(progress.episodes for progress in observer.told), "they were told before the stop"
+
+
+BROKEN = {"algorithm": {"method": "td", "rounds": 4, "features": "polynomial", "low": (0.0, 0.0), "high": (1.0, 1.0)}}
+
+
+@pytest.fixture
+def once(monkeypatch, tmp_path):
+    """What is to happen once in a run has not happened yet."""
+    monkeypatch.setenv("SHOAL_TEST_ONCE", str(tmp_path / "once"))
+
+
+def test_samples_left_out_are_no_diverged_learner_and_are_counted_once(tmp_path, monkeypatch):
+    """3 in 100 are not finite: more than would make a learner of gradients give up."""
+    monkeypatch.setattr(session, "DIVERGED", 20)
+    options = {"steps": 2000, "out": tmp_path / "run", "eval_episodes": 0, "quiet": True}
+    summary = shoal.train("batch_linear", "tests.faults.envs:PaysNaN-v0", **options, **BROKEN).summary
+    assert summary["status"] == "completed"
+    assert summary["faults"]["non_finite"] == 0
+    assert 20 < summary["faults"]["left_out"] < 200
+    made = built("batch_linear", 2000, env="tests.faults.envs:PaysNaN-v0", **BROKEN)
+
+    class Stop(Observer):
+        def __call__(self, progress):
+            super().__call__(progress)
+            return progress.updates < 2
+
+    first = run(made, 2000, observer=Stop()).final
+    again = run(made, 2000, saved=first.save()).final
+    assert first.faults["left_out"] == summary["faults"]["left_out"]
+    assert again.faults["left_out"] == 0, "those of earlier lives the session adds"
+
+
+@pytest.mark.parametrize("env", ["RaisesOnce", "RaisesInReset"])
+@pytest.mark.usefixtures("once")
+def test_a_simulator_that_raises_is_opened_anew(env):
+    made, observer = built("batch_linear", 300, env=f"tests.faults.envs:{env}-v0", **BROKEN), Observer()
+    assert run(made, 300, observer=observer).final.faults["restarts"] == 1
+    (told,) = observer.faults
+    assert "opening another" in told
+    assert "RuntimeError" in told
+
+
+def test_a_simulator_that_always_raises_ends_the_run():
+    made = built("batch_linear", 300, env="tests.faults.envs:RaisesAlways-v0", **BROKEN)
+    with pytest.raises(errors.GaveUp, match="failed 5 times without a sample"):
+        run(made, 300)
 
 
 # ---------------------------------------------------------------------------------------------- commands

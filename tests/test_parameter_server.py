@@ -16,7 +16,18 @@ import numpy as np
 import pytest
 
 from shoal import checkpoint, errors, experiment, memory, optimise, presets, run_folder, training, tree
-from shoal.runtimes import _bundle, _bundle_state, _guards, _serving, _shard, _shared, _transport, parameter_server
+from shoal.runtimes import (
+    _actor_learner,
+    _bundle,
+    _bundle_state,
+    _guards,
+    _pool,
+    _serving,
+    _shard,
+    _shared,
+    _transport,
+    parameter_server,
+)
 from tests import faults
 from tests.conformance.test_runtimes import Observer
 
@@ -323,6 +334,20 @@ def test_several_updates_may_lie_between_fetches_and_pushes(cartpole):
         assert block["offered"][0][:5].tolist() == [15 - 2, 13, 13, 12, 0], "lags of 0 to 3"
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_is_left_at_the_end_is_pushed_and_kept_by_one_that_was_stopped(cartpole, stopped):
+    with beside(cartpole, 3, n_push=100) as (bundle, block, room):
+        for _ in range(60):
+            bundle.cycle()
+        before = block["theta"].copy()
+        block["stop"][0] = stopped
+        bundle.push_rest()
+        bundle.keep()
+        assert block["updates"][0] == (0 if stopped else 1)
+        assert (block["theta"].tobytes() == before.tobytes()) == stopped
+        assert room[".count"] == (51 if stopped else 0)
+
+
 def test_a_gradient_too_old_is_dropped_and_counted(cartpole):
     with beside(cartpole, n_fetch=4, max_lag=2) as (bundle, block, _):
         for _ in range(60):
@@ -330,6 +355,7 @@ def test_a_gradient_too_old_is_dropped_and_counted(cartpole):
         assert block["offered"][0][:4].tolist() == [13, 13, 13, 12]
         assert block["dropped"][0][_bundle_state.DROPPED.index("stale")] == 12
         assert (block["updates"][0], block["lag_max"][0]) == (39, 2)
+        assert block["lags"][0][:4].tolist() == [13, 13, 13, 0], "of those that were taken"
 
 
 def test_the_target_network_follows_the_updates_of_all(cartpole):
@@ -640,6 +666,26 @@ def test_a_checkpoint_holds_every_push_that_was_let_in(cartpole):
     assert (saved["pushes"], saved["theta"][0]) == (5, 5.0)
 
 
+def done(link):
+    """A bundle that says it is done, and ends."""
+    link.send(_actor_learner.Report([], {}, 0.0, True))
+
+
+def test_a_bundle_that_ends_while_a_checkpoint_is_taken_has_not_died(cartpole):
+    told = []
+    run = parent(cartpole, lambda _: True)
+    run._bundles = _pool.Pool(done, lambda *_: (), 2, lambda kind, _: told.append(kind), "bundle")
+    run._shards.finished = True
+    try:
+        faults.wait(lambda: run._bundles.up == 0, "both bundles to end")
+        whole = run._hold()
+        final = run.watch()
+    finally:
+        run._bundles.close(0.0)
+    assert whole.all()
+    assert (told, final.faults["restarts"]) == ([], 0)
+
+
 def test_two_bundles_and_two_shards_report_what_they_did(capsys, tmp_path):
     summary = faults.train(
         capsys, tmp_path / "run", "gorila", "--workers", 2, "--steps", 1500, "--algorithm.learning-starts", 200,
@@ -654,6 +700,7 @@ def test_two_bundles_and_two_shards_report_what_they_did(capsys, tmp_path):
     assert all(0 < share < 1 for share in told["utilisation"])
     assert all(microseconds > 1 for microseconds in told["update_us"])
     assert sum(told["offered_by_lag"].values()) == summary["updates"] + summary["faults"]["stale"]
+    assert sum(summary["workers"]["lag_histogram"].values()) == summary["updates"]
     assert set(summary["faults"]) == {"restarts", "stale", "outlier", "non_finite"}
     assert summary["replay"]["steps"] == 50_000
 

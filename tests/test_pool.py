@@ -20,6 +20,13 @@ def answers(link):
     time.sleep(faults.LONGEST)
 
 
+def compiles(link):
+    """A worker that takes long before its first message, and then hangs."""
+    time.sleep(2 * SILENCE)
+    link.send("ready")
+    time.sleep(faults.LONGEST)
+
+
 @contextlib.contextmanager
 def ready(monkeypatch):
     """A pool whose one worker waits for a word, and the faults that were told."""
@@ -48,6 +55,18 @@ def test_a_worker_that_waits_for_its_start_is_not_taken_for_hung(monkeypatch):
         pool.send(0, "go")
         heard(pool, "went")
         faults.wait(lambda: list(pool.poll(0.1)) or told, "a worker that does not rest to be taken for hung")
+
+
+def test_a_first_message_may_take_longer(monkeypatch):
+    monkeypatch.setattr(_pool, "SILENCE", SILENCE)
+    told = []
+    pool = _pool.Pool(compiles, lambda *_: (), 1, lambda kind, _: told.append(kind))
+    try:
+        heard(pool, "ready")
+        faults.wait(lambda: list(pool.poll(0.1)) or told, "silence after it to count as ever")
+    finally:
+        pool.close(0.0)
+    assert pool.incarnation(0) == 0
 
 
 def test_whoever_was_just_sent_a_message_has_time_to_answer(monkeypatch):

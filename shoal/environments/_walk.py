@@ -58,9 +58,13 @@ def action(spec: types.ActionSpec, chance: np.random.Generator) -> Any:
 
 def same(walk: Walk, again: Walk) -> bool:
     """Whether two walks are equal, observation by observation."""
-    told = [[outcome[:3] for outcome in w.outcomes] for w in (walk, again)]
+
+    def equal(one: Any, other: Any) -> bool:
+        return np.array_equal(one, other, equal_nan=True)
+
+    told = [np.array([outcome[:3] for outcome in w.outcomes], float) for w in (walk, again)]
     seen = [[w.first, *w.obs, *(outcome.next_obs for outcome in w.outcomes)] for w in (walk, again)]
-    return told[0] == told[1] and all(map(np.array_equal, *seen))
+    return equal(*told) and all(map(equal, *seen))
 
 
 def episodes(walk: Walk) -> tuple[list[int], list[float]]:

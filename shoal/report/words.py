@@ -14,6 +14,7 @@ FAULTS = {
     "stale": ("stale gradient dropped", "stale gradients dropped"),
     "dropped_updates": ("dropped update", "dropped updates"),
     "non_finite": ("non-finite value", "non-finite values"),
+    "left_out": ("sample left out", "samples left out"),
 }
 
 

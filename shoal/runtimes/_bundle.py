@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shoal import optimise, prng, seeds, tree, types
+from shoal import asynchrony, optimise, prng, seeds, tree, types
 from shoal.runtimes import _actor_learner, _bundle_state, _guards, _pool, _segment, _shared, _state, _transport
 
 
@@ -57,6 +57,7 @@ def work(link: _pool.Link, job: Job) -> None:
         if time.monotonic() - reported >= job.settings.report_s:
             link.send(bundle.report(done=False))
             reported = time.monotonic()
+    bundle.push_rest()
     bundle.keep()
     link.send(bundle.report(done=True))
     bundle.segments.close()
@@ -80,6 +81,7 @@ class Bundle:
         self._gathered = np.zeros(self._flat.size if job.settings.n_push > 1 else 0, np.float32)
         self._count = 0
         self._oldest = self._versions  # versions of the first gradient gathered
+        self._rates: Any = None  # of each leaf, with the last one; () where all are alike, None before the first
         self._key = np.array([*(seeds.derive(job.seed, *place, "update", i) for i in range(2)), 0], np.uint32)
         self._device = parts.device_env is not None
         self._left = self._found(parts) if job.restore else None
@@ -206,18 +208,21 @@ class Bundle:
         if self._job.settings.n_push > 1:
             self._gathered += gradient
             gradient = self._gathered
-        if self._count < self._job.settings.n_push:
-            return 0.0
-        waited = self._push(gradient, rates)
-        self._count = 0
-        self._gathered[:] = 0.0
-        return waited
+        self._rates = rates
+        return self._push(gradient) if self._count >= self._job.settings.n_push else 0.0
 
-    def _push(self, gradient: np.ndarray, rates: Any) -> float:
+    def push_rest(self) -> None:
+        """At the end of a run what was gathered is pushed, although there is less of it; one stopped keeps it."""
+        if self._count and self._rates is not None and not self._block["stop"][0]:
+            self._push(self._gathered)
+
+    def _push(self, gradient: np.ndarray) -> float:
+        """Push, and begin to gather anew; returns seconds waited."""
         block, at, before = self._block, self._at, time.perf_counter()
         taken = int(block["steps"].sum()) - self._steps  # as `optimise.local`: without the steps of this update
         eta = float(optimise.rate(self._hyper, taken))
-        factors = np.repeat(np.asarray(list(tree.paths(rates).values()), np.float32), self._sizes) if rates else None
+        rates = list(tree.paths(self._rates).values()) if self._rates else []
+        factors = np.repeat(np.asarray(rates, np.float32), self._sizes) if rates else None
         settings = self._job.settings
         answer = self._client.push(gradient, self._oldest, self._hyper, eta, factors, settings.max_lag)
         block["offered"][at, min(answer.lag, _bundle_state.LAGS - 1)] += 1
@@ -225,8 +230,11 @@ class Bundle:
             block["updates"][at] += 1
             block["lag_sum"][at] += answer.lag
             block["lag_max"][at] = max(answer.lag, block["lag_max"][at])
+            block["lags"][at, asynchrony.place(answer.lag)] += 1
         else:
             self._drop("stale")
+        self._count = 0
+        self._gathered[:] = 0.0
         return time.perf_counter() - before
 
     def _drop(self, reason: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from shoal import seeds, tree, types
+from shoal import asynchrony, seeds, tree, types
 from shoal.runtimes import _actor_learner, _segment, _shared
 
 DROPPED = ("stale", "outlier", "non_finite")  # why a gradient was not applied
-LAGS = 17  # places of the histogram: 0, 1, ... 15, and 16 or more
+LAGS = 17  # places for pushes offered: 0, 1, ... 15, and 16 or more
 
 
 class Kept(NamedTuple):
@@ -40,6 +40,7 @@ def layout(bundles: int, observed: int) -> _shared.Layout:
         "updates": ((bundles,), "i8"),  # pushes taken
         "lag_sum": ((bundles,), "i8"),  # of those
         "lag_max": ((bundles,), "i8"),
+        "lags": ((bundles, asynchrony.BINS), "i8"),  # by `asynchrony.place`
         "offered": ((bundles, LAGS), "i8"),  # pushes by lag, taken or not
         "dropped": ((bundles, len(DROPPED)), "i8"),  # gradients, by reason
         "split": ((bundles, len(_actor_learner.SPLIT)), "f8"),  # seconds

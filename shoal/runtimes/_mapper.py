@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from shoal import seeds, types
+from shoal import errors, seeds, types
 from shoal.runtimes import _pool, _shared
 
 Memory = Mapping[str, np.ndarray]
@@ -71,29 +73,48 @@ def samples(block: _shared.Block, first: int, last: int) -> types.Transition:
     return types.Transition(**{name: block[name][first:last] for name in names}, extras=())
 
 
-def collect(parts: types.Parts, seed: int, block: _shared.Block) -> Iterator[tuple[int, types.Episode | None]]:
+def collect(
+    parts: types.Parts, seed: int, block: _shared.Block, broke: Callable[[str, str], None]
+) -> Iterator[tuple[int, types.Episode | None]]:
     """Fill the block, a sample at a time; every episode from a seed of its own.
+
+    A simulator that raises is opened anew, and a new episode begins; `broke` is told, as ``(kind, traceback)``.
 
     Yields:
         How many samples there are, and the episode that ended with the last one.
+
+    Raises:
+        GaveUp: It raised `_pool.DEATHS` times without a sample between them.
     """
     assert parts.agent.sums is not None
     env, behave = parts.make_host(), parts.agent.sums.behave
     to = samples(block, 0, len(block["reward"]))
-    number, length = -1, 0
+    number, length, failures, at = -1, 0, 0, 0
     try:
-        for at in range(len(to.reward)):
-            if not length:
-                number += 1
-                obs = env.reset(seeds.derive(seed, "samples", number, "environment"))
-                chance, total = np.random.default_rng(seeds.derive(seed, "samples", number, "action")), 0.0
-            action = behave(chance)
-            following, outcome = env.step(action)
+        while at < len(to.reward):
+            try:
+                if not length:
+                    number += 1
+                    obs = env.reset(seeds.derive(seed, "samples", number, "environment"))
+                    chance, total = np.random.default_rng(seeds.derive(seed, "samples", number, "action")), 0.0
+                action = behave(chance)
+                following, outcome = env.step(action)
+            except Exception:  # noqa: BLE001  whatever the simulator raised
+                length, failures, story = 0, failures + 1, traceback.format_exc()
+                if failures >= _pool.DEATHS:
+                    raise errors.GaveUp(f"the simulator failed {failures} times without a sample:\n{story}") from None
+                broke("the simulator raised; opening another", story)
+                with contextlib.suppress(Exception):
+                    env.close()
+                env = parts.make_host()
+                continue
+            failures = 0
             to.obs[at], to.action[at] = obs, action
             to.reward[at], to.discount[at], to.truncated[at], to.next_obs[at] = outcome
             obs, length, total = following, length + 1, total + outcome.reward
             over = outcome.truncated or outcome.discount == 0
-            yield at + 1, types.Episode(at + 1, total, length, 0) if over else None
+            at += 1
+            yield at, types.Episode(at, total, length, 0) if over else None
             length = 0 if over else length
     finally:
         env.close()

@@ -36,6 +36,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the parent's business
 DEATHS = 5  # without a sign of progress between them: a crash loop
 LONGEST_WAIT = 30.0  # seconds between two restarts at most
 SILENCE = 120.0  # seconds without a message after which a worker is taken for hung
+FIRST = 5  # times that before its first message: many workers compile at once on few cores
 
 
 class Failed(NamedTuple):
@@ -204,7 +205,7 @@ class Pool:
                 yield from self._receive(i)  # what it sent last
                 self._bury(i)
             elif w.process is not None and time.monotonic() - w.heard > SILENCE:
-                w.traceback = f"{self._noun} {i} gave no sign of life for {SILENCE:.0f} s and was killed"
+                w.traceback = f"{self._noun} {i} gave no sign of life for {SILENCE:.0f} s or more and was killed"
                 w.process.kill()
         self._listened = time.monotonic()
 
@@ -242,7 +243,7 @@ class Pool:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # or a death would not be seen as an end of the pipe
-        w.connection, w.heard = ours, time.monotonic()
+        w.connection, w.heard = ours, time.monotonic() + (FIRST - 1) * SILENCE
 
     def _receive(self, worker: int) -> Iterator[tuple[int, int, Any]]:
         w = self._workers[worker]

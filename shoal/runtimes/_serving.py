@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from shoal import seeds, tree, types
+from shoal import asynchrony, seeds, tree, types
 from shoal.runtimes import _actor_learner, _bundle, _bundle_state, _pool, _shard, _shared, _state, _transport
 
-SAVED = ("theta", "g", "steps", "updates", "lag_sum", "lag_max", "normaliser")  # shared arrays in a checkpoint
+SAVED = ("theta", "g", "steps", "updates", "lag_sum", "lag_max", "lags", "normaliser")  # shared arrays in a checkpoint
 STILL = 10.0  # seconds in which bundles must hold still for a checkpoint
 
 
@@ -103,7 +103,10 @@ class Run:
         self._block["pause"][0] = self._asked
         until = time.monotonic() + STILL
         while (late := self._late()) and time.monotonic() < until:
-            self._early += list(self._bundles.poll(0.002))
+            for bundle, incarnation, message in self._bundles.poll(0.002):
+                if getattr(message, "done", False):
+                    self._bundles.finish(bundle)  # now: its end, which `poll` may see next, is no death
+                self._early.append((bundle, incarnation, message))
             self._mind_shards()
         whole[late] = False  # one that is stuck begins with an empty memory, should the run be resumed from here
         return whole
@@ -191,8 +194,10 @@ class Run:
         while not self._bundles.finished:
             episodes: list[types.Episode] = []
             early, self._early = self._early, []
-            for bundle, incarnation, message in [*early, *self._bundles.poll(0.0 if early else 0.1)]:
-                episodes += self._heard(bundle, incarnation, message)
+            for said in early:
+                episodes += self._heard(*said)
+            for said in self._bundles.poll(0.0 if early else 0.1):  # one by one: `poll` looks at ends in between
+                episodes += self._heard(*said)
             self._mind_shards()
             progress = self._progress(sorted(episodes, key=lambda e: e.env_steps))
             if not self._observe(progress):
@@ -240,6 +245,7 @@ class Run:
             "updates": block["updates"].tolist(),
             "lag_mean": float(block["lag_sum"].sum()) / updates if updates else None,
             "lag_max": int(block["lag_max"].max()),
+            "lag_histogram": asynchrony.histogram(block["lags"].sum(axis=0).tolist()),
             "rss_mb": sum(self._rss.values()),
             "pids": [pid for pool in pools for pid in pool.pids],
         }

@@ -73,7 +73,7 @@ class MapReduce:
     def like(self, parts: types.Parts, seed: int) -> types.Tree:
         """See `types.Runtime`."""
         del seed
-        return _saved(_sums(parts).begin(), 0, 0, False)
+        return _saved(_sums(parts).begin(), 0, 0, 0, False)
 
     def policy(self, parts: types.Parts, seed: int, saved: types.Tree) -> types.Policy:
         """See `types.Runtime`."""
@@ -102,8 +102,9 @@ def _sums(parts: types.Parts) -> types.Sums:
     return parts.agent.sums
 
 
-def _saved(memory: Any, samples: int, rounds: int, done: bool) -> dict[str, Any]:
-    return {"memory": memory, "samples": np.int64(samples), "rounds": np.int64(rounds), "done": np.int64(done)}
+def _saved(memory: Any, samples: int, rounds: int, left_out: int, done: bool) -> dict[str, Any]:
+    counts = {"samples": samples, "rounds": rounds, "left_out": left_out, "done": done}
+    return {"memory": memory, **{name: np.int64(count) for name, count in counts.items()}}
 
 
 class _Driver:
@@ -113,7 +114,9 @@ class _Driver:
         self._config, self._parts, self._seed, self._steps, self._observe = config, parts, seed, steps, observe
         self.sums = _sums(parts)
         self.memory = self.sums.begin()
-        self._samples = self._rounds = self._before = self._left_out = 0
+        self._samples = self._rounds = self._before = 0
+        self._left_out = self._told = 0  # samples that are not finite; those of them that earlier lives told
+        self._reopened = 0
         self._done = False
         self._metrics: Any = {}
         self._split = {"environment": 0.0, "learning": 0.0, "waiting": 0.0}
@@ -125,6 +128,7 @@ class _Driver:
         if saved is not None:
             self.memory = {name: np.array(leaf) for name, leaf in saved["memory"].items()}
             self._before, self._rounds = int(saved["samples"]), int(saved["rounds"])
+            self._left_out = self._told = int(saved["left_out"])
             self._done = bool(saved["done"])
 
     def run(self) -> float:
@@ -150,7 +154,7 @@ class _Driver:
         """The samples; those that were told before are collected once more, in silence."""
         self._mark = time.monotonic()
         told, episodes = self._mark, []
-        for collected, ended in _mapper.collect(self._parts, self._seed, block):
+        for collected, ended in _mapper.collect(self._parts, self._seed, block, self._broke):
             self._samples = collected
             if ended is not None and collected > self._before:
                 episodes.append(ended)
@@ -163,6 +167,10 @@ class _Driver:
         self._spend("environment")
         return self._observe(self.progress(episodes))
 
+    def _broke(self, kind: str, traceback: str) -> None:
+        self._reopened += 1
+        self._observe.fault(kind, traceback)
+
     def _round(self, mappers: Any) -> bool:
         """Map, add up, solve; one that is stopped before its sums are there changes nothing."""
         self._mark = time.monotonic()
@@ -171,7 +179,7 @@ class _Driver:
         if told is None:
             return False
         total = _mapper.added(told)
-        self._left_out = self._samples - int(total["n"])
+        self._left_out = max(self._told, self._samples - int(total["n"]))
         self.memory, metrics, self._done = self.sums.solve(self.memory, total)
         self._metrics = dict(metrics)
         self._rounds += 1
@@ -238,7 +246,13 @@ class _Driver:
             metrics=self._metrics,
             split=dict(self._split),
             workers=workers if self._config.spawn else {},
-            faults={"restarts": made.restarts if made else 0, "non_finite": self._left_out},
-            save=lambda: _saved(dict(self.memory), max(self._samples, self._before), self._rounds, self._done),
+            faults={
+                "restarts": self._reopened + (made.restarts if made else 0),
+                "non_finite": 0,  # there are no gradients
+                "left_out": self._left_out - self._told,
+            },
+            save=lambda: _saved(
+                dict(self.memory), max(self._samples, self._before), self._rounds, self._left_out, self._done
+            ),
             subsystems={"communication": communication},
         )

@@ -119,6 +119,7 @@ class _Run:
         self._began: float | None = None
         self._ended: float | None = None
         self._restarts = 0
+        self._before = 0  # observations that were not finite, of earlier lives
         self._pool: Any = None
 
     # ---------------------------------------------------------------- checkpoints
@@ -135,6 +136,7 @@ class _Run:
         for name in _peer.KEPT:
             block[name][:] = saved[name]
         self._life = int(saved["life"]) + 1
+        self._before = int(saved["non_finite"].sum())
         block["exchanges"][:] = 0
         block["then"][:], block["agreed"][:] = block["steps"], block["steps"].sum()
         if self._config.scheme != "asynchronous" and self._config.workers > 1:
@@ -262,7 +264,7 @@ class _Run:
             metrics=self._metrics,
             split=split,
             workers=workers if self._config.spawn else {},
-            faults={"restarts": self._restarts, "non_finite": int(block["non_finite"].sum())},
+            faults={"restarts": self._restarts, "non_finite": int(block["non_finite"].sum()) - self._before},
             save=self.save,
             subsystems={"communication": communication},
         )

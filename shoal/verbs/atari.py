@@ -139,7 +139,7 @@ def _run_lines(data: Mapping[str, Any]) -> list[str]:
     tail = [
         f"{preset}: mean {total['mean']:.2f} %, median {total['median']:.2f} % over {total['games']} of 57 games"
         for preset, total in data["aggregate"].items()
-    ] or ["no run was evaluated: `shoal eval` plays games any time"]
+    ] or ["no run was evaluated: a run is when it is complete, unless by --eval-episodes 0"]
     if data["left_out"]:
         tail.append(f"left out, for their environments are no Atari games: {', '.join(data['left_out'])}")
     return [*_columns(head, rows), *tail, STARTS]
