@@ -1,21 +1,23 @@
-"""One decision in NumPy, for networks so small that a call into XLA costs more than their arithmetic.
+"""One decision in NumPy, for networks whose single decision costs XLA more than their arithmetic.
 
-A jitted call costs 15 to 20 µs a step whatever the network; two matrix-vector products of 64 units cost 5 (measured,
-see docs/decisions/0004). Actors that step one Python environment at a time therefore evaluate small dense networks
-here, from the same `types.NetworkSpec` and the same parameters; tests hold it to `networks.apply`.
+A jitted call costs 15 to 20 µs a step whatever the network; two matrix-vector products of 64 units cost 5, and the
+convolutions of a single picture are products as well (measured, see docs/decisions/0004). Actors that step one Python
+environment at a time therefore evaluate such networks here, from the same `types.NetworkSpec` and the same parameters;
+tests hold it to `networks.apply`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from shoal import types
 
-LARGEST = 128 * 128  # weights of one dense layer; beyond, XLA's products win
+LARGEST = 128 * 128  # weights of one dense layer where there are no convolutions; beyond, XLA's products win
 NOISE = 4096  # decisions for which random numbers are drawn at once
 
 
@@ -27,17 +29,24 @@ class Decision(NamedTuple):
 
 
 def fits(spec: types.NetworkSpec, output: str = "policy") -> bool:
-    """Whether every layer between the observation and the head `output` is small and dense."""
-    trunk, head = spec.heads[output]
+    """Whether every layer between the observation and the head `output` is one of these: convolutions, small dense."""
+    layers = _layers(spec, output)
+    if any(layer.kind not in ("scale", "conv", "dense", "tanh", "relu", "flatten") for layer in layers):
+        return False
+    if any(layer.kind == "conv" for layer in layers):
+        return True
     width = math.prod(spec.observation.shape)
-    for layer in (*spec.trunks[trunk], *head):
-        if layer.kind not in ("dense", "tanh", "relu", "flatten"):
-            return False
+    for layer in layers:
         if layer.kind == "dense":
             if width * layer.size > LARGEST:
                 return False
             width = layer.size
     return True
+
+
+def _layers(spec: types.NetworkSpec, output: str) -> tuple[types.Layer, ...]:
+    trunk, head = spec.heads[output]
+    return (*spec.trunks[trunk], *head)
 
 
 def forward(
@@ -53,9 +62,11 @@ def forward(
     Returns:
         ``obs [*shape] -> [outputs]``. The array returned is overwritten by the next call.
     """
-    trunk, head = spec.heads[output]
+    layers = _layers(spec, output)
+    if any(layer.kind in ("scale", "conv") for layer in layers):
+        return _of_pictures(layers, params, spec.observation.shape)
     steps: list[tuple[Any, ...]] = []
-    for layer in (*spec.trunks[trunk], *head):
+    for layer in layers:
         if layer.kind == "dense":
             weights = params[layer.name]
             steps.append((weights["kernel"], weights["bias"], np.empty(layer.size, np.float32), None))
@@ -77,6 +88,51 @@ def forward(
         return x
 
     return run
+
+
+def _of_pictures(
+    layers: Sequence[types.Layer], params: types.Params, shape: tuple[int, ...]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The same for pictures: every step works on memory of its own, so the steps are listed once, arguments and all.
+
+    A convolution is a product of what lies under its kernel at each place, a row each, with the kernel.
+    """
+    x = np.empty(shape, np.float32)
+    factor = np.float32(1.0 / 255.0 if layers[0].kind == "scale" else 1.0)
+    enter = functools.partial(np.multiply, factor, out=x)
+    steps: list[Callable[[], Any]] = []
+    for layer in layers:
+        if layer.kind == "conv":
+            side, stride, weights = layer.kernel, layer.stride, params[layer.name]
+            under = np.lib.stride_tricks.sliding_window_view(x, (side, side), axis=(0, 1))[::stride, ::stride]
+            under = under.transpose(0, 1, 3, 4, 2)  # [rows, columns, side, side, channels]
+            patches = np.empty(under.shape, np.float32)
+            flat = patches.reshape(math.prod(under.shape[:2]), -1)
+            x = np.empty((*under.shape[:2], layer.size), np.float32)
+            steps.append(functools.partial(np.copyto, patches, under))
+            steps += _product(
+                flat, weights["kernel"].reshape(-1, layer.size), weights["bias"], x.reshape(len(flat), -1)
+            )
+        elif layer.kind == "dense":
+            weights, before = params[layer.name], x.reshape(-1)
+            x = np.empty(layer.size, np.float32)
+            steps += _product(before, weights["kernel"], weights["bias"], x)
+        elif layer.kind == "tanh":
+            steps.append(functools.partial(np.tanh, x, x))
+        elif layer.kind == "relu":
+            steps.append(functools.partial(np.maximum, x, 0.0, out=x))
+
+    def run(obs: np.ndarray) -> np.ndarray:
+        enter(obs)
+        for step in steps:
+            step()
+        return x
+
+    return run
+
+
+def _product(rows: np.ndarray, kernel: np.ndarray, bias: np.ndarray, out: np.ndarray) -> list[Callable[[], Any]]:
+    return [functools.partial(np.dot, rows, kernel, out), functools.partial(np.add, out, bias, out)]
 
 
 class Sampler:

@@ -190,8 +190,8 @@ class Policy(NamedTuple):
 
 
 SmallAct = Callable[[Any, Any], Callable[[Any], tuple[Any, Any]]]
-# (state of NumPy arrays, numpy Generator) -> (obs -> (action, extras)): `act` without XLA, for one small dense network;
-# the arrays are written over as the learner goes on, and each decision reads what they hold then
+# (state of NumPy arrays, numpy Generator) -> (obs -> (action, extras)): `act` without XLA, for a small dense network or
+# one with convolutions; the arrays are written over as the learner goes on, and each decision reads what they hold then
 
 
 class Target(NamedTuple):

@@ -82,6 +82,30 @@ class ResetsInside(Script):
         super().__init__(show=lambda _, step: np.array([0, step % 3], np.float32))
 
 
+class Sides(gymnasium.Env):
+    """A picture with a bright spot on its left or right side; choosing that side pays 1. Ten steps an episode."""
+
+    observation_space = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed, options=options)
+        self.at = 0
+        return self.see(), {}
+
+    def see(self):
+        self.side = int(self.np_random.integers(2))
+        picture = np.full((36, 36, 1), 87, np.uint8)
+        y, x = self.np_random.integers(0, 30), self.np_random.integers(0, 12) + 18 * self.side
+        picture[y : y + 6, x : x + 6] = 236
+        return picture
+
+    def step(self, action):
+        self.at += 1
+        reward = float(action == self.side)
+        return self.see(), reward, self.at == 10, False, {}
+
+
 class Reach(Script):
     """A shaped, bounded action."""
 
@@ -170,6 +194,7 @@ for name, (kind, settings) in SCRIPTS.items():
 gymnasium.register(
     "Limited-v0", Script, kwargs={"ends": ((9, True, False),)}, max_episode_steps=4, reward_threshold=7.0
 )
+gymnasium.register("Sides-v0", Sides)
 gymnasium.register("Old-v1", Script)
 gymnasium.register("Old-v2", Script)
 gymnasium.register("NeedsPackage-v0", "tests.no_such_module:Env")

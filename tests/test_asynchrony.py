@@ -320,6 +320,21 @@ def test_a_record_that_cannot_be_written_leaves_a_run_that_can_be_resumed(tmp_pa
     assert faults.call(capsys, "replay", out, "--json").json["equal"]
 
 
+def test_workers_that_see_pictures_are_replayed_with_their_target_network(tmp_path, capsys):
+    """Bytes between the float32 words of a worker, Sarsa's step that waits for its action, several target copies."""
+    pytest.importorskip("ale_py")
+    out = tmp_path / "run"
+    summary = faults.train(
+        capsys, out, "async_sarsa", "--env", "ALE/Pong-v5", "--environment.time-limit", 40, "--workers", 2, "--steps",
+        300, "--replayable", "--algorithm.target-period", 60, "--algorithm.rollout-length", 10,
+    )  # fmt: skip
+    assert summary["workers"]["of"] == 2
+    assert min(summary["workers"]["updates"]) > 0
+    replayed = faults.call(capsys, "replay", out, "--json").json
+    assert replayed["equal"]
+    assert replayed["params_sha256"] == summary["params_sha256"]
+
+
 def test_decisions_of_a_compiled_network_are_replayed_to_the_same_bits(tmp_path):
     """Small networks decide in NumPy; an LSTM in one jitted call a step, which workers rehearse before they start."""
     folder = tmp_path / "run"

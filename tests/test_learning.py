@@ -43,3 +43,22 @@ def test_action_values_reach_their_score_when_they_are_followed(preset, target, 
         assert run.summary["env_steps"] <= 501_000
         reached.append(run.summary["eval_return_mean"] >= target)
     assert sum(reached) >= len(SEEDS) - 1, reached
+
+
+@pytest.mark.parametrize(
+    ("preset", "more"),
+    [
+        ("a3c", {}),
+        pytest.param("async_sarsa", {}, marks=pytest.mark.slow),
+        pytest.param("gorila", {"capacity": 2_000, "learning_starts": 200}, marks=pytest.mark.slow),
+    ],
+)
+def test_workers_learn_from_pictures(preset, more, tmp_path):
+    """Which side of a picture is bright, at ten rewards an episode; half of them are chance."""
+    settings = {"algorithm": {"discount": 0.0, **more}, "network": {"torso": "dqn_2013"}}
+    if preset != "gorila":
+        settings["optimiser"] = {"epsilon": 1e-5, "learning_rate": 1e-3}
+    run = shoal.train(
+        preset, "tests.scripted:Sides-v0", steps=3_000, workers=2, out=tmp_path / "run", quiet=True, **settings
+    )
+    assert run.summary["eval_return_mean"] >= 9.5

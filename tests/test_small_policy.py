@@ -28,7 +28,14 @@ SPECS = {
     "linear": {"hidden": ()},
     "separate": {"hidden": (8,), "shared": False},
     "image": {"hidden": (8,), "observation": types.ObservationSpec((3, 2, 2), "float32", True)},
-}
+    "bytes": {"hidden": (8,), "observation": types.ObservationSpec((3, 2, 2), "uint8", True)},
+    "dqn_2013": {"hidden": (), "observation": types.ObservationSpec((84, 84, 4), "uint8", True), "torso": "dqn_2013"},
+    "nature": {"hidden": (), "observation": types.ObservationSpec((40, 37, 2), "float32", True), "torso": "nature"},
+    "apart": {
+        "hidden": (), "observation": types.ObservationSpec((36, 40, 1), "uint8", True), "torso": "dqn_2013",
+        "shared": False,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -37,9 +44,13 @@ def test_forward_equals_the_network(name):
     assert small_policy.fits(network.spec)
     run = small_policy.forward(network.spec, params)
     apply = jax.jit(jax.vmap(network.apply, in_axes=(None, 0, None)))
-    seen = np.random.default_rng(3).normal(size=(50, *network.spec.observation.shape)).astype(np.float32)
+    observed, rng = network.spec.observation, np.random.default_rng(3)
+    seen = rng.normal(size=(50, *observed.shape)).astype(np.float32)
+    if observed.dtype == "uint8":
+        seen = rng.integers(0, 256, seen.shape).astype(np.uint8)
     found = np.stack([run(obs).copy() for obs in seen])
-    np.testing.assert_allclose(found, apply(params, seen, ())[0]["policy"], rtol=1e-5, atol=1e-5)
+    wanted = np.asarray(apply(params, seen, ())[0]["policy"])
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(wanted).max()))
 
 
 def test_parameters_refilled_in_place_are_followed():
@@ -59,8 +70,9 @@ def test_parameters_refilled_in_place_are_followed():
         ((128, 128), {}, True),
         ((128, 129), {}, False),
         ((8,), {"lstm": 4}, False),
-        ((8,), {"observation": types.ObservationSpec((4, 4, 1), "uint8", True)}, False),
-        ((8,), {"observation": types.ObservationSpec((40, 40, 1), "float32", True), "torso": "nature"}, False),
+        ((8,), {"observation": types.ObservationSpec((4, 4, 1), "uint8", True)}, True),
+        ((8,), {"observation": types.ObservationSpec((40, 40, 1), "float32", True), "torso": "nature"}, True),
+        ((8,), {"observation": types.ObservationSpec((40, 40, 1), "uint8", True), "torso": "nature", "lstm": 4}, False),
         ((8,), {"observation": vector(5000)}, False),
     ],
 )
