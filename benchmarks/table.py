@@ -196,10 +196,12 @@ def asynchrony(results: Mapping[str, Any]) -> str:
     told = grid(["2 workers", "racing, updates/s", "replayable, updates/s", "cost of an update, ratio"], rows)
     size, rate = number(results["bytes_per_update"]), number(results["replay_updates_per_s"])
     same = "the same parameters" if results["replay_equal"] else "OTHER parameters"
-    runs = [f"{number(one['tickets'])}{' and a death' if one['restarts'] else ''}" for one in results["replays"]]
+    runs = [
+        f"{number(one['tickets'])}{' (a worker was killed)' if one['restarts'] else ''}" for one in results["replays"]
+    ]
     record = (
-        f"The record takes {size} bytes an update; `shoal replay` reached {same}, at {rate} updates/s (runs of "
-        f"{', '.join(runs)} updates). A gradient of five steps takes a worker {number(results['gradient_us'])} µs (64 "
+        f"The record takes {size} bytes an update; `shoal replay` reached {same}, at {rate} updates/s; updates of "
+        f"each run: {', '.join(runs)}. A gradient of five steps takes a worker {number(results['gradient_us'])} µs (64 "
         f"units, median), the least compiled call {number(results['call_us'])} µs."
     )
     return f"{told}\n\n{record} {racing_against_turns(results['scores'])}"
