@@ -53,11 +53,20 @@ def main() -> None:
         results[name] |= _common.spread("replayable_updates_per_s", tickets)
         results[name] |= _common.spread("cost", _common.ratios(racing, tickets)) | {"env_steps": steps}
     results |= replays(4_000 if arguments.quick else 120_000, [False, False, True])
-    script = Path(__file__).with_name("_call_cost.py")
-    done = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, check=True)
-    results |= json.loads(done.stdout.splitlines()[-1])
+    results |= calls(2 if arguments.quick else 7)
     results["scores"] = scores(2 if arguments.quick else 10)
     _common.finish(arguments, _common.record("asynchrony", arguments, results))
+
+
+def calls(repeats: int) -> dict[str, Any]:
+    """What the calls of a worker take, a process each time: phases in which the machine is slow outlast one."""
+    script, found = Path(__file__).with_name("_call_cost.py"), []
+    for _ in range(repeats):
+        done = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, check=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        _common.say(f"microseconds of a call: {found[-1]}")
+    named = {name: _common.spread(name, [one[name] for one in found]) for name in ("gradient_us", "call_us")}
+    return named["gradient_us"] | named["call_us"]
 
 
 def scores(seeds: int) -> dict[str, Any]:

@@ -201,8 +201,8 @@ def asynchrony(results: Mapping[str, Any]) -> str:
     ]
     record = (
         f"The record takes {size} bytes an update; `shoal replay` reached {same}, at {rate} updates/s; updates of "
-        f"each run: {', '.join(runs)}. A gradient of five steps takes a worker {number(results['gradient_us'])} µs (64 "
-        f"units, median), the least compiled call {number(results['call_us'])} µs."
+        f"each run: {', '.join(runs)}. A gradient of five steps takes a worker {spread(results, 'gradient_us')} µs "
+        f"(64 units), the least compiled call {spread(results, 'call_us')} µs."
     )
     return f"{told}\n\n{record} {racing_against_turns(results['scores'])}"
 

@@ -515,7 +515,8 @@ def test_racing_is_compared_with_turns(monkeypatch):
     rates = dict.fromkeys((key for name in measured for key in common.spread(name, [1.0])), 1.0)
     results = dict.fromkeys(bench.LENGTHS, rates) | {"scores": scores}
     results |= {"bytes_per_update": 19.0, "replay_updates_per_s": 5.0, "replay_equal": True}
-    results |= {"replays": [{"tickets": 20_000, "restarts": 1}], "gradient_us": 60.0, "call_us": 7.0}
+    results |= {"replays": [{"tickets": 20_000, "restarts": 1}]}
+    results |= common.spread("gradient_us", [60.0]) | common.spread("call_us", [7.0])
     record = _record("asynchrony", results)
     assert table.problems(record) == []
     assert "60,000 racing (2 of 2 runs), 180,000 in turns (1 of 2 runs)" in table.render(record, "asynchrony")
