@@ -336,4 +336,5 @@ def test_small_networks_act_in_numpy_and_others_say_no(env_spec, build_agent):
     assert build_agent(spec, network={"lstm": 3}).small_act is None
     assert build_agent(spec, network={"hidden": (64, 512)}).small_act is None
     assert build_agent(spec, algorithm={"normalise_observations": True}).small_act is None
-    assert build_agent(env_spec((5, 5, 1), choices=2)).small_act is None  # bytes are to be scaled
+    assert build_agent(env_spec((5, 5, 1), choices=2)).small_act is not None
+    assert build_agent(env_spec((5, 5, 1), choices=2), network={"hidden": (1024,)}).small_act is None

@@ -258,12 +258,13 @@ def test_the_numpy_decision_follows_the_learner(env_spec, build_agent):
     assert act(obs)[0] == int(np.argmax(flipped))
 
 
-def test_only_small_dense_networks_decide_in_numpy(env_spec, build_agent):
+def test_small_networks_and_those_of_pictures_decide_in_numpy(env_spec, build_agent):
     build = functools.partial(build_agent, rule="q_learning")
     assert build(spec_of(env_spec)).small_act is not None
     assert build(spec_of(env_spec), network={"dueling": True}).small_act is None
     assert build(spec_of(env_spec), algorithm={"normalise_observations": True}).small_act is None
-    assert build(env_spec((5, 5, 1), choices=2)).small_act is None
+    assert build(env_spec((5, 5, 1), choices=2)).small_act is not None
+    assert build(env_spec((5, 5, 1), choices=2), network={"hidden": (1024,)}).small_act is None
 
 
 @pytest.mark.parametrize(
