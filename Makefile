@@ -1,14 +1,23 @@
-# Everything happens in .venv; a fresh machine needs Python 3.11, pip and make, nothing else.
-PYTHON ?= python3.11
+# Everything happens in .venv; a fresh machine needs Python 3.11 or newer, pip and make, nothing else.
+# The newest that runs and is tried; `make PYTHON=...` takes another.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do $$p -c 'import ensurepip, sys; \
+  sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 SHELL := /bin/bash
+unexport PYTHONDONTWRITEBYTECODE  # every process would compile every module again
 
-.PHONY: train test test-slow bench lint types contracts tests wheel format clean
+.PHONY: venv train test beside tests test-slow durations bench lint types contracts wheel format clean
 
 train: .venv/core  ## Train A3C on CartPole-v1 with two worker processes until solved
 	$(BIN)/shoal train a3c --env CartPole-v1 --workers 2 --until solved
 
-test: .venv/dev lint types contracts tests wheel  ## All that a change must pass
+# Lint, types, contracts and wheel run beside pytest, which leaves a core idle whenever a test waits.
+test: .venv/dev  ## All that a change must pass
+	@said=$$(mktemp); $(MAKE) --no-print-directory --keep-going beside >$$said 2>&1 & beside=$$!; \
+	  $(MAKE) --no-print-directory tests; tests=$$?; \
+	  wait $$beside; others=$$?; cat $$said; rm -f $$said; exit $$((tests | others))
+
+beside: lint types contracts wheel
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -20,33 +29,46 @@ types: .venv/dev
 contracts: .venv/dev  ## Imports point down
 	$(BIN)/lint-imports
 
-tests: .venv/dev  # programs are compiled with few optimisations: most of the time of a clean checkout is compiling
-	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+tests: .venv/dev  # compiled with few optimisations (tests/conftest.py), longest files first (tests/spread.py)
+	MALLOC_ARENA_MAX=2 $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 wheel: .venv/dev  ## The wheel builds, and works outside the checkout
 	$(BIN)/python tests/smoke_wheel.py
 
-test-slow: .venv/dev  ## Learning runs of minutes
-	$(BIN)/pytest -m slow
+test-slow: .venv/dev  ## Learning runs of minutes; compiled as a user's
+	$(UV) -e '.[dev,families]' || $(PIP) -e '.[dev,families]'
+	XLA_FLAGS= $(BIN)/pytest -m slow --timeout 1800
+
+durations: .venv/dev  ## Measure anew how long every file of tests takes (tests/durations.json)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" --record-durations
 
 bench: .venv/dev  ## Every benchmark; results are committed
-	for name in hogwild on_device cartpole startup asynchrony async_scaling robustness linear pong map_propagation presets gorila; do $(BIN)/shoal bench $$name --json benchmarks/results/$$name.json; done
+	for name in hogwild on_device cartpole startup asynchrony async_scaling robustness linear pong map_propagation presets gorila engines_actor accerl; do $(BIN)/shoal bench $$name --json benchmarks/results/$$name.json; done
 	$(BIN)/python benchmarks/table.py
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# uv installs in parallel; where it cannot be had or finds no index, pip does the same more slowly.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+venv:
+	@test -n "$(PYTHON)" || { echo "Shoal needs Python 3.11, 3.12 or 3.13, and none of them is on the PATH"; exit 2; }
+	@echo "making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+
 .venv/core: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/python || $(MAKE) --no-print-directory venv
 	@echo "installing Shoal into .venv (about a minute the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@$(PIP) -e .
 	@touch $@
 
 .venv/dev: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/python || $(MAKE) --no-print-directory venv
 	@echo "installing Shoal and its test tools into .venv (about a minute the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(PIP) uv && $(UV) -e '.[dev]' || $(PIP) -e '.[dev]'
 	@touch $@ .venv/core
 
 clean:

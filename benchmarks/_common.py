@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shoal.runs import run_folder
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("shoal-rl", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "gymnax")
@@ -165,17 +167,8 @@ def commit() -> str | None:
 
 def machine() -> dict[str, Any]:
     """What it was measured on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     accelerator = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": round(memory / 2**30, 1),
-        "accelerator": accelerator or "none",
-    }
+    return run_folder.machine() | {"accelerator": accelerator or "none"}
 
 
 def _command(name: str, arguments: argparse.Namespace) -> str:

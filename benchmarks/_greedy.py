@@ -15,7 +15,9 @@ def judge(preset: str) -> Callable[[Any], float]:
     import jax
     import jax.numpy as jnp
 
-    from shoal import experiment, presets, seeds
+    from shoal import experiment
+    from shoal.core import seeds
+    from shoal.experiment import presets
 
     parts = experiment.build(presets.resolve(presets.Request(preset, "gymnax:CartPole-v1"))[0]).parts
     agent, env = parts.agent, parts.device_env

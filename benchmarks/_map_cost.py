@@ -47,18 +47,20 @@ def prepared(method: str, hidden: tuple[int, ...]) -> tuple[Any, dict[str, Any]]
     import jax
     import jax.numpy as jnp
 
-    from shoal import experiment, presets, tree, types
+    from shoal import experiment
+    from shoal.core import tree, types
+    from shoal.experiment import presets
 
     request = presets.Request(method, env="gymnax:CartPole-v1", settings={"network": {"hidden": hidden}})
     agent = experiment.build(*presets.resolve(request)).parts.agent
     keys = jax.random.split(jax.random.key(0), 3)
     state = agent.init(keys[0])
     obs = jnp.asarray([0.01, -0.02, 0.03, 0.04])
-    action, extras, _ = agent.act(agent.snapshot(state), agent.carry, obs, keys[1])
+    action, extras, _ = agent.act(agent.snapshot(state), agent.about.carry, obs, keys[1])
     one = jnp.float32(1.0)
     step = types.Transition(obs, action, one, one, jnp.bool_(False), obs + 0.01, extras)
     lone = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None, None], step)  # [T = 1, B = 1]
-    carry = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], agent.carry)
+    carry = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], agent.about.carry)
     rollout = types.Rollout(lone, carry)
     held = jax.jit(agent.update, donate_argnums=0).lower(state, rollout, keys[2]).compile().memory_analysis()
     memory = {"temporary_kb": held.temp_size_in_bytes / 1024 if held else None, "state_kb": tree.bytes(state) / 1024}

@@ -13,7 +13,13 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-ALONE = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "NPROC": "1", "OMP_NUM_THREADS": "1"}
+from shoal.core import compilation
+
+ALONE = {
+    "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen=false {compilation.SCHEDULER}",
+    "NPROC": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def main() -> None:
@@ -25,26 +31,23 @@ def main() -> None:
 
 def rate(workers: int, steps: int) -> float:
     """Environment steps per second of A3C on CartPole-v1."""
-    from shoal import experiment, presets
-    from shoal.runtimes import _actor_learner, _learner, hogwild
+    from shoal import experiment
+    from shoal.experiment import presets
+    from shoal.runtimes.hogwild import parent, process
 
-    experiment.cache()
+    compilation.call_here()
+    compilation.share()
     settings = {"runtime": {"workers": workers}}
     made, _ = presets.resolve(presets.Request("a3c", "CartPole-v1", steps, settings=settings))
     parts = experiment.build(made).parts
-    run = hogwild._Run(made.configs["runtime"], parts, 0, steps, None, None)
-    link: Any = SimpleNamespace(orphaned=lambda: False, send=lambda _: None)  # nobody is told
-    crew = []
-    for worker in range(workers):
-        (job,) = run._job(worker, 0)
-        learner = _learner.Learner(_learner.Compiled(job.rebuild(), job.start), worker, job.incarnation)
-        learner.warm_up(job.block)
-        crew.append(_actor_learner._Worker(learner, job, link))
+    run = parent.Run(made.configs["runtime"], parts, 0, steps, None, None)
+    nobody: Any = SimpleNamespace(stopped=False, gone=lambda: False)  # is told
+    crew = [process.ActorLearner(run.job(worker, 0), nobody) for worker in range(workers)]
 
     def work(one: Any) -> None:
-        while not one.over():
-            one.cycle()
-            one.tell()
+        while not one.over:
+            if not one.turn():
+                one.wait()
 
     threads = [threading.Thread(target=work, args=(one,)) for one in crew]
     began = time.perf_counter()
@@ -55,7 +58,7 @@ def rate(workers: int, steps: int) -> float:
     done = int(run._block["steps"].sum())
     seconds = time.perf_counter() - began
     for one in crew:
-        one.learner.segments.close()
+        one.close()
     run._block.close()
     return done / seconds
 

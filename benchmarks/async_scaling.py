@@ -64,14 +64,17 @@ def main() -> None:
 
 def available(method: str) -> bool:
     """Whether there is such a preset."""
-    from shoal import presets
+    from shoal.experiment import presets
 
     return method in presets.PRESETS
 
 
 def run(part: str, seed: int, steps: int) -> dict[str, Any]:
     """One seed of one method with so many logical workers, for so many environment steps at most."""
-    from shoal import asynchrony, experiment, presets, registry
+    from shoal import experiment
+    from shoal.core import registry
+    from shoal.experiment import presets
+    from shoal.monitor import asynchrony
 
     experiment.cache()
     method, workers = PARTS[part]
@@ -80,7 +83,7 @@ def run(part: str, seed: int, steps: int) -> dict[str, Any]:
     wanted, _ = presets.resolve(request)
     parts = experiment.build(wanted).parts
     sequence = registry.load("runtime", "hogwild").replayer(wanted.configs["runtime"], parts, seed)
-    length = parts.agent.rollout_length
+    length = parts.agent.about.rollout_length
     record = asynchrony.random(workers, -(-steps // length), seed)
     judge = _greedy.judge(method)
     began, looked, first, reached = time.perf_counter(), 0, None, None

@@ -3,7 +3,8 @@
 A3C with two layers of 64 units and segments of five steps, where applies are as frequent as they come; then the
 preset's own segments of 32. Both sides take turns. `cost` is the time of an update with lock and record over its time
 without. The record's size counts the whole file. `replays`: three runs of 24,000 updates, in the last of which a
-worker is killed, each done again by `shoal replay`. `gradient_us`, `call_us`: what its calls take (`_call_cost.py`).
+worker is killed, each done again by `shoal replay`. `gradient_us`, `call_us`, `context_switches`: what its calls take
+(`_call_cost.py`).
 
 `scores`: whether racing learns worse than taking turns: environment steps of the preset to a mean return of 475 in
 100 training episodes, seeds 0 to 9 of both, and the two-sided Mann-Whitney test of their difference. A run that does
@@ -31,7 +32,8 @@ TARGET = 475.0  # mean return of the last 100 training episodes
 LENGTHS = {"segments_5": 5, "segments_32": 32}  # steps of a segment
 KEYS = (
     *(f"{name}.{key}" for name in LENGTHS for key in ("racing_updates_per_s", "replayable_updates_per_s", "cost")),
-    *("bytes_per_update", "replay_updates_per_s", "replay_equal", "replays", "gradient_us", "call_us"),
+    *("bytes_per_update", "replay_updates_per_s", "replay_equal", "replays"),
+    *("gradient_us", "call_us"),
     *(f"scores.{key}" for key in ("racing", "replayable", "p_value", "reached")),
 )
 
@@ -65,8 +67,8 @@ def calls(repeats: int) -> dict[str, Any]:
         done = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, check=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
         _common.say(f"microseconds of a call: {found[-1]}")
-    named = {name: _common.spread(name, [one[name] for one in found]) for name in ("gradient_us", "call_us")}
-    return named["gradient_us"] | named["call_us"]
+    names = ("gradient_us", "call_us", "context_switches")
+    return dict(pair for name in names for pair in _common.spread(name, [one[name] for one in found]).items())
 
 
 def scores(seeds: int) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class Watch:
 
 def run(preset: str, steps: int, seed: int, watch: Watch, **settings: Any) -> Any:
     """One run on MountainCar-v0, in this process or started from it; a `types.Result`."""
-    from shoal import experiment, presets
+    from shoal import experiment
+    from shoal.experiment import presets
 
     request = presets.Request(preset, "MountainCar-v0", steps, seed=seed, settings=settings)
     built = experiment.build(presets.resolve(request)[0])

@@ -29,7 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shoal import experiment, presets, registry, seeds
+from shoal import experiment
+from shoal.core import registry, seeds
+from shoal.experiment import presets
 from shoal.runtimes import on_device
 
 FIRST = 1000  # of the seeds

@@ -72,7 +72,7 @@ def rates() -> list[float]:
 def run(part: str, pair: int, steps: int) -> dict[str, Any]:
     """One pair; in this process, but for its workers: hundreds of start-ups of an interpreter take their time."""
     import shoal
-    from shoal import errors
+    from shoal.core import errors
 
     method, optimiser = PARTS[part]
     rule, runtime = OPTIMISERS[optimiser]

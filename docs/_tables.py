@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shoal import experiment, presets, registry
+from shoal import experiment
+from shoal.core import registry
+from shoal.experiment import presets
 
 DOCS = Path(__file__).parent
 
@@ -124,6 +126,20 @@ FAMILIES = {
         ("sac",),
         {**REPLAY, "algorithm.temperature": "α₀", "algorithm.entropy_target": "H̄ / dim"},
     ),
+    "presets/accerl.md": Family(
+        "actor_critic",
+        ("impala", "accerl", "actorq", "actorq_td3"),
+        {
+            **REPLAY,
+            "algorithm.entropy_cost": "β",
+            "algorithm.value_cost": "c",
+            "optimiser.decay": "α",
+            "optimiser.epsilon": "ε",
+            "runtime.workers": "W",
+            "runtime.environments": "E",
+            "runtime.publish_every": "k",
+        },
+    ),
     "presets/linear.md": Family(
         "parallel_sarsa",
         ("parallel_sarsa", "batch_linear"),
@@ -166,7 +182,7 @@ def settings(family: Family) -> str:
         users = [preset for preset in family.presets if presets.PRESETS[preset].algorithm == rule]
         which = f" ({rule})" if len(rules) > 1 else ""
         rows += _rows(family, "algorithm", experiment.config_class("algorithm", rule), users, which)
-    by_gradient = experiment.learns("algorithm", family.algorithm) == "rollouts"
+    by_gradient = experiment.traits(family.algorithm).learns == "rollouts"
     for kind in ("network", "optimiser", "environment") if by_gradient else ("environment",):
         # The settings every environment has; those of one adapter are on the page of environments.
         rows += _rows(family, kind, experiment.config_class(kind, "CartPole-v1"), family.presets)
@@ -180,8 +196,8 @@ def settings(family: Family) -> str:
 
 def _takes(family: Family, runtime: str) -> bool:
     """Whether a runtime can run a rule of the page in some setting."""
-    ways = {experiment.learns("algorithm", presets.PRESETS[preset].algorithm) for preset in family.presets}
-    if experiment.learns("runtime", runtime) not in ways:
+    learns = {experiment.traits(presets.PRESETS[preset].algorithm).learns for preset in family.presets}
+    if experiment.ways(runtime).learns not in learns:
         return False
     rule = registry.load("algorithm", family.algorithm)
     least = {"epochs": 1, "minibatches": 1, "updates": 1}  # with which an update is one gradient step

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 
 import shoal
-from shoal import cli
+from shoal.command import cli
 
 
 def play(path, env_id, episodes):

@@ -10,33 +10,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
-    from shoal.training import Group, Run
+    from shoal.runs.training import Group, Run
+
+    Environment = str | type | Callable[..., Any] | None
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "resume", "train"]
 
 
 @overload
-def train(preset: str, env: str | None = None, *, seeds: None = None, **given: Any) -> Run: ...
+def train(preset: str, env: Environment = None, *, seeds: None = None, **given: Any) -> Run: ...
 @overload
-def train(preset: str, env: str | None = None, *, seeds: int, **given: Any) -> Group: ...
+def train(preset: str, env: Environment = None, *, seeds: int, **given: Any) -> Group: ...
 def train(
     preset: str,
-    env: str | None = None,
+    env: Environment = None,
     *,
+    env_kwargs: Mapping[str, Any] | None = None,
     steps: int | None = None,
     seed: int = 0,
     seeds: int | None = None,
     workers: int | None = None,
     runtime: str | Mapping[str, Any] | None = None,
     corrector: str | Mapping[str, Any] | None = None,
+    compressor: str | Mapping[str, Any] | None = None,
     until: float | str | None = None,
     episodes: int | None = None,
+    start: str | Path | None = None,
+    evaluate_every: int | None = None,
+    evaluate_episodes: int | None = None,
     out: str | Path | None = None,
     eval_episodes: int = 20,
     quiet: bool = False,
@@ -46,7 +53,9 @@ def train(
 
     Args:
         preset: A name of `shoal list presets`.
-        env: An environment id; the preset's own when None.
+        env: An environment id, or a class or function that makes one (found by other processes if it is at the top of
+            a module); the preset's own when None.
+        env_kwargs: Keyword arguments of its constructor; short for ``environment={"kwargs": ...}``.
         steps: Environment steps; the preset's tuned number when None.
         seed: Seed of everything random.
         seeds: Train so many seeds, from `seed` on, in one program; runtimes on_device and host.
@@ -54,26 +63,41 @@ def train(
         runtime: Overrides the preset's runtime: a name, or settings (``{"name": "host", "environments": 16}``; the
             name may be left out).
         corrector: Likewise, one of `shoal list correctors`.
+        compressor: Likewise, one of `shoal list compressors`.
         until: Stop early at this mean return of the last 100 episodes; ``"solved"`` takes the environment's own.
         episodes: Stop after so many training episodes, of each seed; or at `steps`, if that comes first.
+        start: A run whose policy, with its statistics of observations, this one starts from; shapes must be the same.
+        evaluate_every: Also evaluate while it trains, every so many environment steps; the best policy is kept.
+        evaluate_episodes: Episodes of each of these evaluations; 10 when None.
         out: The run folder; a new one under ``runs/`` when None.
         eval_episodes: Episodes of the evaluation at the end.
         quiet: Show nothing on stderr.
         **parts: Settings by kind of part, e.g. ``algorithm={"entropy_cost": 0.0}``.
 
     Raises:
-        shoal.errors.Refused: The request cannot be carried out; nothing was created.
-        shoal.errors.GaveUp: The run could not be kept going.
+        shoal.core.errors.Refused: The request cannot be carried out; nothing was created.
+        shoal.core.errors.GaveUp: The run could not be kept going.
     """
-    from shoal import log, presets, training
+    from shoal import log
+    from shoal.core import importing
+    from shoal.experiment import presets
+    from shoal.runs import training
 
     settings: dict[str, Mapping[str, Any]] = dict(parts)
     names: dict[str, Any] = {}
-    for kind, given in (("runtime", runtime), ("corrector", corrector)):
+    for kind, given in (("runtime", runtime), ("corrector", corrector), ("compressor", compressor)):
         named = {"name": given} if given is None or isinstance(given, str) else dict(given)
         names[kind] = named.pop("name", None)
         settings[kind] = named
-    request = presets.Request(preset, env, steps, seed, **names, until=until, episodes=episodes, settings=settings)
+    if env_kwargs is not None:
+        settings["environment"] = {"kwargs": env_kwargs, **settings.get("environment", {})}
+    if env is not None and not isinstance(env, str):
+        env = importing.name_of(env)
+    request = presets.Request(
+        preset=preset, env=env, steps=steps, seed=seed, **names, until=until, episodes=episodes, start=start,
+        settings=settings,
+        evaluate_every=evaluate_every, evaluate_episodes=evaluate_episodes,
+    )  # fmt: skip
     if workers is not None:
         settings["runtime"] = {presets.workers(request): workers, **settings["runtime"]}
     if seeds is None:
@@ -81,28 +105,29 @@ def train(
     return training.train_seeds(request, seeds, out, console=log.pick(quiet), eval_episodes=eval_episodes)
 
 
-def resume(folder: str | Path, *, quiet: bool = False) -> Run | Group:
-    """Continue an interrupted run, or group of seeds, from its newest good checkpoint (see `shoal.training.resume`)."""
-    from shoal import log, training
+def resume(folder: str | Path, *, steps: int | None = None, reanneal: bool = False, quiet: bool = False) -> Run | Group:
+    """Continue an interrupted run, or group of seeds; with `steps` a complete one too (see `runs.training.resume`)."""
+    from shoal import log
+    from shoal.runs import training
 
-    return training.resume(folder, console=log.pick(quiet))
+    return training.resume(folder, steps=steps, reanneal=reanneal, console=log.pick(quiet))
 
 
-def load(folder: str | Path) -> Run:
-    """A run as its folder holds it, with the newest policy.
+def load(folder: str | Path, *, best: bool = False) -> Run:
+    """A run as its folder holds it, with the newest policy, or the best of those evaluated while it trained.
 
     Raises:
-        shoal.errors.Refused: Not a run folder.
-        shoal.errors.NoCheckpoint: None is usable.
+        shoal.core.errors.Refused: Not a run folder, or one that keeps no best policy.
+        shoal.core.errors.NoCheckpoint: None is usable.
     """
     import json
     import sys
 
-    from shoal import training
+    from shoal.runs import training
 
-    _, made, policy = training.load(folder, lambda text: print(text, file=sys.stderr))
+    _, made, policy = training.load(folder, lambda text: print(text, file=sys.stderr), best=best)
     try:
         summary = json.loads((Path(folder) / "summary.json").read_text())
     except (OSError, ValueError):
         summary = {}
-    return training.Run(Path(folder), made, policy, summary)
+    return training.Run(folder=Path(folder), experiment=made, policy=policy, summary=summary)

@@ -1,8 +1,25 @@
-"""``python -m shoal`` is the command line."""
+"""The command ``shoal``, and ``python -m shoal``.
 
+Worker processes import this file too, as the module that was run: it imports nothing before it is asked to.
+"""
+
+import os
 import sys
 
-from shoal import cli
+
+def main() -> int:
+    """Run one command; its exit code."""
+    from shoal.command import cli
+
+    code = cli.main()
+    from shoal.runtimes.crew import beside
+
+    if beside.left():  # e.g. XLA compiles what nobody wants any more, and an ordinary exit would wait for it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
 
 if __name__ == "__main__":
-    sys.exit(cli.main())
+    sys.exit(main())

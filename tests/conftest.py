@@ -1,11 +1,14 @@
-"""Strict arithmetic for the tests of formulas, and small agents to test with."""
+"""Where tests compute and what they keep, strict arithmetic for those of formulas, and small agents to test with."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import importlib
 import os
 import pathlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,11 +18,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import algorithms, networks, optimise, options, registry, types
+from shoal import algorithms, networks
 from shoal.algorithms import actor_critic
+from shoal.core import options, registry, types
+from shoal.formulas import optimise
+from tests import runs, spread
+
+ROOT = pathlib.Path(__file__).parents[1]
+QUICK = (  # most of the time of tests is compiling: no optimisation, and the emitter of fusions that is done sooner
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_enable_concurrency_optimized_scheduler=false"  # as in workers: some tests compare bits with theirs
+)
+AS_USERS = {"xla_cpu_use_fusion_emitters": True}  # compiler options where what `QUICK` rounds apart matters
+MUCH = 1000  # MB of this process from which on memory is given back between two files
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # the same bits in this process and in those that tests start
+os.environ.setdefault("XLA_FLAGS", QUICK)  # `XLA_FLAGS= pytest` compiles as a user does
+os.environ.setdefault("SHOAL_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))  # compiled once, for all processes
 os.environ["SHOAL_PROGRAMS"] = "0"  # tests replace functions in memory, which no digest of files sees
+jax.config.update("jax_compilation_cache_dir", os.environ["SHOAL_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+REPLACING = ("tests.test_map_runs", "tests.test_map_propagation")  # modules that replace functions for all their tests
 
 # Modules whose code under test is Shoal's own arithmetic. Simulators (gymnax) and oracles mix types on purpose.
 STRICT = (
@@ -34,8 +55,26 @@ STRICT = (
     "test_ppo",
     "test_export",
     "test_correctors",
-    "test_compressors",
+    "test_correct",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The table of durations."""
+    spread.pytest_addoption(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Children's seconds are told with every test; the process that sees all reports adds them up if asked to."""
+    config.pluginmanager.register(spread.Children())
+    if config.getoption(spread.OPTION) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(spread.Recorder())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Longest files first (``-n 2 --dist loadfile``)."""
+    return spread.scheduler(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -47,7 +86,64 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
     everything = config.args in ([], config.getini("testpaths"))
     if everything and (unknown := listed - {item.nodeid for item in items}):
-        raise pytest.UsageError(f"tests/slow.txt lists what is no test: {sorted(unknown)}")
+        said = f"tests/slow.txt lists what is no test: {sorted(unknown)}"
+        print(said, file=sys.__stderr__)  # with several processes pytest itself does not say why they leave
+        raise pytest.UsageError(said)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_kept_small() -> Iterator[None]:
+    """What a file leaves behind is given back."""
+    yield
+    give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Once it is much: what the compiler left free, then compiled programs; those wanted again come from the cache."""
+    if _resident_mb() > MUCH:
+        _trim()
+    if _resident_mb() > MUCH:
+        jax.clear_caches()
+        gc.collect()
+        _trim()
+
+
+def _trim() -> None:
+    """Free memory goes back to the system; by itself glibc keeps most of what compiling has used."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident_mb() -> int:
+    try:
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+    except OSError:  # another system
+        return 0
+
+
+@pytest.fixture(autouse=True)
+def kept_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Commands in this process keep their lowered programs, as a user's do, until the test replaces one of ours."""
+    if request.module.__name__ in REPLACING:
+        yield
+        return
+    del os.environ["SHOAL_PROGRAMS"]
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(pytest.MonkeyPatch, "setattr", _replacing(pytest.MonkeyPatch.setattr))
+        yield
+    os.environ["SHOAL_PROGRAMS"] = "0"
+
+
+def _replacing(setattr: Callable[..., None]) -> Callable[..., None]:
+    """`MonkeyPatch.setattr` that ends the keeping of programs where what it replaces may be traced."""
+
+    def replace(patch: pytest.MonkeyPatch, target: Any, *rest: Any, **options: Any) -> None:
+        named = (target, getattr(target, "__module__", None), getattr(target, "__name__", None))
+        if {str(name).partition(".")[0] for name in named} & {"shoal", "tests", "jax"}:
+            os.environ["SHOAL_PROGRAMS"] = "0"
+        setattr(patch, target, *rest, **options)
+
+    return replace
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +154,13 @@ def strict_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., runs.Finished]:
+    """Finished runs, trained once for all processes (see `runs`)."""
+    own = tmp_path_factory.getbasetemp()
+    return runs.store((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "finished")
 
 
 @pytest.fixture(scope="session")

@@ -77,9 +77,9 @@ def assert_close(found: Any, expected: Any, rtol: float = 2e-4, atol: float = 2e
 
 def draw(plan: Any, spec: Any, state: Any, rollout: Any, key: Any, priorities: Any = ()) -> tuple[Any, Any]:
     """What an update of one gradient step draws from its memory, and the key of what it makes up besides."""
-    from shoal import replay
+    from shoal.algorithms import _memory
 
-    memory = replay.build(plan, spec)
+    memory = _memory.build(plan, spec)
     draw_key, learn_key = jax.random.split(key)
     filled = memory.add(state.memory, rollout.transitions)
     return double(memory.sample(filled, state.hyper.discount, priorities, draw_key)), learn_key

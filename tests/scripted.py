@@ -6,11 +6,18 @@ name the observation it must see.
 
 from __future__ import annotations
 
+import sys
+import time
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 MANY = 1_000_000.0
+HEAVY = (  # what a process that only steps a simulator has no use for
+    "jax", "jaxlib", "flax", "gymnax", "matplotlib", "pygame", "onnx", "tyro", "rich",
+    "shoal.algorithms", "shoal.networks", "shoal.experiment", "shoal.command", "shoal.runs",
+)  # fmt: skip
 
 
 class Script(gymnasium.Env):
@@ -53,6 +60,27 @@ class Buffer(Script):
     def write(self, episode, step):
         self.buffer[:] = episode, step
         return self.buffer
+
+
+class Witness(gymnasium.Env):
+    """CartPole-v1 whose observation tells of its process: [which of HEAVY it imported, seconds it computed, MB]."""
+
+    def __init__(self):
+        self.cart = gymnasium.make("CartPole-v1")
+        self.action_space = self.cart.action_space
+        self.observation_space = spaces.Box(0.0, MANY, (len(HEAVY) + 2,), np.float32)
+
+    def observation(self):
+        with open("/proc/self/status") as file:
+            most = next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
+        return np.array([*(name in sys.modules for name in HEAVY), time.process_time(), most], np.float32)
+
+    def reset(self, **given):
+        self.cart.reset(**given)
+        return self.observation(), {}
+
+    def step(self, action):
+        return self.observation(), *self.cart.step(action)[1:]
 
 
 class Unseeded(Script):
@@ -179,15 +207,39 @@ SCRIPTS = {
 }
 
 
-class MultiAction(Script):
+class TupleAction(Script):
     """An action space that is not supported."""
 
     def __init__(self):
         super().__init__()
-        self.action_space = spaces.MultiDiscrete([2, 2])
+        self.action_space = spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2)))
 
 
-SCRIPTS["MultiAction"] = (MultiAction, {})
+class Orders(gymnasium.Env):
+    """Ten orders an episode, of three kinds; an action that is right in both its choices pays 1, any other nothing."""
+
+    observation_space = spaces.Box(0, 1, (3,), np.float32)
+    action_space = spaces.MultiDiscrete([2, 4], start=[-1, 5])
+    RIGHT = ((-1, 8), (0, 8), (-1, 5))
+
+    def _order(self):
+        self.order = int(self.np_random.integers(3))
+        return np.eye(3, dtype=np.float32)[self.order]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed, options=options)
+        self.served = 0
+        return self._order(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        assert action.dtype == np.int64, action
+        paid, self.served = float(tuple(action) == self.RIGHT[self.order]), self.served + 1
+        return self._order(), paid, self.served == 10, False, {}
+
+
+SCRIPTS["TupleAction"] = (TupleAction, {})
+SCRIPTS["Orders"] = (Orders, {})
 
 for name, (kind, settings) in SCRIPTS.items():
     gymnasium.register(f"{name}-v0", kind, kwargs=settings)
@@ -195,6 +247,7 @@ gymnasium.register(
     "Limited-v0", Script, kwargs={"ends": ((9, True, False),)}, max_episode_steps=4, reward_threshold=7.0
 )
 gymnasium.register("Sides-v0", Sides)
+gymnasium.register("Witness-v0", Witness)
 gymnasium.register("Old-v1", Script)
 gymnasium.register("Old-v2", Script)
 gymnasium.register("NeedsPackage-v0", "tests.no_such_module:Env")

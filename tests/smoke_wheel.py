@@ -21,7 +21,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("shoal/py.typed", "shoal/report/page.css", "shoal/report/page.js", "shoal/cli.py")
+NEEDED = ("shoal/py.typed", "shoal/report/page.css", "shoal/report/page.js", "shoal/command/cli.py")
 FOREIGN = ("tests/", "benchmarks/", "examples/", "docs/", "runs/")
 
 

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import types
-from shoal.algorithms import actor_critic
+from shoal.algorithms import _values, actor_critic
+from shoal.core import types
+from shoal.networks import in_numpy
+from tests import conftest
 
 T, B = 6, 2
 NONE = np.zeros((T, B), bool)
@@ -149,7 +151,7 @@ class Case:
         rng = np.random.default_rng(7)
         params = jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.5, leaf.shape).astype(np.float32), state.params)
         self.state = state._replace(params=params)
-        self.update = jax.jit(self._update)
+        self.update = jax.jit(self._update, compiler_options=conftest.AS_USERS)
 
     def _update(self, state, rollout):
         self.traces += 1
@@ -160,14 +162,14 @@ class Case:
 
     def carry(self, seed):
         rng = np.random.default_rng(seed)
-        return jax.tree.map(lambda leaf: rng.normal(0, 0.5, (B, *leaf.shape)).astype(np.float32), self.agent.carry)
+        return jax.tree.map(
+            lambda leaf: rng.normal(0, 0.5, (B, *leaf.shape)).astype(np.float32), self.agent.about.carry
+        )
 
 
 @pytest.fixture(scope="module")
 def case():
     """Cases by their settings, each compiled once."""
-    from tests import conftest
-
     return functools.cache(lambda **settings: Case(conftest.env_spec, conftest.build_agent, **settings))
 
 
@@ -237,11 +239,11 @@ def test_nothing_is_bootstrapped_after_a_termination(case, rollout, ends):
 def acted(case, steps, obs, over):
     """One stream by `agent.act`, restarted after ends: (log_probs, actions, carries before each step)."""
     policy, act = case.agent.snapshot(case.state), jax.jit(case.agent.act)
-    carry, log_probs, actions, carries = case.agent.carry, [], [], []
+    carry, log_probs, actions, carries = case.agent.about.carry, [], [], []
     for t in range(steps):
         carries.append(carry)
         action, extras, carry = act(policy, carry, obs[t], jax.random.key(t))
-        carry = case.agent.carry if over[t] else carry
+        carry = case.agent.about.carry if over[t] else carry
         log_probs.append(extras.log_prob)
         actions.append(action)
     return np.array(log_probs), np.array(actions), carries
@@ -253,9 +255,12 @@ def test_learning_remembers_what_acting_remembered_over_two_segments(case):
     over = np.zeros(2 * T, bool)
     over[[3, T + 2]] = True
     log_probs, actions, carries = acted(chosen, 2 * T, obs, over)
-    network, head = chosen.agent.network, jax.jit(jax.vmap(lambda output, action: jax.nn.log_softmax(output)[action]))
-    rule = actor_critic.Rule(chosen.config, network, None, None)
-    along = jax.jit(functools.partial(actor_critic.along, rule))
+    network, head = (
+        chosen.agent.about.networks["policy"],
+        jax.jit(jax.vmap(lambda output, action: jax.nn.log_softmax(output)[action])),
+    )
+    rule = _values.Rule(chosen.config, network, None, None, None)
+    along = jax.jit(functools.partial(_values.along, rule))
     for first in (0, T):
         part = slice(first, first + T)
         zeros, flags = jnp.zeros(T), jnp.asarray(over[part])
@@ -271,14 +276,12 @@ def test_learning_remembers_what_acting_remembered_over_two_segments(case):
 
 def test_the_bootstrap_reads_the_recurrent_state_and_leaves_it(case, rollout, ends):
     chosen = case(**CASES["lstm"])
-    rule = actor_critic.Rule(chosen.config, chosen.agent.network, None, None)
+    rule = _values.Rule(chosen.config, chosen.agent.about.networks["policy"], None, None, None)
     given = rollout(chosen.spec, T, B, seed=2, ends=ends(*ENDS["limit"]), carry=chosen.carry(2))
-    per_stream = jax.vmap(
-        functools.partial(actor_critic.along, rule, chosen.state.params, ()), in_axes=(1, 0), out_axes=1
-    )
+    per_stream = jax.vmap(functools.partial(_values.along, rule, chosen.state.params, ()), in_axes=(1, 0), out_axes=1)
     _, value, after = jax.jit(per_stream)(given.transitions, given.carry)
     kept = jax.tree.map(np.array, after)
-    found = jax.jit(functools.partial(actor_critic.bootstrap, rule))(
+    found = jax.jit(functools.partial(_values.bootstrap, rule))(
         chosen.state.params, (), given.transitions, value, after
     )
     jax.tree.map(np.testing.assert_array_equal, after, kept)
@@ -332,9 +335,9 @@ def test_greedy_is_the_mode_and_exploring_samples_its_probabilities(case):
 
 def test_small_networks_act_in_numpy_and_others_say_no(env_spec, build_agent):
     spec = env_spec((3,), choices=2)
-    assert build_agent(spec).small_act is not None
-    assert build_agent(spec, network={"lstm": 3}).small_act is None
-    assert build_agent(spec, network={"hidden": (64, 512)}).small_act is None
-    assert build_agent(spec, algorithm={"normalise_observations": True}).small_act is None
-    assert build_agent(env_spec((5, 5, 1), choices=2)).small_act is not None
-    assert build_agent(env_spec((5, 5, 1), choices=2), network={"hidden": (1024,)}).small_act is None
+    assert in_numpy.decides(build_agent(spec).about)
+    assert not in_numpy.decides(build_agent(spec, network={"lstm": 3}).about)
+    assert not in_numpy.decides(build_agent(spec, network={"hidden": (64, 512)}).about)
+    assert not in_numpy.decides(build_agent(spec, algorithm={"normalise_observations": True}).about)
+    assert in_numpy.decides(build_agent(env_spec((5, 5, 1), choices=2)).about)
+    assert not in_numpy.decides(build_agent(env_spec((5, 5, 1), choices=2), network={"hidden": (1024,)}).about)

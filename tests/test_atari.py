@@ -11,7 +11,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from shoal import environments, errors, options
+from shoal import environments
+from shoal.core import errors, options
 from shoal.environments import atari
 
 BREAKOUT = "ALE/Breakout-v5"
@@ -107,7 +108,7 @@ def test_frames_are_stacked_newest_last():
 
 def test_spec_says_what_is_seen():
     spec = opened().spec
-    assert spec.observation == ((84, 84, 4), "uint8", True, 4)
+    assert spec.observation[:4] == ((84, 84, 4), "uint8", True, 4)
     assert (spec.action.n, spec.time_limit, spec.on_device) == (4, 27_000, False)
     assert opened(repeat=2).spec.time_limit == 54_000
     assert any("rewards as the game pays them" in note for note in spec.notes)

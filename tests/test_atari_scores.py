@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from shoal import errors
+from shoal.core import errors
 from shoal.report import atari
 from tests import faults
 
@@ -106,6 +106,13 @@ def test_presets_are_not_averaged_together_and_other_tasks_are_left_out(capsys, 
     assert {preset: one["mean"] for preset, one in found["aggregate"].items()} == {"a3c": 100.0, "dqn": 0.0}
     assert (len(found["runs"]), found["left_out"]) == (2, [str(other)])
     assert f"no Atari games: {other}" in faults.call(capsys, "report", *pong, other, "--atari").out
+
+
+def test_other_experiments_of_one_preset_are_not_averaged_together(capsys, pong):
+    config = json.loads((pong[1] / "config.json").read_text())
+    (pong[1] / "config.json").write_text(json.dumps(config | {"steps": 50_000_000}))
+    ended = faults.call(capsys, "report", *pong, "--atari", "--json")
+    assert ended.json["aggregate"].keys() == {"dqn (steps null)", "dqn (steps 50000000)"}
 
 
 def test_without_runs_the_published_aggregates(capsys):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import experiment, presets, seeds
+from shoal import experiment
 from shoal.algorithms import map_propagation
-from shoal.tuned import teams
+from shoal.core import processor, seeds
+from shoal.experiment import presets
+from shoal.experiment.tuned import teams
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
-    "async_scaling", "robustness", "pong", "gorila",
+    "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl",
 )  # fmt: skip
 
 
@@ -74,7 +77,35 @@ def test_a_record_says_how_where_and_with_what_it_was_measured():
     assert made["command"] == "shoal bench hogwild --quick --only a3c --purejaxrl DIR"  # no path of this machine
     assert made["peers"]["sb3"]["error"] == "does not install"
     assert made["machine"]["cores"] >= 1
+    assert set(made["machine"]) == {"cpu", "cores", "memory_gb", "instruction_sets", "accelerator"}
     assert made["versions"]["jax"]
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        ("flags : fpu avx avx2 bmi2\n", ["avx2"]),
+        ("flags\t\t: amx_tile amx_int8 avx_vnni avx512_vnni avx512f avx2 fma\n",
+         ["avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx"]),
+        ("flags : avx2 avx512f\nvmx flags : avx_vnni\nflags : avx2\n", ["avx2"]),  # of every processor
+        ("Features : fp asimd\n", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_instruction_sets_are_those_every_processor_has(told, known):
+    assert processor.instruction_sets(told) == known
+
+
+@pytest.mark.parametrize(
+    ("more", "shown"),
+    [({}, "One, 2 cores"), ({"instruction_sets": []}, "One, 2 cores"),
+     ({"instruction_sets": ["avx2", "amx"]}, "One (avx2 amx), 2 cores")],
+)  # fmt: skip
+def test_a_table_tells_the_instruction_sets_of_records_that_hold_them(more, shown):
+    host = {"cpu": "One", "cores": 2, "memory_gb": 8.0, "accelerator": "none"} | more
+    startup = _load("_common").RESULTS / "startup.json"
+    record = json.loads(startup.read_text()) | {"machine": host}
+    assert f" · {shown}, 8 GB, accelerator: none" in _load("table").render(record, "startup")
 
 
 def test_saving_replaces_the_file_in_one_step(tmp_path):
@@ -323,7 +354,7 @@ def test_a_presets_part_has_its_interval_and_what_was_published():
 
 
 def test_the_parts_name_presets_that_exist_and_sources_that_can_be_opened():
-    from shoal import presets as known
+    from shoal.experiment import presets as known
 
     parts = _load("_preset_parts").PARTS
     assert {part.preset for part in parts.values()} <= set(known.PRESETS)
@@ -439,7 +470,7 @@ def test_map_propagation_goes_on_where_it_was(tmp_path, monkeypatch):
     ("value", "shown"), [(None, "–"), (0.0412, "0.0412"), (7.128, "7.13"), (475.4, "475"), (113_456.0, "113,000")]
 )
 def test_numbers_are_shown_with_three_digits_that_matter(value, shown):
-    assert _load("table").number(value) == shown
+    assert _load("_tables.show").number(value) == shown
 
 
 def test_a_table_shows_the_spread_the_command_and_why_a_peer_is_missing():
@@ -517,6 +548,7 @@ def test_racing_is_compared_with_turns(monkeypatch):
     results |= {"bytes_per_update": 19.0, "replay_updates_per_s": 5.0, "replay_equal": True}
     results |= {"replays": [{"tickets": 20_000, "restarts": 1}]}
     results |= common.spread("gradient_us", [60.0]) | common.spread("call_us", [7.0])
+    results |= common.spread("context_switches", [3.0])
     record = _record("asynchrony", results)
     assert table.problems(record) == []
     assert "60,000 racing (2 of 2 runs), 180,000 in turns (1 of 2 runs)" in table.render(record, "asynchrony")
@@ -538,7 +570,7 @@ def test_a_speed_up_is_what_the_data_allow_times_the_workers():
     assert results["methods"]["a3c"]["data_ratio_8"] == 1.5
     assert results["methods"]["async_q"]["data_ratio_8"] is None
     assert not results["methods"]["a3c"]["complete"]
-    assert "`a3c`, 8 | 2 of 3" in _load("table").async_scaling(results)
+    assert "`a3c`, 8 | 2 of 3" in _load("_tables.asynchrony").async_scaling(results)
 
 
 def test_a_band_is_the_longest_range_of_rates_without_a_failure():
@@ -635,11 +667,11 @@ def test_gorila_of_nothing_has_every_key_and_a_table():
     gorila, table = _load("gorila"), _load("table")
     made = gorila.made(argparse.Namespace(json=None, quick=False, seeds=10), {name: {} for name in gorila.PARTS})
     assert [problem for problem in table.problems(made) if "gorila" in problem] == []
-    assert table.gorila(made["results"]).count("\n") > len(gorila.PARTS)
+    assert _load("_tables.asynchrony").gorila(made["results"]).count("\n") > len(gorila.PARTS)
 
 
 def test_gorila_counts_what_was_not_reached_with_all_its_steps_and_adds_up_lags():
-    gorila, table = _load("gorila"), _load("table")
+    gorila = _load("gorila")
 
     def run(solved, lags):
         summary = {
@@ -656,7 +688,7 @@ def test_gorila_counts_what_was_not_reached_with_all_its_steps_and_adds_up_lags(
     assert found["solved_at_step"] == 60_000
     assert (found["updates_per_s"], found["update_us"], found["utilisation"]) == (100.0, 15.0, 0.2)
     assert found["offered_by_lag"] == {"0": 8, "1": 3}
-    assert "1 of 2" in table.gorila({"parts": {"score_2": found}})
+    assert "1 of 2" in _load("_tables.asynchrony").gorila({"parts": {"score_2": found}})
 
 
 @pytest.mark.parametrize("bench", BENCHES)
@@ -664,6 +696,36 @@ def test_every_benchmark_has_keys_a_table_and_a_place_on_the_page(bench):
     assert _load(bench).KEYS
     assert bench in _load("table").TABLES
     assert f"<!-- bench:{bench} -->" in (BENCHMARKS / "README.md").read_text()
+
+
+def test_the_first_page_has_one_line_a_family_and_leaves_tables_to_this_page():
+    lines, table = _load("_tables.lines"), _load("table")
+    readme = (BENCHMARKS.parent / "README.md").read_text()
+    assert "<!-- bench:" not in readme
+    shown = re.search(table.LINES, readme)[0].splitlines()[1:-1]
+    assert len(shown) == len(lines.LINES)
+    assert all(f"(benchmarks/README.md#{line.heading})" in text for line, text in zip(lines.LINES, shown, strict=True))
+    assert {line.bench for line in lines.LINES} == set(BENCHES) - {"pong"}  # pong has a figure there
+
+
+def test_a_line_says_what_was_not_measured_and_what_was_only_looked_at():
+    lines, table = _load("_tables.lines"), _load("table")
+    records = table.committed()
+    quick = records | {"gorila": records["gorila"] | {"quick": True}}
+    told = dict(zip([line.family for line in lines.LINES], lines.lines(quick), strict=True))
+    assert "a quick look, not a claim" in told["Gorila"]
+    assert "a quick look" not in told["A3C"]
+    assert all("not measured yet (" in line for line in lines.lines({}))
+    page = "# A\n<!-- lines -->\n* old\n<!-- /lines -->\nrest\n"
+    assert "* old" not in table.fill(page, records)
+    assert table.fill(page, records).endswith("<!-- /lines -->\nrest\n")
+
+
+def test_lines_of_results_of_nothing_have_dashes():
+    for line in _load("_tables.lines").LINES:
+        if line.bench in ("hogwild", "map_propagation"):
+            blank = _load("hogwild").blank() if line.bench == "hogwild" else _map_record()["results"]
+            assert "–" in line.say(blank)
 
 
 def test_the_committed_tables_are_those_of_the_committed_results():
@@ -699,3 +761,54 @@ def test_a_peer_answers_each_request_with_one_line(tmp_path, monkeypatch):
         assert stand.answer("again", threads=3) == {"steps_per_s": 3}
         stand.note("echo", commit="a")
     assert stand.report == {"echo": {"versions": {"echo": "1"}, "commit": "a"}}
+
+
+def acted(inference_s, train_s, us, returned=100.0, update_s=1.0):
+    """A run of `bench accerl`."""
+    actor = {"inference_s": inference_s, "env_s": 1.0, "wait_s": 0.0, "load_s": 0.0, "other_s": 0.0}
+    learner = {"wait_s": 0.0, "update_s": update_s, "publish_s": 0.0, "other_s": 0.0}
+    return {
+        "train_s": train_s, "env_steps": 1000, "inference_us": us, "actor": actor, "learner": learner,
+        "publish_share": 0.01, "return_full": returned, "return_compressed": returned, "return_train": returned,
+        "kl": 0.0, "area": returned,
+    }  # fmt: skip
+
+
+def test_compressed_actors_are_held_against_the_same_seed_in_full_precision():
+    accerl = _load("accerl")
+    base = [acted(9.0, 10.0, 900.0), acted(9.0, 12.0, 900.0)]
+    ours = [acted(1.0, 2.0, 100.0), acted(1.0, 2.4, 100.0)]
+    found = accerl.beside("cartpole_3x2048", ours, base)
+    assert found["inference_ratio"] == pytest.approx(9.0)
+    assert found["actor_time_ratio"] == pytest.approx(10.0 / 2.0)
+    assert found["train_time_reduction"] == pytest.approx(0.8)
+    assert found["amdahl_share"] == pytest.approx(0.9)
+    assert found["predicted_reduction"] == pytest.approx(1.0 - 2.0 / 10.0), "9 s of 10 become 1 s"
+    slow = accerl.beside(
+        "cartpole_3x2048", ours, [one | {"learner": one["learner"] | {"update_s": 5.0}} for one in base]
+    )
+    assert slow["predicted_reduction"] == pytest.approx(0.5), "the learner needs 5 s in any case"
+
+
+def test_a_return_is_inferior_if_the_interval_reaches_below_five_per_cent():
+    accerl = _load("accerl")
+    base = [acted(1.0, 1.0, 1.0, returned=122.0)] * 3  # a hundred above chance
+    for returns, verdict in (([121.0, 122.0, 123.0], True), ([118.0] * 3, True), ([116.0] * 3, False)):
+        ours = [acted(1.0, 1.0, 1.0, returned=each) for each in returns]
+        assert accerl.not_inferior("cartpole_3x2048", ours, base)["not_inferior"] is verdict
+    assert accerl.not_inferior("pong_nature", base, base)["not_inferior"] is None, "too short to be judged"
+
+
+def test_compressed_actors_have_a_table_a_task():
+    accerl, acting = _load("accerl"), importlib.import_module("_tables.acting")
+    runs = {str(seed): acted(1.0, 2.0, 100.0) for seed in range(2)}
+    full = {str(seed): acted(9.0, 10.0, 900.0) for seed in range(2)}
+    kept = {
+        "cartpole_3x2048": {"identity, vtrace": full, "chain, vtrace": runs},
+        accerl.COARSE: {"three_bits, none": runs},
+    }
+    made = accerl.record(argparse.Namespace(quick=True, seeds=2, only=None, json=None), kept)["results"]
+    assert made["best_train_time_reduction"] == pytest.approx(0.8)
+    told = acting.accerl(made)
+    assert "| chain, vtrace | 2 | 9 (9 to 9) | 5 (5 to 5) | 80.0 % (80.0 % to 80.0 %) | 80.0 % |" in told
+    assert "| three_bits, none | 2 | 100 [100, 100] |" in told

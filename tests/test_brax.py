@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import environments, errors, options
+from shoal import environments
+from shoal.core import errors, options
 from shoal.environments import brax
 
 PENDULUM = "brax:inverted_pendulum"  # the quickest to compile

@@ -7,12 +7,16 @@ import sys
 import numpy as np
 import pytest
 
-from shoal import check_env, cli, environments, errors, registry
-from shoal.environments import _walk
+from shoal import environments
+from shoal.command import cli
+from shoal.core import errors, registry
+from shoal.environments import _check, _walk
+from shoal.experiment import presets
+from shoal.runs import run_folder
 
 
 def check(env_id, steps=60, **config):
-    return check_env.check(env_id, environments.Config(**config), steps)
+    return _check.check(env_id, environments.Config(**config), steps)
 
 
 SOUND = ["CartPole-v1", "gymnax:CartPole-v1", "probe:memory", "tests.scripted:Dict-v0", "envpool:CartPole-v1"]
@@ -52,7 +56,7 @@ def test_a_broken_promise_is_found(name, says):
     assert not findings.ok
     assert any(says in problem.what for problem in findings.problems), findings.problems
     assert all(problem.remedy for problem in findings.problems)
-    assert any("PROBLEM" in line and says in line for line in check_env.lines(findings))
+    assert any("PROBLEM" in line and says in line for line in _check.lines(findings))
 
 
 def test_a_time_limit_mends_an_endless_environment():
@@ -95,7 +99,7 @@ def test_json_is_strict(env_id):
 
 
 def test_lines_show_what_the_agent_sees():
-    told = "\n".join(check_env.lines(check("tests.scripted:ChannelFirst-v0")))
+    told = "\n".join(_check.lines(check("tests.scripted:ChannelFirst-v0")))
     assert "image [12, 10, 4] uint8" in told
     assert "channels in front" in told
     assert "one of 3 choices" in told
@@ -105,7 +109,7 @@ def test_a_game_is_sound():
     findings = check("ALE/Breakout-v5", time_limit=25)
     assert findings.ok, findings.problems
     assert (findings.terminated, findings.truncated) == (0, 2)
-    assert "image [84, 84, 4] uint8" in "\n".join(check_env.lines(findings))
+    assert "image [84, 84, 4] uint8" in "\n".join(_check.lines(findings))
 
 
 def test_the_adapters_own_settings_are_options(capsys):
@@ -135,7 +139,81 @@ def test_an_environment_that_cannot_be_opened_is_refused():
 
 def test_checking_gymnasium_does_not_import_jax():
     code = (
-        "import sys\nfrom shoal import check_env, environments\n"
+        "import sys\nfrom shoal import environments\nfrom shoal.environments import _check as check_env\n"
         "check_env.lines(check_env.check('CartPole-v1', environments.Config(), 50))\nassert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------------------------------------- before a run
+
+WRONG = {
+    "Row": "the observation of step 0 is float32[1, 2], declared is float32[2]; return what observation_space declares",
+    "RowLater": "the observation of step 1 is float32[1, 2], declared is float32[2]",
+    "ResetOnly": "the first reset raised TypeError: reset returned one ndarray, not (observation, info) as since",
+    "FourValues": "step 1 raised TypeError: step returned 4 values, not (observation, reward, terminated, truncated",
+    "Unseedable": "the first reset raised TypeError: Unseedable.reset() got an unexpected keyword argument 'seed'",
+    "RewardArray": "step 1 raised TypeError: the reward is an array of shape (1,), not a number; mend the environment",
+    "RaisesAlways": "step 1 raised RuntimeError: the simulator broke",
+    "NeedsScenario": "cannot be made: TypeError: NeedsScenario.__init__() missing 1 required positional argument",
+    "NoConstructor": "cannot be made: FileNotFoundError: no such scene: kitchen.xml",
+}
+RUNTIMES = {
+    "host": ("a2c",),
+    "actor_learner": ("a2c", "--runtime", "actor_learner"),
+    "hogwild": ("a3c", "--workers", "1"),
+    "parameter_server": ("gorila", "--workers", "1"),
+    "peers": ("parallel_sarsa", "--algorithm.low", "0", "0", "--algorithm.high", "1", "1"),
+    "map_reduce": ("batch_linear", "--algorithm.low", "0", "0", "--algorithm.high", "1", "1"),
+}
+
+
+def test_every_runtime_for_python_simulators_is_tried():
+    assert {*RUNTIMES} == {*registry.names("runtime")} - {"on_device"}
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime"),
+    [*((name, "host") for name in WRONG), *(("Row", other) for other in RUNTIMES if other != "host")],
+)
+def test_a_wrong_environment_is_refused_before_anything_is_created(name, runtime, tmp_path, capsys):
+    env_id, out = f"tests.faults.envs:{name}-v0", tmp_path / "run"
+    code = cli.main(["train", *RUNTIMES[runtime], "--env", env_id, "--steps", "100", "--out", str(out)])
+    said = capsys.readouterr().err.strip()
+    assert code == 2, said
+    assert WRONG[name] in said
+    assert said.count("\n") == 0, "one line"
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", [name for name in WRONG if name[0] != "N"])
+def test_it_says_what_check_env_says(name):
+    env_id = f"tests.faults.envs:{name}-v0"
+    found = _check.first(environments.open(env_id, environments.Config()))
+    assert found in check(env_id).problems
+
+
+def test_a_comparison_and_a_resume_look_too(tmp_path, capsys):
+    env_id, out = "tests.faults.envs:Row-v0", tmp_path / "run"
+    assert cli.main(["compare", "a2c", "ppo", "--env", env_id, "--steps", "100", "--out", str(out)]) == 2
+    assert WRONG["Row"] in capsys.readouterr().err
+    assert not out.exists()
+    made, _ = presets.resolve(presets.Request("a2c", env_id, 100))
+    with run_folder.making(out) as folder:
+        run_folder.write_config(folder, made, "shoal train")
+    assert cli.main(["resume", str(out)]) == 2
+    assert WRONG["Row"] in capsys.readouterr().err
+
+
+def test_a_sound_environment_is_made_once_more_and_closed(monkeypatch):
+    opened, closed = environments.open("CartPole-v1", environments.Config()), []
+    host = opened.make_host
+
+    def counted():
+        env = host()
+        monkeypatch.setattr(env, "close", lambda: closed.append(env))
+        return env
+
+    assert _check.first(opened._replace(make_host=counted)) is None
+    assert len(closed) == 1
+    assert _check.first(environments.open("probe:match", environments.Config())) is None

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import checkpoint, errors, tree
-from shoal.checkpoint import write
+from shoal.core import errors, tree
+from shoal.runs import checkpoint
+from shoal.runs.checkpoint import write
 
 
 class State(NamedTuple):
@@ -419,7 +420,7 @@ def test_a_read_only_folder_is_one_clear_line(root: pathlib.Path, monkeypatch: p
 
 SAVER = """
 import sys, pathlib, itertools, numpy as np
-from shoal import checkpoint
+from shoal.runs import checkpoint
 root = pathlib.Path(sys.argv[1])
 first = int(sys.argv[2])
 with checkpoint.lock(root.parent):
@@ -459,7 +460,8 @@ def test_two_processes_never_hold_one_folder(tmp_path: pathlib.Path) -> None:
             checkpoint.lock(tmp_path).__enter__()
         assert "\n" not in str(caught.value)
         code = (
-            "import sys, pathlib; from shoal import checkpoint\nwith checkpoint.lock(pathlib.Path(sys.argv[1])): pass"
+            "import sys, pathlib; from shoal.runs import checkpoint\n"
+            "with checkpoint.lock(pathlib.Path(sys.argv[1])): pass"
         )
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=False)
         assert b"Refused" in done.stderr

@@ -1,30 +1,41 @@
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import os
+import pathlib
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
+import types
 
+import jax
 import pytest
 
-from shoal import cli
+import shoal
+from shoal.command import cli
+from shoal.command.verbs import bench
+from shoal.command.verbs import list as listing
+from shoal.core import compilation, options, registry
+from shoal.experiment import presets
+from shoal.runs import comparison, training
 from tests import faults
 
 SUMMARY = {
-    "run", "preset", "env", "seed", "status", "env_steps", "updates", "wall_s", "train_s", "startup_s",
+    "run", "preset", "env", "seed", "status", "steps", "env_steps", "updates", "wall_s", "train_s", "startup_s",
     "env_steps_per_s", "return_mean", "return_std", "eval_return_mean", "eval_return_std", "eval_episodes", "episodes",
     "params_sha256", "peak_rss_mb", "faults",
 }  # fmt: skip
 A2C = ("a2c", "--env", "probe:constant", "--steps", 320)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture
+def run(finished, tmp_path):
     """A run folder."""
-    folder = tmp_path_factory.mktemp("made") / "run"
-    assert cli.main(["train", *map(str, A2C), "--out", str(folder), "--eval-episodes", "0", "--quiet"]) == 0
-    return folder
+    return shutil.copytree(finished(*A2C).folder, tmp_path / "made")
 
 
 def files(folder):
@@ -62,6 +73,8 @@ BAD = {  # arguments -> what the one line must say
     "train a3c --optimiser.rule adam": ["optimiser.rule=adam", "hogwild", "rmsprop"],
     "train a3c --runtime cluster": ["unknown runtime 'cluster'", "hogwild", "on_device"],
     "train a3c --corrector vtrac": ["unknown corrector 'vtrac'", "did you mean 'vtrace'?"],
+    "train a3c --compressor identty": ["unknown compressor 'identty'", "did you mean 'identity'?"],
+    "train a3c --compressor.bits 4": ["'--compressor.bits'", "--help"],
     "train a3c --runtime on_device": ["on_device", "CartPole-v1", "gymnax:"],
     "train a2c --workers 2": ["--workers 2", "on_device", "hogwild"],
     "train a3c --until never": ["'never'", "solved", "475"],
@@ -76,7 +89,8 @@ BAD = {  # arguments -> what the one line must say
     "train a3c --env tests.scripted:NeedsPackage-v0": ["tests.scripted:NeedsPackage-v0", "no_such_module"],
     "train a3c --env LunarLander-v3": ["LunarLander-v3", "Box2D", "shoal-rl[box2d]"],
     "train a3c --env tests.scripted:Text-v0": ["tests.scripted:Text-v0", "Text"],
-    "train a3c --env tests.scripted:MultiAction-v0": ["tests.scripted:MultiAction-v0", "MultiDiscrete"],
+    "train a3c --env tests.scripted:TupleAction-v0": ["tests.scripted:TupleAction-v0", "Tuple", "MultiDiscrete"],
+    "train dqn --env probe:pair": ["dqn learns discrete actions", "multi_discrete", "presets that fit: a2c, a3c,"],
     "train a3c --environment.observe 0 9": ["observe", "9", "0 to 3"],
     "train a3c --network.torso nature": ["network.torso=nature", "36x36", "network.torso=mlp"],
     "list everything": ["unknown kind 'everything'", "presets", "runtimes"],
@@ -88,7 +102,9 @@ BAD = {  # arguments -> what the one line must say
     "replay": ["--help"],
     "replay nowhere": ["nowhere is not a run folder"],
     "train a2c --replayable": ["--replayable", "on_device", "hogwild"],
-    "train dqn --env CartPole-v1 --workers 2": ["--workers 2: the host runtime has no workers; leave it out\n"],
+    "train dqn --env CartPole-v1 --workers 2": [
+        "--workers 2: the host runtime has no workers; leave it out, or use --runtime actor_learner"
+    ],
     "train gorila --replayable": ["--replayable: the parameter_server runtime does not record updates; leave it out\n"],
     "train parallel_sarsa --replayable": ["--replayable: the peers runtime does not record updates; leave it out\n"],
     "train a3c --runtime parameter_server --replayable": ["--replayable: the parameter_server", "--runtime hogwild\n"],
@@ -102,7 +118,8 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_made(typed, capsys, tmp
     if "box2d" in "".join(BAD[typed]) and _installed("Box2D"):
         pytest.skip("its package is there")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "__file__", str(faults.ROOT / "shoal" / "cli.py"))  # `bench` looks beside it
+    place = faults.ROOT / "shoal" / "command" / "verbs" / "bench.py"
+    monkeypatch.setattr(bench, "__file__", str(place))  # `bench` looks beside it
     ended = faults.call(capsys, *typed.split())
     assert ended.code == 2, ended.err
     assert ended.out == ""
@@ -226,6 +243,7 @@ QUICK = [
     "train a3c --algorithm.discount 1.5",
     "train a3c --workers 0",
     "train a3c --runtime cluster",
+    "train a3c --compressor identty",
     "train a3c --env CartPol-v1",
     "train a3c --out .",
     "resume no-such-folder",
@@ -233,10 +251,21 @@ QUICK = [
 ]
 
 
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_is_named_and_has_its_help(verb, capsys):
+    assert f"\n  {verb} " in cli.USAGE
+    try:
+        code = cli.main([verb, "--help"])
+    except SystemExit as leaving:
+        code = leaving.code
+    assert code in (0, None)
+    assert f"usage: shoal {verb}" in capsys.readouterr().out
+
+
 def test_help_and_errors_in_the_arguments_come_without_jax(tmp_path):
     script = f"""
 import contextlib, io, sys
-from shoal import cli
+from shoal.command import cli
 for typed in {QUICK!r}:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
@@ -265,6 +294,67 @@ def test_help_comes_at_once(typed):
     parser = ("-c", "import tyro._cli, typeguard")
     ratios = [_processor_seconds("-m", "shoal", *typed.split()) / _processor_seconds(*parser) for _ in range(3)]
     assert min(ratios) < 2.5
+
+
+# ------------------------------------------------------------------------------------------------ the compressor
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of a compressor that is known to these tests alone."""
+
+    bits: int = options.number(8, low=1, high=32)
+    """Of a weight."""
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What is trained; nothing is. A second compressor can be chosen."""
+    seen, names, load = [], registry.names, registry.load
+    ours = types.SimpleNamespace(Config=Config)
+    monkeypatch.setattr(registry, "names", lambda kind: [*names(kind), *(["scripted"] if kind == "compressor" else [])])
+    monkeypatch.setattr(registry, "load", lambda kind, name: ours if name == "scripted" else load(kind, name))
+    for verb in ("train", "train_seeds"):
+        monkeypatch.setattr(training, verb, lambda request, *_, **__: seen.append(request) or 1 / 0)
+    monkeypatch.setattr(comparison, "begin", lambda requests, *_: seen.extend(requests) or 1 / 0)
+    return seen
+
+
+def chosen(request):
+    """The compressor a request comes to, and its settings."""
+    given = request.configs.get("compressor", presets.config(request, "compressor"))
+    settings = options.build(Config, request.settings.get("compressor", {}), "compressor", given)
+    return presets.parts(request)["compressor"], settings
+
+
+@pytest.mark.parametrize("verb", ["train a3c", "train a2c --seeds 2", "compare a2c ppo"])
+def test_a_compressor_is_chosen_and_set_like_every_other_part(verb, asked, capsys):
+    with pytest.raises(ZeroDivisionError):
+        cli.main([*verb.split(), "--compressor", "scripted", "--compressor.bits", "4"])
+    assert [chosen(request) for request in asked] == [("scripted", Config(bits=4))] * len(asked)
+    assert len(asked) == (2 if verb.startswith("compare") else 1)
+    with pytest.raises(ZeroDivisionError):
+        cli.main([*verb.split(), "--compressor=scripted"])
+    assert chosen(asked[-1]) == ("scripted", Config())
+    with pytest.raises(ZeroDivisionError):
+        cli.main(verb.split())
+    assert presets.parts(asked[-1])["compressor"] == "identity"
+    ended = faults.call(capsys, *verb.split(), "--compressor", "scripted", "--compressor.bit", 4)
+    assert "did you mean --compressor.bits?" in ended.err
+
+
+def test_a_compressor_is_chosen_and_set_from_python(asked, tmp_path):
+    for given, settings in (
+        ("scripted", Config()),
+        ({"name": "scripted"}, Config()),
+        ({"name": "scripted", "bits": 2}, Config(bits=2)),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            shoal.train("a3c", compressor=given, out=tmp_path / "run", quiet=True)
+        assert chosen(asked[-1]) == ("scripted", settings)
+    with pytest.raises(ZeroDivisionError):
+        shoal.train("a3c", compressor={}, out=tmp_path / "run", quiet=True)
+    assert presets.parts(asked[-1])["compressor"] == "identity"
 
 
 # ------------------------------------------------------------------------------------------------ what is printed
@@ -302,8 +392,8 @@ def test_without_json_stdout_stays_empty(capsys, tmp_path):
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
 
 
-def test_summary_tells_all_and_null_is_what_was_not_measured(capsys, tmp_path):
-    without = faults.train(capsys, tmp_path / "without", *A2C)
+def test_summary_tells_all_and_null_is_what_was_not_measured(finished, capsys, tmp_path):
+    without = finished(*A2C).told
     assert set(without) >= SUMMARY
     for key in ("eval_return_mean", "eval_return_std", "eval_episodes", "goal", "solved_at_step"):
         assert without[key] is None
@@ -328,9 +418,7 @@ def test_summary_tells_all_and_null_is_what_was_not_measured(capsys, tmp_path):
 
 
 def test_lists_name_what_can_be_typed(capsys):
-    from shoal import presets, registry
-
-    for kind in cli.KINDS:
+    for kind in listing.KINDS:
         found = faults.call(capsys, "list", kind, "--json").json[kind]
         text = faults.call(capsys, "list", kind).out
         assert found
@@ -350,3 +438,34 @@ def test_check_env_ends_with_2_for_an_environment_that_breaks_its_promises(capsy
     assert good.code == 0
     assert "tests.scripted:Terminates-v0" in good.out
     assert faults.call(capsys, "check-env", "tests.scripted:NotFinite-v0", "--steps", 20).code == 2
+
+
+# ------------------------------------------------------------------------------------------- unusual places
+
+
+def test_a_terminal_that_cannot_show_a_letter_gets_no_traceback(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    assert cli.main(["list", "presets"]) == 0
+    sys.stdout.flush()
+    assert b"Sarsa(?)" in written.getvalue()
+
+
+def test_sixty_four_bits_are_refused_in_one_line(capsys, tmp_path):
+    with jax.enable_x64(True):
+        ended = faults.call(capsys, "train", *A2C, "--out", tmp_path / "run")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "JAX_ENABLE_X64" in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_cache_needs_no_home(monkeypatch, tmp_path):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("SHOAL_CACHE_DIR", str(tmp_path))
+    assert compilation.folder() == tmp_path
+    monkeypatch.delenv("SHOAL_CACHE_DIR")
+    assert compilation.folder().is_relative_to(tempfile.gettempdir())

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from shoal import arguments, cli, environments, log
+from shoal import environments, log
 from shoal.algorithms import actor_critic, dqn
+from shoal.command import arguments, cli
 from shoal.report import comparison, statistics, svg
 from tests import faults
 
@@ -27,6 +28,7 @@ def made(tmp_path_factory):
     """A finished comparison of seeds 4, 5 and 6."""
     folder = tmp_path_factory.mktemp("compared") / "both"
     typed = [*TWO, "--seed", 4, "--seeds", SEEDS, "--out", folder, "--quiet", "--algorithm.discount", 0.9]
+    typed += ["--corrector", "vtrace", "--compressor", "identity"]
     assert cli.main([str(word) for word in typed]) == 0
     return folder
 
@@ -46,6 +48,7 @@ def test_every_preset_is_a_group_trained_for_equal_steps(made):
         config = json.loads((made / preset / "config.json").read_text())
         assert (config["seeds"], config["steps"]) == ([4, 5, 6], 960)
         assert config["parts"]["algorithm"]["discount"] == 0.9, "a setting is set for all"
+        assert [config["parts"][kind]["name"] for kind in ("corrector", "compressor")] == ["vtrace", "identity"]
         assert {faults.summary(made / preset / f"seed-{seed}")["status"] for seed in (4, 5, 6)} == {"completed"}
     rows = faults.summary(made)["presets"]
     assert list(rows) == ["a2c", "ppo"]
@@ -117,7 +120,7 @@ def test_a_runtime_without_seeds_trains_them_one_by_one(capsys, tmp_path):
 
 
 def test_without_steps_all_get_the_most_that_one_is_tuned_for(capsys, tmp_path, monkeypatch):
-    from shoal import comparison as comparing
+    from shoal.runs import comparison as comparing
 
     seen = {}
     monkeypatch.setattr(comparing, "_run", lambda _, config, __: seen.update(config) or 1 / 0)
@@ -175,7 +178,7 @@ def test_a_preset_that_never_saved_begins_anew(made, tmp_path, capsys):
 
 
 def test_a_signal_between_two_trainings_ends_it_in_order(tmp_path, capsys, monkeypatch):
-    from shoal import training
+    from shoal.runs import training
 
     real = training.train_seeds
 
@@ -231,6 +234,13 @@ BAD = {  # arguments -> what the one line must say
     "compare a2c dqn --algorithm.discuont 0.1": ["did you mean --algorithm.discount?"],
     "compare a2c ppo --algorithm.discount 2": ["algorithm.discount=2", "between 0 and 1"],
     "compare a2c ppo --runtime cluster": ["unknown runtime 'cluster'"],
+    "compare a2c ppo --corrector vtrac": ["did you mean 'vtrace'?"],
+    "compare a2c dqn --corrector vtrace": [
+        "dqn has no use for a corrector",
+        "--corrector vtrace",
+        "presets that do: a2c, a3c",
+    ],
+    "compare a2c ppo --compressor identty": ["unknown compressor 'identty'", "did you mean 'identity'?"],
     "compare a2c ppo --out .": ["exists", "--out", "shoal resume"],
 }
 
@@ -246,14 +256,15 @@ def test_a_mistake_is_one_line_and_nothing_is_made(typed, capsys, tmp_path, monk
 
 
 def test_a_preset_that_needs_too_much_memory_is_refused_before_the_first_is_trained(capsys, tmp_path, monkeypatch):
-    from shoal import memory
+    from shoal.experiment import budget
 
-    monkeypatch.setattr(memory, "available", lambda: 10**6, raising=True)
+    monkeypatch.setattr(budget, "available", lambda: 10**6, raising=True)
     typed = ("compare", "a2c", "dqn", "--env", "gymnax:CartPole-v1", "--seeds", 2, "--out", tmp_path / "both")
     ended = faults.call(capsys, *typed)
     assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
-    monkeypatch.setattr(memory, "available", lambda: 10**12)
-    monkeypatch.setattr(memory, "on_host", lambda: 10**6)
+    monkeypatch.setattr(budget, "available", lambda: 10**12)
+    monkeypatch.setattr(budget, "on_host", lambda: 10**6)
+    monkeypatch.setattr(budget, "check_processes", lambda *_: None)  # which alone take more than that
     ended = faults.call(capsys, *typed[:1], "gorila", *typed[2:])
     assert ended.code == 2, ended.err
     assert "fewer bundles" in ended.err, "each of them has a memory"
@@ -264,7 +275,7 @@ def test_help_and_mistakes_come_without_jax(tmp_path):
     quick = ["compare --help", "compare a2c ppo --help", "compare a2c pppo", "compare a2c ppo --stpes 3", "compare"]
     script = f"""
 import contextlib, io, sys
-from shoal import cli
+from shoal.command import cli
 for typed in {quick!r}:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
@@ -288,7 +299,7 @@ def test_names_at_the_ends_of_curves_keep_their_distance():
 
 
 def test_the_time_left_is_that_of_the_whole_comparison(tmp_path, monkeypatch):
-    from shoal import comparison as comparing
+    from shoal.runs import comparison as comparing
 
     clock, shown = [100.0], []
 
@@ -297,9 +308,9 @@ def test_the_time_left_is_that_of_the_whole_comparison(tmp_path, monkeypatch):
             shown.append(status.eta_s)
 
     made = [SimpleNamespace(preset=name, seed=0) for name in ("a2c", "ppo")]
-    units = [comparing._Unit(tmp_path / one.preset, one, 2) for one in made]
+    units = [comparing._Unit(path=tmp_path / one.preset, made=one, seeds=2) for one in made]
     monkeypatch.setattr(comparing.time, "monotonic", lambda: clock[0])
-    watch = comparing._Watch(units, 1000, comparing.Asked(Console, print, 0, 0.0))
+    watch = comparing._Watch(units, 1000, comparing.Asked(console=Console, say=print, eval_episodes=0, since=0.0))
     status = log.Status("a2c", "e", "on_device", 0, 0, 2000, None, None, None, 0, {}, {}, 0, None, None, None, None)
     console = watch.console(0)
     console.show(status)

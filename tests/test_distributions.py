@@ -7,7 +7,8 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from shoal import distributions, types
+from shoal.core import types
+from shoal.formulas import distributions
 
 WAYS = pytest.mark.parametrize("way", [lambda f: f, jax.jit], ids=["plain", "jit"])
 CATEGORICAL, GAUSSIAN = distributions.CATEGORICAL, distributions.GAUSSIAN
@@ -71,6 +72,86 @@ def test_categorical_bears_extreme_logits():
     assert jnp.isfinite(gradient).all()
 
 
+SIZES = {"alike": (2, 2), "apart": (3, 1, 2)}
+SEVERAL = {
+    "alike": np.array([0.3, -1.2, 2.0, 0.0], np.float32),
+    "apart": np.array([0.5, -0.2, 1.1, 7.0, -0.4, 0.6], np.float32),
+}
+OTHERS = {name: np.flip(logits) for name, logits in SEVERAL.items()}
+BOTH = pytest.mark.parametrize("name", SIZES)
+
+
+def joint(logits, sizes):
+    """The probability of every combination of choices, ``[*sizes]``, in float64."""
+    table = np.ones(())
+    for part in np.split(logits, np.cumsum(sizes)[:-1]):
+        table = np.multiply.outer(table, softmax(part))
+    return table
+
+
+@WAYS
+def test_a_coin_and_a_die_of_four(way):
+    both = distributions.multi_categorical((2, 4))
+    fair = jnp.zeros(6)
+    assert way(both.log_prob)(fair, jnp.array([1, 3])) == pytest.approx(-2.0794415, rel=1e-6)  # log 1/8
+    assert way(both.entropy)(fair) == pytest.approx(2.0794415, rel=1e-6)
+    bent = jnp.array([0.0, np.log(3.0), 0.0, 0.0, 0.0, 0.0], jnp.float32)
+    # ¾ · ¼ of the second side and any face; of KL only the coin's share is not 0, as in `test_a_fair_coin`
+    assert way(both.log_prob)(bent, jnp.array([1, 0])) == pytest.approx(-1.6739764, rel=1e-6)
+    assert way(both.kl)(fair, bent) == pytest.approx(0.1438410, rel=1e-5)
+    np.testing.assert_array_equal(way(both.mode)(bent), [1, 0])
+
+
+@BOTH
+@WAYS
+def test_several_choices_are_one_choice_among_all_combinations(way, name):
+    sizes, logits = SIZES[name], SEVERAL[name]
+    several, table, other = distributions.multi_categorical(sizes), joint(logits, sizes), joint(OTHERS[name], sizes)
+    for action, expected in np.ndenumerate(np.log(table)):
+        assert way(several.log_prob)(logits, jnp.array(action)) == pytest.approx(expected, rel=1e-5)
+    assert way(several.entropy)(logits) == pytest.approx(scipy.stats.entropy(table.ravel()), rel=1e-5)
+    expected = scipy.stats.entropy(table.ravel(), other.ravel())
+    assert way(several.kl)(logits, OTHERS[name]) == pytest.approx(expected, rel=1e-5)
+    best = way(several.mode)(logits)
+    assert tuple(np.asarray(best)) == np.unravel_index(table.argmax(), sizes)
+    assert best.dtype == jnp.int32
+
+
+@BOTH
+def test_several_choices_are_sampled_with_the_probability_of_every_combination(name):
+    sizes, logits = SIZES[name], SEVERAL[name]
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    actions = jax.jit(jax.vmap(distributions.multi_categorical(sizes).sample, in_axes=(None, 0)))(logits, keys)
+    assert (actions.dtype, actions.shape) == (jnp.int32, (20_000, len(sizes)))
+    counts = np.bincount(np.ravel_multi_index(np.asarray(actions).T, sizes), minlength=np.prod(sizes))
+    assert scipy.stats.chisquare(counts, 20_000 * joint(logits, sizes).ravel()).pvalue > 1e-3
+
+
+@BOTH
+def test_the_gradient_of_several_choices_is_that_of_each(name):
+    """Of log π: 1 - π for what was chosen, -π for the others of the same choice."""
+    sizes, logits = SIZES[name], SEVERAL[name]
+    action = [size - 1 for size in sizes]
+    gradient = jax.grad(distributions.multi_categorical(sizes).log_prob)(logits, jnp.array(action))
+    parts = zip(np.split(logits, np.cumsum(sizes)[:-1]), action, strict=True)
+    expected = [np.eye(len(part))[chosen] - softmax(part) for part, chosen in parts]
+    np.testing.assert_allclose(gradient, np.concatenate(expected), atol=1e-6)
+
+
+@BOTH
+def test_several_choices_bear_extreme_logits(name):
+    several = distributions.multi_categorical(SIZES[name])
+    extreme = jnp.where(jnp.arange(sum(SIZES[name])) % 2 == 0, 1e4, -1e4).astype(jnp.float32)
+    assert several.entropy(extreme) <= np.log(2.0) + 1e-6
+    worst = several.mode(-extreme)
+
+    def all_of_it(logits):
+        return several.entropy(logits) + several.log_prob(logits, worst) + several.kl(logits, -logits)
+
+    assert jnp.isfinite(all_of_it(extreme))
+    assert jnp.isfinite(jax.grad(all_of_it)(extreme)).all()
+
+
 @WAYS
 def test_gaussian_log_prob_and_entropy_equal_scipy(way):
     laws = normals(OUTPUT)
@@ -99,9 +180,10 @@ def test_gaussian_samples_with_its_moments():
     assert abs(scipy.stats.pearsonr(*actions.T).statistic) < 0.03  # the dimensions are independent
 
 
-@pytest.mark.parametrize("distribution", [CATEGORICAL, GAUSSIAN], ids=lambda each: each.name)
+@pytest.mark.parametrize("distribution", [CATEGORICAL, distributions.multi_categorical((3, 1)), GAUSSIAN],
+                         ids=lambda each: each.name)  # fmt: skip
 def test_entropy_is_the_mean_of_minus_log_prob(distribution):
-    output = LOGITS if distribution is CATEGORICAL else OUTPUT
+    output = OUTPUT if distribution is GAUSSIAN else LOGITS
     keys = jax.random.split(jax.random.key(2), 20_000)
 
     def drawn(key):
@@ -122,8 +204,12 @@ def test_a_tiny_scale_stays_finite():
 def test_the_action_space_picks_the_distribution():
     choices = types.ActionSpec(True, 5, (), (), ())
     vector = types.ActionSpec(False, 0, (3,), (-1.0,) * 3, (1.0,) * 3)
-    assert (distributions.suited(choices).name, distributions.suited(vector).name) == ("categorical", "gaussian")
+    several = types.ActionSpec(True, 0, (2,), (), (), sizes=(3, 4))
+    names = [distributions.suited(space).name for space in (choices, vector, several)]
+    assert names == ["categorical", "gaussian", "multi_categorical"]
     assert (CATEGORICAL.outputs(choices), GAUSSIAN.outputs(vector)) == (5, 6)
+    assert distributions.suited(several).outputs(several) == 7
+    assert [space.kind for space in (choices, vector, several)] == ["discrete", "continuous", "multi_discrete"]
 
 
 def squashed_log_prob(output, action):

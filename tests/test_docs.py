@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 import re
@@ -14,9 +16,16 @@ import sys
 import jax
 import pytest
 
-from shoal import arguments, cli, environments, experiment, presets, registry
-from shoal.runtimes import _rollout
-from shoal.verbs import compare, replay
+from shoal import environments, experiment
+from shoal.command import arguments, cli
+from shoal.command.verbs import check_env, compare, export, replay, report, resume, train
+from shoal.command.verbs import eval as evaluating
+from shoal.command.verbs import list as listing
+from shoal.core import registry
+from shoal.experiment import presets
+from shoal.monitor import timing
+from shoal.report.acting import told as acting
+from shoal.runtimes.experience import rollouts
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -38,13 +47,13 @@ STAND_INS = {  # what a reader puts in for a word in capitals
     "FILE": "file.html",
 }
 OPTIONS = {
-    "resume": cli.ResumeOptions,
-    "eval": cli.EvalOptions,
-    "report": cli.ReportOptions,
-    "export": cli.ExportOptions,
-    "check-env": cli.CheckEnvOptions,
+    "resume": resume.ResumeOptions,
+    "eval": evaluating.EvalOptions,
+    "report": report.ReportOptions,
+    "export": export.ExportOptions,
+    "check-env": check_env.CheckEnvOptions,
     "replay": replay.ReplayOptions,
-    "list": cli.ListOptions,
+    "list": listing.ListOptions,
 }
 
 
@@ -74,6 +83,44 @@ def test_links_lead_somewhere(page):
         assert path.is_relative_to(ROOT), f"{link} leaves the project"
         if anchor and path.suffix == ".md":
             assert anchor in anchors(path.read_text()), f"{link}: no such heading"
+
+
+def sources(text: str) -> set[str]:
+    """The Python files that a page names, with as much of their path as it gives; not those it shows whole."""
+    return set(re.findall(r"(?<![\w/.])[\w/]+\.py\b", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)))
+
+
+@by_page
+def test_files_named_exist(page):
+    """Decisions and the changelog tell of their day; where a file went since is in decision 0027."""
+    if page.parent.name == "decisions" or page.name == "CHANGELOG.md":
+        return
+    there = [f"/{path.relative_to(ROOT)}" for path in ROOT.rglob("*.py") if ".venv" not in path.parts]
+    assert [name for name in sources(page.read_text()) if not any(path.endswith(f"/{name}") for path in there)] == []
+
+
+def test_functions_named_in_pseudocode_exist():
+    """What stands in brackets behind pseudocode: ``[function]``, ``[module.function]`` or ``[Class.method]``."""
+    defined, homes = set(), set()
+    for path in (ROOT / "shoal").rglob("*.py"):
+        defined |= set(re.findall(r"^ *(?:def|class) (\w+)", path.read_text(), re.MULTILINE))
+        homes.add(path.stem)
+    blocks = [
+        (page.name, block)
+        for page in (ROOT / "docs" / "presets").glob("*.md")
+        for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    found = [(page, name) for page, block in blocks for name in re.findall(r" {2}\[([a-z_A-Z., ]+)\]", block)]
+    assert len(found) > 15
+    for page, names in found:
+        for name in names.split(", "):
+            *home, last = name.split(".")
+            assert last in defined, f"{page}: {name}"
+            assert set(home) <= homes | defined, f"{page}: {name}"
+
+
+def test_files_named_are_found():
+    assert sources("`a/b.py`, c.py; <!-- file: d.py --> ../e.py x.pyc") == {"a/b.py", "c.py"}
 
 
 def commands(text: str) -> list[str]:
@@ -121,15 +168,9 @@ def check(verb: str, typed: list[str]) -> None:
     elif verb != "train":
         arguments.parse(OPTIONS[verb], verb, typed)
         if verb == "list":
-            assert typed[0] in cli.KINDS
+            assert typed[0] in listing.KINDS
     else:
-        request = presets.Request(
-            typed[0],
-            env=arguments.value(typed, "--env"),
-            runtime=arguments.value(typed, "--runtime"),
-            corrector=arguments.value(typed, "--corrector"),
-        )
-        arguments.parse(cli._with_parts(request), "train", typed)
+        arguments.parse(train.options(train.chosen(typed[0], typed)), "train", typed)
 
 
 def test_commands_are_found():
@@ -162,24 +203,34 @@ def test_pages_name_every_metric(preset):
     page = next(page for page, family in tables().FAMILIES.items() if preset in family.presets)
     shown = (ROOT / "docs" / page).read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
     rule = presets.PRESETS[preset].algorithm
-    if experiment.learns("algorithm", rule) != "rollouts":  # it declares them, and the page has those of all its rules
+    if experiment.traits(rule).learns != "rollouts":  # it declares them, and the page has those of all its rules
         rules = {presets.PRESETS[name].algorithm for name in tables().FAMILIES[page].presets}
-        declared = {name for each in rules for name in registry.load("algorithm", each).METRICS}
+        declared = {name for each in rules for name in experiment.traits(each).metrics}
         assert set(re.findall(r"^\| `(\w+)` \|", shown, re.MULTILINE)) == declared
         return
-    kinds = registry.load("algorithm", rule).ACTIONS
-    env = "probe:match" if "discrete" in kinds else "probe:target"
-    request = presets.Request(preset, env=env, runtime="on_device", settings={"runtime": {"environments": 8}})
+    every = {}  # of a page with several rules, those of all
+    for name in tables().FAMILIES[page].presets:
+        every |= measured(name)
+    assert set(re.findall(r"^\| `(\w+)` \|", shown, re.MULTILINE)) - {"lag_mean"} == set(every)
+
+
+@functools.cache
+def measured(preset):
+    """What the update of a preset measures."""
+    rule = presets.PRESETS[preset].algorithm
+    env = "probe:match" if "discrete" in experiment.traits(rule).actions else "probe:target"
+    request = presets.Request(
+        preset, env=env, runtime="on_device", compressor="identity", settings={"runtime": {"environments": 8}}
+    )
     parts = experiment.build(*presets.resolve(request)).parts
 
     def update(key):
-        actors = _rollout.start(parts.agent, parts.device_env, 8, key)
+        actors = rollouts.start(parts.agent, parts.device_env, 8, key)
         state = parts.agent.init(key)
-        _, rollout, _ = _rollout.collect(parts.agent, parts.device_env, parts.agent.snapshot(state), actors, key)
+        _, rollout, _ = rollouts.collect(parts.agent, parts.device_env, parts.agent.snapshot(state), actors, key)
         return parts.agent.update(state, rollout, key)[1]
 
-    metrics = jax.eval_shape(update, jax.random.key(0))
-    assert set(re.findall(r"^\| `(\w+)` \|", shown, re.MULTILINE)) - {"lag_mean"} == set(metrics)
+    return jax.eval_shape(update, jax.random.key(0))
 
 
 def tables():
@@ -192,12 +243,14 @@ def tables():
     return module
 
 
-def test_layers_are_those_of_the_contract():
-    shown = re.search(r"<!-- layers -->\n```\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)
-    held = re.search(r"^layers =\n(.*?)^exhaustive", (ROOT / ".importlinter").read_text(), re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize(("mark", "contract"), [("layers", "rooms"), ("layers: runtimes", "ways")])
+def test_layers_are_those_of_the_contract(mark, contract):
+    shown = re.search(rf"<!-- {mark} -->\n```\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)
+    _, _, held = (ROOT / ".importlinter").read_text().partition(f"[importlinter:contract:{contract}]")
+    layers = re.search(r"^layers =\n(.*?)^exhaustive", held, re.MULTILINE | re.DOTALL)
     assert shown is not None
-    assert held is not None
-    assert shown[1].split() == held[1].split()
+    assert layers is not None
+    assert shown[1].split() == layers[1].split()
 
 
 def test_every_module_has_its_room():
@@ -223,11 +276,39 @@ def test_glossary_is_sorted():
 def test_run_folder_page_names_every_key():
     """What a short run writes is what the page describes."""
     page = (ROOT / "docs" / "run_folder.md").read_text()
-    source = (ROOT / "shoal" / "session.py").read_text()
-    summary = source.partition("def summary(")[2].partition("def save_every")[0]
-    keys = re.findall(r'^ {12}"(\w+)":', summary, re.MULTILINE)
-    assert len(keys) > 20
+    parsed = [ast.parse(path.read_text()) for path in (ROOT / "shoal" / "runs").rglob("*.py")]
+    every = [node for tree in parsed for node in ast.walk(tree)]
+    makers: list[ast.AST] = [node for node in every if isinstance(node, ast.FunctionDef) and node.name == "summary"]
+    makers += [ast.parse((ROOT / "shoal" / "runs" / "session" / "summary.py").read_text())]
+    written = [node for maker in makers for node in ast.walk(maker) if isinstance(node, ast.Dict)]
+    keys = {key.value for one in written for key in one.keys if isinstance(key, ast.Constant)}
+    assert keys >= {"run", "preset", "status", "env_steps", "params_sha256", "runs", "solved"}
+    assert len(keys) > 30
     assert [key for key in keys if f"`{key}`" not in page] == []
+
+
+def test_run_folder_page_names_every_key_of_actors_and_learner():
+    """What the runtime and the monitor put into the summary's objects, by their code."""
+    page = (ROOT / "docs" / "run_folder.md").read_text()
+    told = page[page.index("### Actors, learner, compression, correction") : page.index("## episodes.csv")]
+    wanted = {
+        "runtimes/actor_learner/accounts.py": {"_actor", "_learner", "_compression", "metrics"},
+        "monitor/drift.py": {"correction", "metrics"},
+        "monitor/timing.py": {"amdahl", "told"},
+        "monitor/staleness.py": {"told"},
+        "monitor/control.py": {"told"},
+    }
+    keys = set()
+    for path, names in wanted.items():
+        tree = ast.parse((ROOT / "shoal" / path).read_text())
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in names]
+        assert {node.name for node in found} == names, path
+        for node in (node for maker in found for node in ast.walk(maker)):
+            literal = node.keys if isinstance(node, ast.Dict) else node.elts if isinstance(node, ast.Tuple) else []
+            keys |= {one.value for one in literal if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+    keys |= {f"{name}_s" for name in (*timing.ACTOR, *timing.LEARNER, "other")} | acting.COLUMNS
+    assert len(keys) > 60
+    assert [key for key in sorted(keys) if f"`{key}`" not in told] == []
 
 
 def files(text: str) -> dict[str, str]:
@@ -250,8 +331,8 @@ def test_parts_of_the_architecture_page_work(tmp_path):
     assert {path.split("/")[1] for path in parts} == {*registry.KINDS.values()}
     for path, code in parts.items():
         (tmp_path / path).write_text(code)
-    with (tmp_path / "shoal" / "presets.py").open("a") as file:
-        file.write(marked(text, "preset").replace("tuned={}", 'tuned={}, compressor="half"'))
+    with (tmp_path / "shoal" / "experiment" / "presets.py").open("a") as file:
+        file.write(marked(text, "preset"))
     script = marked(text, "run") + CHECKS
     (tmp_path / "run.py").write_text(script)
     done = subprocess.run(
@@ -261,8 +342,12 @@ def test_parts_of_the_architecture_page_work(tmp_path):
 
 
 CHECKS = """
-import jax, numpy as np
-from shoal import cli, experiment, registry, training, tree
+import dataclasses, hashlib
+import jax, numpy as np, pytest
+from shoal import experiment
+from shoal.command import cli
+from shoal.core import errors, registry, tree, types
+from shoal.runs import evaluation
 
 assert shoal.__file__.startswith(__file__.rpartition("/")[0]), "the copy is what runs"
 assert run.summary["status"] == "completed"
@@ -273,18 +358,47 @@ for kind, name in [("algorithm", "reinforce"), ("corrector", "one_step"), ("comp
                    ("environment", "corridor"), ("runtime", "one_stream")]:
     assert name in registry.names(kind)
 
-built = experiment.build(run.experiment)
-obs, key = np.zeros(1, np.float32), jax.random.key(0)
-packed = built.compressor.compress(run.policy, built.parts.agent.network.spec, obs, key)
-assert 0 < packed.bytes < tree.bytes(run.policy)
-action, _, _ = built.compressor.runner(packed)((), obs, key)
-assert int(action) in (0, 1)
+with pytest.raises(errors.Refused, match="--compressor half: under the one_stream runtime"):
+    shoal.train("reinforce", env="corridor:short", runtime="one_stream", compressor="half", quiet=True)
+configs = {**run.experiment.configs, "compressor": experiment.config_class("compressor", "half")()}
+made = dataclasses.replace(run.experiment, compressor="half", configs=configs)
+parts, full = experiment.build(made).parts, experiment.build(run.experiment).parts.compressor
+assert (parts.compressor.name, full.name) == ("half", "identity")
+about, key = parts.agent.about, jax.random.key(0)
+given = jax.device_get(run.policy), np.zeros((1, 1), np.float32), key
+memory, packed = parts.compressor.compress(parts.compressor.init(given[0], key), *given)
+assert packed.sha256 == hashlib.sha256(packed.payload).hexdigest()
+assert (packed.level, packed.compressed) == ("float16", 0.0)
+assert 0 < packed.bytes == len(packed.payload) == full.compress((), *given)[1].bytes, "engines take 32 bits"
+obs, policy = np.float32([[0.0], [0.5], [0.75]]), jax.jit(parts.compressor.simulate)(given[0], key)
+assert jax.tree.map(np.shape, policy) == jax.tree.map(np.shape, run.policy)
+assert all((leaf == leaf.astype(np.float16)).all() for leaf in jax.tree.leaves(policy.params))
+runner = parts.compressor.runner(packed, 3, "jax")
+outputs, carry = runner(obs, ())
+assert (outputs["policy"].shape, carry) == ((3, 2), ())
+for one, seen in zip(outputs["policy"], obs):
+    action, extras = about.acting.decide(policy, {"policy": one}, key)
+    chosen, remembered, _ = parts.agent.act(policy, (), seen, key)
+    assert (int(action), remembered) == (int(chosen), ())
+    assert extras.log_prob < 0
+actions, extras = about.acting.decide_many(runner.policy, outputs, np.random.default_rng(0))
+assert actions.shape == extras.log_prob.shape == (3,)
+before = outputs["policy"].copy()
+other = given[0]._replace(params=jax.tree.map(lambda leaf: -leaf, given[0].params))
+runner.load(parts.compressor.compress(memory, other, *given[1:])[1])
+assert not np.allclose(runner(obs, ())[0]["policy"], before)
+greedy = policy._replace(explore=np.float32(0.0))
+assert evaluation.evaluate(parts, greedy, 4, 0).returns == [1.0] * 4, "half the bits are enough for a corridor"
+chain = registry.load("compressor", "chain")
+both = chain.build(chain.Config(members=("half", "quantise")), parts.agent)
+assert both.compress(both.init(given[0], key), *given)[1].level == "float16, int8 dynamic"
 
-corrected = registry.load("corrector", "one_step").build(None)(0.0, 1.0, 0.5, False, 1.0, 2.0)
-assert corrected == (2.0, 1.0)
+corrector = registry.load("corrector", "one_step").build(None)
+steps = types.Steps(log_pi=0.0, log_mu=0.0, reward=1.0, discount=0.5, cut=False, value=1.0, next_value=2.0)
+assert corrector.correct(corrector.hyper, steps)[:3] == (2.0, 1.0, 1.0)
 
 learner = shoal.train(  # and with the others
-    "a2c", env="corridor:long", corrector="one_step", steps=2000, eval_episodes=0, quiet=True)
+    "a2c", env="corridor:long", corrector="one_step", compressor="half", steps=2000, eval_episodes=0, quiet=True)
 assert learner.summary["status"] == "completed"
 assert cli.main(["check-env", "corridor:long"]) == 0
 """
@@ -293,16 +407,17 @@ assert cli.main(["check-env", "corridor:long"]) == 0
 def test_settings_are_known():
     """Every ``--kind.setting`` in the documentation exists for some choice of that kind."""
     known = set()
-    for preset in presets.PRESETS:
-        for runtime in registry.names("runtime"):
-            for corrector in registry.names("corrector"):
-                request = presets.Request(preset, runtime=runtime, corrector=corrector)
-                for kind in ("environment", "algorithm", "network", "optimiser", "corrector", "runtime"):
-                    config = presets.config(request, kind)
-                    known |= {f"--{kind}.{field.name.replace('_', '-')}" for field in dataclasses.fields(config)}
-                    known |= {f"--{kind}.{field.name}" for field in dataclasses.fields(config)}
+    choices = [{"preset": preset, "runtime": name} for preset in presets.PRESETS for name in registry.names("runtime")]
+    choices += [{"preset": "a3c", "runtime": "host", "corrector": name} for name in registry.names("corrector")]
+    choices += [{"preset": "a2c", "runtime": "host", "compressor": name} for name in registry.names("compressor")]
+    for choice in choices:
+        request = presets.Request(**choice)
+        for kind in experiment.kinds():
+            config = presets.config(request, kind)
+            known |= {f"--{kind}.{field.name.replace('_', '-')}" for field in dataclasses.fields(config)}
+            known |= {f"--{kind}.{field.name}" for field in dataclasses.fields(config)}
     for adapter in registry.names("environment"):
-        config = getattr(registry.load("environment", adapter), "Config", environments.Config)
+        config = environments.config_class(f"{adapter}:")
         known |= {f"--environment.{field.name.replace('_', '-')}" for field in dataclasses.fields(config)}
     for page in PAGES:
         shown = set(re.findall(r"(?<![\w-])--[a-z]+\.[a-z_-]+", page.read_text()))

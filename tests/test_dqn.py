@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import environments, errors, networks, options, presets, replay
-from shoal.algorithms import dqn
+from shoal import environments, networks
+from shoal.algorithms import _memory, dqn
+from shoal.core import errors, options
+from shoal.experiment import presets
 from tests import faults, reference
 
 T, B, N = 5, 2, 16
@@ -83,8 +85,8 @@ def drawn_by(spec, config, state, given, key):
     reward = given.transitions.reward * config.reward_scale
     reward = jnp.clip(reward, -config.reward_clip, config.reward_clip) if config.reward_clip else reward
     given = given._replace(transitions=given.transitions._replace(reward=reward))
-    plan = replay.Plan(64, N, config.n_step, B, config.replay == "prioritised", T)
-    priorities = replay.Priorities(jnp.float32(config.priority_exponent), jnp.float32(config.priority_correction))
+    plan = _memory.Plan(64, N, config.n_step, B, config.replay == "prioritised", T)
+    priorities = _memory.Priorities(jnp.float32(config.priority_exponent), jnp.float32(config.priority_correction))
     return reference.draw(plan, spec, state, given, key, priorities)[0]
 
 
@@ -202,8 +204,8 @@ def test_epsilon_falls_in_a_line_and_is_the_share_of_random_actions(learner):
 
 
 VECTORS, CHOICES = (
-    "actor_critic, map_propagation, ppo, sac, td3",
-    "actor_critic, batch_linear, dqn, map_propagation, parallel_sarsa, ppo, q_learning",
+    "presets that fit: a2c.*ppo, sac, td3, .*map_propagation",
+    "presets that fit: a2c.*async_q.*dqn, .*linear",
 )
 REFUSED = [
     (
@@ -246,7 +248,7 @@ def test_what_does_not_fit_is_refused_with_what_does(preset, env, settings, mess
 
 @pytest.mark.parametrize("name", ["td3", "sac"])
 def test_critics_of_actions_see_vectors_and_need_bounds(name, env_spec):
-    from shoal import registry
+    from shoal.core import registry
 
     module = registry.load("algorithm", name)
     image = env_spec((8, 8, 1), low=(-1.0,), high=(1.0,))

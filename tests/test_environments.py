@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import environments, errors
+from shoal import environments
+from shoal.core import errors
 from shoal.environments import _device, probe
 
 SHOWN = environments.Config()
@@ -173,7 +174,7 @@ def test_half_cheetah_is_only_ever_truncated():
 )
 def test_what_the_agent_sees(name, shape, dtype, image, first):
     opened = scripted(name)
-    assert opened.spec.observation == (shape, dtype, image, 1)
+    assert opened.spec.observation[:4] == (shape, dtype, image, 1)
     env = opened.make_host()
     obs = env.reset(seed=0)
     later, outcome = env.step(0)
@@ -218,7 +219,7 @@ def test_choices_that_do_not_start_at_zero():
 
 def test_continuous_actions_are_clipped_and_shaped():
     opened = scripted("Reach")
-    assert opened.spec.action == (False, 0, (2,), (-1.0, 0.0), (1.0, 5.0))
+    assert opened.spec.action == (False, 0, (2,), (-1.0, 0.0), (1.0, 5.0), (), 0, (), (2, 1), "float32")
     env = opened.make_host()
     env.reset(seed=0)
     env.step(np.array([-7.0, 2.5]))
@@ -264,7 +265,7 @@ def test_an_old_version_is_noted_not_warned():
         ("a:b:c", {}, "more than one colon"),
         ("tests.scripted:Text-v0", {}, "observation space Text"),
         ("tests.scripted:DictText-v0", {}, "observation space Dict"),
-        ("tests.scripted:MultiAction-v0", {}, "supported: Discrete and Box"),
+        ("tests.scripted:TupleAction-v0", {}, "supported: Discrete, MultiDiscrete, MultiBinary and Box"),
         ("CartPole-v1", {"observe": (0, 4)}, "no feature 4"),
         ("CartPole-v1", {"observe": (-1,)}, "no feature -1"),
         ("tests.scripted:Image-v0", {"observe": (0,)}, "shows an image"),
@@ -391,7 +392,7 @@ def test_gymnax_and_gymnasium_cartpole_move_alike():
 def test_minatar_games_are_images_of_planes(game, planes, choices):
     opened = environments.open(f"gymnax:{game}-MinAtar", SHOWN)
     spec, env = opened.spec, opened.device
-    assert spec.observation == ((10, 10, planes), "float32", True, 1)
+    assert spec.observation[:4] == ((10, 10, planes), "float32", True, 1)
     assert (spec.action.n, spec.time_limit) == (choices, 2500 if game == "Freeway" else 1000)
     _, obs, _ = jax.eval_shape(env.step, jax.eval_shape(env.init, jax.random.key(0))[0], 0, jax.random.key(0))
     assert (obs.shape, obs.dtype) == ((10, 10, planes), "float32")
@@ -450,6 +451,7 @@ BEST = {
     "discount": lambda _: 0,
     "action": lambda _: 1,
     "match": lambda seen: int(seen[-1][0] > 0),
+    "pair": lambda seen: np.where(seen[-1][0] > 0, [1, 2], 0),
     "truncated": lambda _: 0,
     "target": lambda seen: 0.5 * seen[-1],
     "memory": lambda seen: int(seen[0][0] > 0),
@@ -471,6 +473,14 @@ def test_the_truth_about_each_probe(name):
         assert set(totals) == {-1.0, 1.0}
     else:
         assert set(np.round(totals, 5)) == {truth.optimal_return}
+
+
+def test_a_pair_pays_only_where_both_choices_are_right():
+    for first, second in np.ndindex(2, 3):
+        for seed in range(4):
+            (seen,), (reward,), _ = episode("pair", lambda _: np.array([first, second]), seed)  # noqa: B023
+            right = (1, 2) if seen[0] > 0 else (0, 0)
+            assert reward == (1.0 if (first, second) == right else -1.0)
 
 
 def test_truncated_probe_never_terminates():

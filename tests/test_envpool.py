@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import shoal
-from shoal import environments, errors, options
+from shoal import environments
+from shoal.core import errors, options
 from shoal.environments import atari, envpool
 
 COUNT = 6

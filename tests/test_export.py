@@ -9,7 +9,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from shoal import errors, export, normalise, types
+from shoal.core import errors, types
+from shoal.formulas import normalise
+from shoal.networks import export
 
 NETWORKS = {
     "mlp": ((4,), {"hidden": (8, 6)}),
@@ -36,14 +38,14 @@ def random_policy(agent, normaliser=()):
         fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 100
         return rng.normal(0, fan_in**-0.5, leaf.shape).astype(np.float32)
 
-    params = jax.tree.map(draw, jax.eval_shape(agent.network.init, jax.random.key(0)))
+    params = jax.tree.map(draw, jax.eval_shape(agent.about.networks["policy"].init, jax.random.key(0)))
     return types.Policy(params, normaliser, np.float32(0.0))
 
 
 def exported(agent, spec, normaliser=()):
     """(greedy policy, model)"""
     policy = random_policy(agent, normaliser)
-    return policy, export.onnx_model(agent.network.spec, policy, agent.head, spec.action)
+    return policy, export.onnx_model(agent.about.networks["policy"].spec, policy, agent.about.head, spec.action)
 
 
 def answers(agent):
@@ -51,14 +53,14 @@ def answers(agent):
 
     def both(policy, obs, carry):
         seen = normalise.apply(policy.normaliser, obs) if policy.normaliser else obs
-        outputs, following = agent.network.apply(policy.params, seen, carry)
+        outputs, following = agent.about.networks["policy"].apply(policy.params, seen, carry)
         return outputs, following, agent.act(policy, carry, obs, jax.random.key(0))[0]
 
     return jax.jit(jax.vmap(both, in_axes=(None, 0, 0)))
 
 
 def carries(agent, batch):
-    return jax.tree.map(lambda leaf: np.zeros((batch, *leaf.shape), np.float32), agent.carry)
+    return jax.tree.map(lambda leaf: np.zeros((batch, *leaf.shape), np.float32), agent.about.carry)
 
 
 def fed(obs, carry):
@@ -83,7 +85,7 @@ def test_onnx_runtime_agrees_with_the_network_and_the_agent(name, env_spec, buil
     policy, model = exported(agent, spec)
     running, ask, batch = session(model), answers(agent), 200
     carry, taken = carries(agent, batch), set()
-    for step in range(3 if agent.carry else 1):
+    for step in range(3 if agent.about.carry else 1):
         obs = observations(spec.observation, batch, seed=step)
         found = run(running, obs, carry)
         outputs, carry, action = ask(policy, obs, carry)
@@ -102,7 +104,9 @@ def test_onnx_runtime_agrees_with_the_network_and_the_agent(name, env_spec, buil
 def test_gaussian_actions_are_the_mean_within_finite_bounds(low, env_spec, build_agent, observations):
     spec = env_spec((3,), low=low, high=(0.1, np.inf))
     agent = build_agent(spec)
-    policy, model = exported(agent, spec)
+    policy = random_policy(agent)
+    policy.params["policy"]["kernel"] *= 3.0  # beyond the bounds, now and then
+    model = export.onnx_model(agent.about.networks["policy"].spec, policy, agent.about.head, spec.action)
     obs = observations(spec.observation, 300)
     found = run(session(model), obs)
     outputs, _, action = answers(agent)(policy, obs, ())
@@ -152,7 +156,7 @@ def test_every_algorithms_greedy_action_is_the_exported_one(name, env_spec, buil
     given = jax.jit(lambda key: agent.snapshot(agent.init(key)))(jax.random.key(0))
     policy = random_policy(agent, statistics)
     policy = policy._replace(exploration=given.exploration, stream=given.stream)  # greedy all the same
-    model = export.onnx_model(agent.network.spec, policy, agent.head, spec.action)
+    model = export.onnx_model(agent.about.networks["policy"].spec, policy, agent.about.head, spec.action)
     carry = carries(agent, 200)
     obs = observations(spec.observation, 200)
     found = run(session(model), obs, carry)
@@ -181,7 +185,7 @@ def test_a_deviation_beyond_its_bounds_is_written_as_it_acts(env_spec, build_age
     agent = build_agent(spec, rule="sac", algorithm={"capacity": 64})
     policy = random_policy(agent)
     policy.params["policy"]["bias"][2:] = [9.0, -40.0]
-    model = export.onnx_model(agent.network.spec, policy, agent.head, spec.action)
+    model = export.onnx_model(agent.about.networks["policy"].spec, policy, agent.about.head, spec.action)
     found = run(session(model), observations(spec.observation, 50))
     np.testing.assert_allclose(found["deviation"], np.tile(np.exp([2.0, -20.0]), (50, 1)), rtol=1e-5)
 
@@ -196,7 +200,9 @@ def test_a_value_of_normalised_rewards_is_told_in_units_of_the_reward(
     policy = random_policy(agent)
     obs = observations(spec.observation, 50)
     outputs = answers(agent)(policy, obs, ())[0]
-    model = export.onnx_model(agent.network.spec, policy._replace(returns=moments), agent.head, spec.action)
+    model = export.onnx_model(
+        agent.about.networks["policy"].spec, policy._replace(returns=moments), agent.about.head, spec.action
+    )
     found = run(session(model), obs)
     np.testing.assert_allclose(found["value"], deviation * outputs["value"][:, 0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found["logits"], outputs["policy"], rtol=1e-5, atol=1e-5)
@@ -255,7 +261,9 @@ def test_the_file_is_described_and_replaced_whole(tmp_path, env_spec, build_agen
     spec = env_spec((3,), choices=2)
     agent = build_agent(spec)
     about = {"preset": "a2c", "env": "CartPole-v1", "shoal": "0.1.0"}
-    model = export.onnx_model(agent.network.spec, random_policy(agent), agent.head, spec.action, about)
+    model = export.onnx_model(
+        agent.about.networks["policy"].spec, random_policy(agent), agent.about.head, spec.action, about
+    )
     path = tmp_path / "policy.onnx"
     path.write_bytes(b"older")
     assert export.write(path, model) == path.stat().st_size
@@ -278,5 +286,5 @@ def test_the_file_is_described_and_replaced_whole(tmp_path, env_spec, build_agen
 
 
 def test_import_leaves_onnx_and_jax_alone():
-    code = "import sys; from shoal import export; assert not {'jax', 'onnx', 'onnxruntime'} & set(sys.modules)"
+    code = "import sys; from shoal.networks import export; assert not {'jax', 'onnx', 'onnxruntime'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,7 +9,9 @@ import signal
 import pytest
 
 import shoal
-from shoal import experiment, presets, tree
+from shoal import experiment
+from shoal.core import tree
+from shoal.experiment import presets
 from tests import faults
 from tests.test_seeds_together import close, digests, episodes, newest
 
@@ -113,5 +115,6 @@ def test_small_learners_are_computed_by_one_thread(hidden, threads, monkeypatch)
     monkeypatch.setenv("NPROC", "9")  # and as it was afterwards
     monkeypatch.delenv("NPROC")
     asked = presets.Request("ppo", "CartPole-v1", settings={"network": {"hidden": hidden}})
-    experiment.prepare("host", presets.resolve(asked)[0].configs)
+    made = presets.resolve(asked)[0]
+    experiment.prepare("host", made.algorithm, made.configs)
     assert os.environ.get("NPROC") == threads

@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import environments, errors, experiment, memory, presets, training, types
+from shoal import environments, experiment
 from shoal.algorithms import batch_linear
-from shoal.linear import features, least_squares, sarsa
-from shoal.runtimes import _mapper
+from shoal.algorithms._linear import features, least_squares, sarsa
+from shoal.core import errors, types
+from shoal.experiment import budget, presets
+from shoal.runs import training
+from shoal.runtimes.map_reduce import mapper
 
 # ---------------------------------------------------------------------------------------------- features
 
@@ -199,13 +202,13 @@ def numbers(method, **changes):
 def learn(method, samples, mappers=1, rounds=1, start=None, **changes):
     """As the runtime does: shards, sums in the order of the mappers, solve."""
     given, memory = numbers(method, **changes), start or least_squares.begin(method, 2, PLACES)
-    edges = _mapper.shards(len(samples.reward), mappers)
+    edges = mapper.shards(len(samples.reward), mappers)
     shards = [
         least_squares.prepare(ONE_HOT, GAMMA, types.Transition(*(leaf[a:b] for leaf in samples[:-1]), extras=()))
         for a, b in edges
     ]
     for _ in range(rounds):
-        total = _mapper.added([least_squares.map_chunk(given, 2, memory, shard) for shard in shards])
+        total = mapper.added([least_squares.map_chunk(given, 2, memory, shard) for shard in shards])
         memory, metrics, done = least_squares.solve(given, memory, total)
         if done:
             break
@@ -339,7 +342,7 @@ def test_what_does_not_fit_is_refused_in_a_line():
     assert "algorithm.tiles" in refusal("batch_linear", settings={"algorithm": {"tiles": 300}})
     assert "--until" in refusal("batch_linear", until=-110.0)
     assert "on_device" in refusal("a2c", "CartPole-v1", runtime="peers")
-    assert experiment.learns("runtime", "hogwild") == "rollouts"
+    assert experiment.ways("hogwild").learns == "rollouts"
 
 
 def test_weights_are_counted_before_they_are_made():
@@ -366,7 +369,8 @@ def test_weights_are_counted_before_they_are_made():
 
 
 def test_a_batch_whose_features_cannot_be_held_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "on_host", lambda: 2 * memory.MB)
+    monkeypatch.setattr(budget, "on_host", lambda: 2 * budget.MB)
+    monkeypatch.setattr(budget, "check_processes", lambda *_: None)  # which alone take more than that
     with pytest.raises(errors.Refused, match=r"features of 20,000 samples would take 5 MB.*lower --steps"):
         training.train(presets.Request("batch_linear", "CartPole-v1"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

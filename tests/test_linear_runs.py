@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import time
@@ -11,11 +12,18 @@ import numpy as np
 import pytest
 
 import shoal
-from shoal import errors, experiment, presets, session, tree, types
-from shoal.runtimes import _mailboxes, _mapper, _peer, _pool, _shared, map_reduce
+from shoal import experiment
+from shoal.core import errors, tree, types
+from shoal.experiment import presets
+from shoal.runs.session import ending
+from shoal.runtimes import map_reduce
 from shoal.runtimes import peers as peers_runtime
+from shoal.runtimes.crew import crew, life, sharing, supervise
+from shoal.runtimes.peers import mailboxes, process
 from tests import faults
 from tests.conformance import test_runtimes
+
+mapper = importlib.import_module("shoal.runtimes.map_reduce.mapper")  # itself: its package imports it late
 
 Observer = test_runtimes.Observer
 SCHEMES = ("average", "filtered", "asynchronous")
@@ -25,7 +33,7 @@ def message(entries):
     """A message from {index: (value, visits)}."""
     index = np.array(sorted(entries), np.int32)
     value, visits = (np.array([entries[i][at] for i in index]) for at in range(2))
-    return _mailboxes.Message(index, value.astype(float), visits.astype(np.int32))
+    return mailboxes.Message(index, value.astype(float), visits.astype(np.int32))
 
 
 # ---------------------------------------------------------------------------------------------- messages
@@ -34,30 +42,30 @@ def message(entries):
 def test_weights_are_averaged_by_visits_and_stay_where_nobody_was():
     known = np.array([5.0, 6.0, 7.0])
     told = [message({0: (1.0, 1), 1: (2.0, 0)}), message({0: (4.0, 2), 1: (9.0, 0)})]
-    np.testing.assert_allclose(_mailboxes.averaged(known, told), [3.0, 6.0, 7.0])
+    np.testing.assert_allclose(mailboxes.averaged(known, told), [3.0, 6.0, 7.0])
 
 
 def test_only_what_moved_is_told():
-    found = _mailboxes.moved(np.array([1.0, 2.0, 3.0]), np.array([1.0, 1.5, 2.8]), np.array([4, 5, 6]), 0.3)
+    found = mailboxes.moved(np.array([1.0, 2.0, 3.0]), np.array([1.0, 1.5, 2.8]), np.array([4, 5, 6]), 0.3)
     assert [leaf.tolist() for leaf in found] == [[1], [2.0], [5]]
 
 
 def test_bytes_are_those_of_index_value_and_count():
     told = message({3: (1.0, 1), 8: (2.0, 1)})
-    assert _mailboxes.size(told, dense=False) == 2 * (4 + 8 + 4)
-    assert _mailboxes.size(told, dense=True) == 2 * (8 + 4), "entries in order need no index"
+    assert mailboxes.size(told, dense=False) == 2 * (4 + 8 + 4)
+    assert mailboxes.size(told, dense=True) == 2 * (8 + 4), "entries in order need no index"
 
 
 def test_a_full_mailbox_drops_the_oldest_and_counts():
-    block = _shared.Block(_mailboxes.layout(3, 10, 4))
-    sender, reader = _mailboxes.Mailboxes(block, 0), _mailboxes.Mailboxes(block, 1)
+    block = sharing.Block(mailboxes.layout(3, 10, 4))
+    sender, reader = mailboxes.Mailboxes(block, 0), mailboxes.Mailboxes(block, 1)
     for number in range(6):
         sender.post(message({number: (float(number), 1)}), steps=number)
-    assert _mailboxes.dropped(block) == 4, "two in the mailbox of each of the two others, unread or not"
+    assert mailboxes.dropped(block) == 4, "two in the mailbox of each of the two others, unread or not"
     assert [found.entry.tolist() for found in reader.found()] == [[2], [3], [4], [5]]
     assert list(reader.found()) == [], "each is taken once"
     assert list(sender.found()) == [], "one's own messages are not"
-    assert (block["dropped"].tolist(), _mailboxes.dropped(block)) == ([0, 2, 0], 4)
+    assert (block["dropped"].tolist(), mailboxes.dropped(block)) == ([0, 2, 0], 4)
     assert (int(block["messages"][0]), int(block["bytes"][0])) == (12, 12 * 16)
     block.close()
 
@@ -141,7 +149,7 @@ def test_one_learner_learns_as_if_alone_under_any_scheme(scheme):
             each.turn()
     np.testing.assert_array_equal(block["weights"], same["weights"])
     made = built(**peers(scheme, workers=1))
-    kept = {name: block[name] for name in _peer.KEPT} | {"life": 0}
+    kept = {name: block[name] for name in process.KEPT} | {"life": 0}
     resumed = peers_runtime._Run(made.runtime._config, made.parts, 0, 0, None)
     resumed.restore(kept)
     np.testing.assert_array_equal(resumed.save()["weights"], block["weights"])
@@ -149,6 +157,8 @@ def test_one_learner_learns_as_if_alone_under_any_scheme(scheme):
 
 class Endless:
     """An episode without an end."""
+
+    spec = None
 
     def reset(self, seed):
         self.at = np.random.default_rng(seed)
@@ -170,7 +180,7 @@ class Endless:
 def test_learners_that_wait_end_together_at_the_steps_asked_for(scheme, endless):
     made = built(steps=1000, **peers(scheme, period=40))
     if endless:
-        made = made._replace(parts=made.parts._replace(make_host=Endless))
+        made = made._replace(parts=made.parts._replace(environment=python_types.SimpleNamespace(host=Endless)))
     result = run(made, 1000, observer=Observer(stop_at=30_000))
     assert 1000 <= result.final.env_steps < 1000 + 3
     saved = result.final.save()
@@ -184,7 +194,7 @@ def test_learners_that_wait_end_together_at_the_steps_asked_for(scheme, endless)
 
 def test_a_slow_simulator_is_reported_on():
     one, block = learner("asynchronous")
-    one._job = one._job._replace(report_s=0.0)
+    one._job = one._job._replace(stretch_s=0.0)
     assert [(one.turn(), int(block["steps"][0])) for _ in range(3)] == [(True, 1), (True, 2), (True, 3)]
 
 
@@ -227,9 +237,9 @@ def test_asynchronous_learners_wait_for_nobody():
 def learner(scheme, workers=3):
     """One learner of several, the others silent; and what they share."""
     made = built(**peers(scheme, workers=workers))
-    block = _shared.Block(_peer.layout(workers, made.parts.agent.exchange.size, 4))
-    job = _peer.Job(block, None, 0, 0, 0, 10**9, scheme, 1, 0.1, 1.0)
-    return _peer.Learner(made.parts, made.parts.make_host(), job), block
+    block = sharing.Block(process.layout(workers, made.parts.agent.about.exchange.size, 4))
+    job = process.Job(block, lambda: made.parts, 0, 0, 0, 10**9, scheme, 1, 0.1, 1.0)
+    return process.Learner(job, python_types.SimpleNamespace(stopped=False)), block
 
 
 def test_who_waits_and_who_does_not_when_others_are_silent():
@@ -248,10 +258,10 @@ def test_news_found_together_weigh_alike_and_are_not_told_again():
     one, block = learner("asynchronous")
     block["weights"][0, 5], block["visits"][0, 5] = 3.0, 1
     for other, value in ((1, 6.0), (2, 9.0)):
-        _mailboxes.Mailboxes(block, other).post(message({5: (value, 1), 7 + other: (value, 1)}), steps=0)
+        mailboxes.Mailboxes(block, other).post(message({5: (value, 1), 7 + other: (value, 1)}), steps=0)
     one._exchange()
     assert block["weights"][0, [5, 8, 9]].tolist() == [6.0, 6.0, 9.0]
-    first = next(_mailboxes.Mailboxes(block, 1).found())
+    first = next(mailboxes.Mailboxes(block, 1).found())
     assert first.entry.tolist() == [5], "what others told is not one's own news"
     one._exchange()
     assert block["weights"][0, [5, 8, 9]].tolist() == [6.0, 6.0, 9.0]
@@ -272,7 +282,7 @@ def test_a_resume_of_learners_that_wait_begins_together():
     result = run(again, 8000, saved=saved)
     assert result.final.env_steps >= 8000
     assert told(result)["bytes_sent"] > saved["bytes"].sum(), "counted over all lives"
-    assert min(result.final.save()["episodes"]) > max(saved["episodes"])
+    assert (result.final.save()["episodes"] > saved["episodes"]).all(), "each has gone on"
 
 
 def test_observations_that_are_not_finite_are_counted_once_over_all_lives():
@@ -286,11 +296,11 @@ def test_observations_that_are_not_finite_are_counted_once_over_all_lives():
 
 
 def test_shards_cover_every_sample_once():
-    assert _mapper.shards(10, 4) == [(0, 2), (2, 5), (5, 7), (7, 10)]
-    assert _mapper.shards(1, 3)[0][0] == 0
-    assert _mapper.shards(1, 3)[-1][1] == 1
-    assert _mapper.chunks(5, 5) == [(5, 5)], "an empty shard has sums too"
-    assert _mapper.chunks(0, 5000) == [(0, 4096), (4096, 5000)]
+    assert mapper.shards(10, 4) == [(0, 2), (2, 5), (5, 7), (7, 10)]
+    assert mapper.shards(1, 3)[0][0] == 0
+    assert mapper.shards(1, 3)[-1][1] == 1
+    assert mapper.chunks(5, 5) == [(5, 5)], "an empty shard has sums too"
+    assert mapper.chunks(0, 5000) == [(0, 4096), (4096, 5000)]
 
 
 def batch(steps=1500, *, workers=2, spawn=False, **algorithm):
@@ -306,7 +316,7 @@ def test_any_number_of_mappers_comes_to_the_same_weights():
 
 def test_chunks_change_nothing(monkeypatch):
     whole = run(batch(method="lstd"), 1500).final.save()["memory"]["w"]
-    monkeypatch.setattr(_mapper, "CHUNK", 100)
+    monkeypatch.setattr(mapper, "CHUNK", 100)
     weights = run(batch(method="lstd"), 1500).final.save()["memory"]["w"]
     np.testing.assert_allclose(weights, whole, rtol=0, atol=1e-8 * np.abs(whole).max())
 
@@ -319,28 +329,29 @@ def slow():
         return {"n": np.float64(len(chunk.reward))}
 
     sums = types.Sums(None, None, lambda samples: samples, work, None, 1, None, 8)
-    return python_types.SimpleNamespace(agent=python_types.SimpleNamespace(sums=sums))
+    about = python_types.SimpleNamespace(sums=sums)
+    return python_types.SimpleNamespace(agent=python_types.SimpleNamespace(about=about))
 
 
 def test_a_mapper_may_take_long_or_have_nothing_to_do_but_not_hang(monkeypatch):
-    many, faults_told = 8 * _mapper.CHUNK, []
+    many, faults_told = 8 * mapper.CHUNK, []
     edges = [(0, many), (many, many + 1)]
-    block = _shared.Block(_mapper.layout(batch().parts.spec, many + 1))
-    mappers = _mapper.Pooled(
-        python_types.SimpleNamespace(rebuild=slow), block, edges, lambda kind, _: faults_told.append(kind)
-    )
+    block = sharing.Block(mapper.layout(batch().parts.spec, many + 1))
+    role = life.Role(
+        name="worker", workers=2, open=mapper.Mapper, together=False, serves=True,
+        job=lambda worker, _: mapper.Job(block, slow, *edges[worker]),
+    )  # fmt: skip
     asked = []
-    try:
+    with crew.Processes([role], lambda kind, _: faults_told.append(kind)) as team:
+        mappers = mapper.Mappers(team, 2)
         assert mappers.begin(lambda: True)
-        monkeypatch.setattr(_pool, "SILENCE", 3.0)
+        monkeypatch.setattr(supervise, "SILENCE", 3.0)
         told = mappers.sums({"seconds": np.float64(0.5)}, lambda: not asked.append(1))
         assert [int(one["n"]) for one in told] == [many, 1]
         assert not faults_told, "4 s of work, told of; and as long without any"
         assert len(asked) > 10, "it is asked all the while whether to go on"
         assert mappers.sums({"seconds": np.float64(60)}, lambda: not faults_told) is None
-        assert mappers.restarts > 0, "one that says nothing is taken for hung"
-    finally:
-        mappers.close(0.0)
+        assert team.restarts["worker"] > 0, "one that says nothing is taken for hung"
 
 
 @pytest.mark.parametrize("spawn", [False, True])
@@ -409,7 +420,7 @@ def once(monkeypatch, tmp_path):
 
 def test_samples_left_out_are_no_diverged_learner_and_are_counted_once(tmp_path, monkeypatch):
     """3 in 100 are not finite: more than would make a learner of gradients give up."""
-    monkeypatch.setattr(session, "DIVERGED", 20)
+    monkeypatch.setattr(ending, "DIVERGED", 20)
     options = {"steps": 2000, "out": tmp_path / "run", "eval_episodes": 0, "quiet": True}
     summary = shoal.train("batch_linear", "tests.faults.envs:PaysNaN-v0", **options, **BROKEN).summary
     assert summary["status"] == "completed"

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import log, types
-from shoal.log import console, live, sinks
+from shoal import log
+from shoal.core import types
+from shoal.log import live, plain, sinks, wording
 
 STATUS = log.Status(
     preset="a3c",
@@ -135,6 +136,14 @@ def test_after_three_resumes_no_step_appears_twice(tmp_path: pathlib.Path) -> No
     starts = [e.step for e in events(tmp_path) if e.HasField("session_log")]
     assert starts == [5, 10, 15]
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 4
+
+
+def test_events_of_a_life_that_was_never_saved_are_hidden(tmp_path: pathlib.Path) -> None:
+    for _ in range(2):
+        with log.Log(tmp_path, log.Quiet()) as book:
+            book.write(7, 1.0, {"loss": 1.0})
+    assert [e.step for e in events(tmp_path) if e.HasField("session_log")] == [0]
+    assert [r["step"] for r in records(tmp_path)] == [7]
 
 
 def test_lengths_are_those_of_the_files(tmp_path: pathlib.Path) -> None:
@@ -262,12 +271,12 @@ def test_a_terminal_that_went_away_does_not_end_the_run(tmp_path: pathlib.Path) 
 
 
 def test_plain_line() -> None:
-    assert console.line(STATUS) == (
+    assert plain.line(STATUS) == (
         "step=120000/300000 steps/s=8450 return=187.2 left=21s env=41% inference=30% learning=22% waiting=7% "
         "workers=2/2 restarts=0 mem=512MB"
     )
-    assert console.line(UNKNOWN) == "step=120000/300000 steps/s=- return=- left=- restarts=0 mem=-"
-    assert console.line(STATUS._replace(checkpoint_age_s=130.0)).endswith(" mem=512MB ckpt=2m10s")
+    assert plain.line(UNKNOWN) == "step=120000/300000 steps/s=- return=- left=- restarts=0 mem=-"
+    assert plain.line(STATUS._replace(checkpoint_age_s=130.0)).endswith(" mem=512MB ckpt=2m10s")
 
 
 def test_plain_pacing_and_a_last_line() -> None:
@@ -280,7 +289,7 @@ def test_plain_pacing_and_a_last_line() -> None:
     assert steps == [20, 120, 220]
     shown.close()
     shown.close()
-    assert stream.getvalue().splitlines()[3:] == [console.line(STATUS._replace(step=249))]
+    assert stream.getvalue().splitlines()[3:] == [plain.line(STATUS._replace(step=249))]
 
 
 def test_plain_output_has_no_control_characters() -> None:
@@ -300,16 +309,16 @@ def test_plain_output_has_no_control_characters() -> None:
 
 
 def test_durations_and_shares() -> None:
-    words = [console.duration(s) for s in (None, float("nan"), -1, 0, 59.4, 59.6, 190, 3600, 3900, 90000)]
+    words = [wording.duration(s) for s in (None, float("nan"), -1, 0, 59.4, 59.6, 190, 3600, 3900, 90000)]
     assert words == ["-", "-", "-", "0s", "59s", "1m00s", "3m10s", "1h00m", "1h05m", "1d01h"]
     rng = np.random.default_rng(0)
     for _ in range(200):
         values = rng.uniform(0, 5, size=int(rng.integers(1, 6))).tolist()
-        parts = console.shares(values, 100)
+        parts = wording.shares(values, 100)
         assert sum(parts) == 100
         assert all(abs(p - 100 * v / sum(values)) < 1 for p, v in zip(parts, values, strict=True))
-    assert console.percents({"waiting": 0.0, "environment": 0.0}) == {}
-    assert list(console.percents({"waiting": 1, "other": 1, "environment": 1})) == ["environment", "waiting", "other"]
+    assert wording.percents({"waiting": 0.0, "environment": 0.0}) == {}
+    assert list(wording.percents({"waiting": 1, "other": 1, "environment": 1})) == ["environment", "waiting", "other"]
 
 
 def test_which_console(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,6 +407,15 @@ def test_the_table_shows_how_late_gradients_are() -> None:
     assert "2 of 2, lag 1.0" in "\n".join(picture(STATUS._replace(workers=workers), 80, []))
 
 
+def test_the_table_and_the_line_show_how_late_and_how_far_actors_are() -> None:
+    told = {"staleness": 3.0, "ess": 0.912, "actor_inference_share": 0.58}
+    status = STATUS._replace(workers={"up": 2, "of": 2}, restarts=0, acting=told)
+    assert "2 of 2, 3 late, ESS 0.91" in "\n".join(picture(status, 80, []))
+    assert " late=3 ess=0.912 acting=0.58 " in plain.line(status)
+    assert "late=" not in plain.line(STATUS)
+    assert "2 of 2, 3 late" in "\n".join(picture(status._replace(acting={"staleness": 3.0}), 80, []))
+
+
 def test_names_are_never_read_as_markup() -> None:
     assert "probe:[red]x" in "\n".join(picture(STATUS._replace(env="probe:[red]x"), 80, []))
 
@@ -467,3 +485,84 @@ def test_a_fault_carries_the_whole_traceback(tmp_path: pathlib.Path) -> None:
     with log.Log(tmp_path, log.Plain(stream)) as book:
         book.fault("worker 1 raised", text)
     assert stream.getvalue() == f"fault: worker 1 raised\n{text}"
+
+
+# ------------------------------------------------------------------------------------------------ stages
+
+COMPILING = STATUS._replace(step=0, stage=types.Stage("compiling"), stage_s=12.0)
+STARTING = STATUS._replace(step=0, stage=types.Stage("starting 2 workers", 1, 2), stage_s=3.0)
+
+
+def test_a_plain_line_says_what_is_done_before_the_first_step_and_after_the_last() -> None:
+    assert plain.line(COMPILING) == "compiling, 12s"
+    assert plain.line(STARTING) == "starting 2 workers: 1 of 2, 3s"
+    assert plain.line(STATUS._replace(stage=types.Stage("evaluating", 3, 20))) == "evaluating: 3 of 20, 0s"
+
+
+def test_plain_lines_of_another_stage_come_sooner_but_not_at_once() -> None:
+    stream, clock = io.StringIO(), Clock()
+    shown = log.Plain(stream, every=10.0, first=2.0, clock=clock)
+    for tenth in range(275):
+        clock.now = tenth / 10
+        status = STARTING._replace(stage_s=clock.now) if clock.now < 3 else COMPILING._replace(stage_s=clock.now - 3)
+        shown.show(status if clock.now < 16 else STATUS)
+    words = [line.split(":")[0] for line in stream.getvalue().splitlines()]
+    assert words[:3] == ["starting 2 workers", "compiling, 1s", "compiling, 11s"], "2 s, 4 s, 14 s"
+    assert [word.split()[0] for word in words[3:]] == ["step=120000/300000"] * 2, "16 s, 26 s"
+    shown.show(COMPILING)
+    shown.close()
+    assert stream.getvalue().count("compiling") == 2, "a run that ended before it trained has no last line"
+
+
+@pytest.mark.parametrize("width", [24, 36, 50, 80, 120])
+def test_the_table_says_what_is_done_in_place_of_the_time_left(width: int) -> None:
+    unknown = UNKNOWN._replace(step=0, stage=types.Stage("starting 200 bundles", 117, 200), stage_s=95.0)
+    for status in (COMPILING, STARTING, unknown):
+        lines = picture(status, width, [])
+        assert len(lines) <= 14
+        assert {len(line) for line in lines} == {min(width, live.WIDEST)}
+    shown = "\n".join(picture(STARTING, width, []))
+    assert ("starting 2 workers: 1 of 2, 3s" in shown) == (width >= 50)
+    assert "starting" in shown or width < 30
+    assert "left" not in shown
+    assert "compiling, 12s" in "\n".join(picture(COMPILING, 80, []))
+
+
+def test_the_curve_goes_on_where_earlier_lives_ended_in_proportion_to_steps() -> None:
+    shown = live.Live(io.StringIO(), width=80, clock=Clock())
+    earlier = ((1000, 10.0), (5000, 20.0))  # lines of metrics: few, far apart
+    drawn = []
+    shown._draw = lambda: drawn.append(live.evenly(shown._returns, 5))  # type: ignore[method-assign]
+    for step in range(6000, 9001, 10):  # looks at the screen: many
+        shown.show(STATUS._replace(step=step, return_mean=step / 100, earlier=earlier))
+    assert drawn[0] == [10.0, 10.0, 60.0], "of three points, three"
+    assert drawn[-1] == [10.0, 10.0, 20.0, 70.0, 90.0]
+    assert live.evenly([(5, 1.0)]) == [1.0]
+    assert live.evenly([]) == []
+
+
+def test_a_column_of_the_lines_that_were_kept(tmp_path: pathlib.Path) -> None:
+    with log.Log(tmp_path, log.Quiet()) as book:
+        book.write(100, 1.0, {"return_mean": None})
+        book.write(200, 2.0, {"return_mean": 1.5})
+        book.write(300, 3.0, {"loss": 1.0})
+        book.write(400, 4.0, {"return_mean": -2})
+        kept = book.lengths()
+        book.write(500, 5.0, {"return_mean": 9.0})
+    with log.Log(tmp_path, log.Quiet(), kept) as book:
+        assert book.earlier("return_mean") == ((200, 1.5), (400, -2.0))
+
+
+def test_events_are_written_without_importing_all_that_their_library_would(tmp_path: pathlib.Path) -> None:
+    """Its package imports PyTorch where that is installed: seconds before a run begins."""
+    code = (
+        "import pathlib, sys; from shoal import log\n"
+        "with log.Log(pathlib.Path(sys.argv[1]), log.Quiet()) as book: book.write(1, 1.0, {'loss': 0.5})\n"
+        "assert not {'torch', 'tensorboardX', 'tensorboardX.writer'} & set(sys.modules)\n"
+        "sys.modules['torch'] = None\n"  # as where it is not installed: it would take seconds
+        "import tensorboardX\n"
+        "assert tensorboardX.SummaryWriter, 'the real one'\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert len(events(tmp_path)) > 1

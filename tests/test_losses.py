@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import distributions, losses, optimise, options, replay, returns
-from shoal.algorithms import dqn
+from shoal.algorithms import _memory, dqn
+from shoal.core import options
+from shoal.formulas import distributions, losses, optimise, returns
 from tests import reference
 
 WAYS = pytest.mark.parametrize("way", [lambda f: f, jax.jit], ids=["plain", "jit"])
@@ -159,18 +160,23 @@ def test_the_error_of_an_action_value_is_rlaxs(double, lenient, rlax, env_spec, 
     """Priorities are these errors; so `learn` is asked for them as `dqn` calls it."""
     agent = build_agent(env_spec((3,), choices=4), rule="dqn", network={"hidden": (5,)}, local=True)
     config = options.build(dqn.Config, {"double": double}, "algorithm")
-    rule = dqn.Rule(config, agent.network, optimise.local(optimise.Config(), 10))
+    rule = dqn.Rule(
+        config=config,
+        network=agent.about.networks["policy"],
+        optimiser=optimise.local(optimise.Config(), 10),
+        arrive=0,
+    )
     with lenient():
         state = agent.init(jax.random.key(0))
     state = state._replace(target=reference.shaken(state.params), params=reference.shaken(state.params, 3))
     obs, next_obs = (jax.random.normal(jax.random.key(seed), (6, 3)) for seed in (0, 1))
     action, reward = jnp.array([0, 1, 2, 3, 0, 1]), jnp.linspace(-2.0, 2.0, 6)
     discount = 0.9 * jnp.array([1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
-    drawn = replay.Sample(obs, action, reward, discount, next_obs, jnp.ones(6), ())
-    error = dqn.learn(rule, state, dqn.Learner(*state[:5]), drawn, jax.random.key(0))[1]
+    drawn = _memory.Sample(obs, action, reward, discount, next_obs, jnp.ones(6), ())
+    error = dqn.learn(rule, state, drawn, jax.random.key(0))[1]
 
     def q(params, obs):
-        return jax.vmap(lambda each: agent.network.apply(params, each, ())[0]["q"])(obs)
+        return jax.vmap(lambda each: agent.about.networks["policy"].apply(params, each, ())[0]["q"])(obs)
 
     now, goal = q(state.params, obs), q(state.target, next_obs)
     with lenient():

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import errors, export, presets, registry, seeds, types
 from shoal.algorithms import map_propagation
-from shoal.teams import acting, learning, records, units
-from shoal.tuned import teams
+from shoal.algorithms._teams import acting, learning, records, units
+from shoal.core import errors, registry, seeds, types
+from shoal.experiment import presets
+from shoal.experiment.tuned import teams
+from shoal.networks import export
 from tests import team_oracle
 from tests.conftest import build_agent, env_spec
 
@@ -94,7 +96,7 @@ def oracle(kind, state, agent, spec, config):
         "gamma": float(state.hyper.discount), "lam": float(state.hyper.trace), "N": config.steps,
         "end_t": float(state.hyper.end_t), "guard": float(state.hyper.guard), "clip": float(state.hyper.reward_clip),
     }  # fmt: skip
-    names = units.layers(agent.network.spec, "policy")
+    names = units.layers(agent.about.networks["policy"].spec, "policy")
     critic = [name for name in state.params["critic"] if name != "value"] + ["value"]
     return kind(net_of(state, "actor", names, temperature), net_of(state, "critic", critic), numbers)
 
@@ -175,7 +177,7 @@ class Script:
         self.team.after_end(after, drawn, output, np.asarray(jax.random.normal(keys[2], (12,))))
 
     def assert_equal(self, rtol=1e-9):
-        names = units.layers(self.agent.network.spec, "policy")
+        names = units.layers(self.agent.about.networks["policy"].spec, "policy")
         critic = [*names[:-1], "value"]
         for which, net, order in (("actor", self.team.actor, names), ("critic", self.team.critic, critic)):
             for at, name in enumerate(order):
@@ -477,7 +479,7 @@ def test_an_update_asks_autograd_for_nothing(settings, monkeypatch):
     agent = agent_of(**settings)
     state, policy = jax.eval_shape(lambda: (agent.init(seeds.key(0)), agent.snapshot(agent.init(seeds.key(0)))))
     obs = jax.ShapeDtypeStruct((4,), np.float32)
-    extras, carry = jax.eval_shape(agent.act, policy, agent.carry, obs, seeds.key(0))[1:]
+    extras, carry = jax.eval_shape(agent.act, policy, agent.about.carry, obs, seeds.key(0))[1:]
     wide = functools.partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct((1, 1, *leaf.shape), leaf.dtype))
     steps = _plain_rollout().transitions._replace(extras=wide(extras))
     carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), carry)
@@ -666,7 +668,7 @@ def test_the_exported_policy_acts_as_evaluation_does(spec):
 
     agent = agent_of(spec)
     policy = jax.device_get(agent.snapshot(begun(agent)))._replace(explore=np.float32(0.0))
-    model = export.onnx_model(agent.network.spec, policy, agent.head, spec.action)
+    model = export.onnx_model(agent.about.networks["policy"].spec, policy, agent.about.head, spec.action)
     run = onnxruntime.InferenceSession(model.SerializeToString())
     obs = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
     given = run.run(["action"], {"obs": obs})[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import jax
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 
 import shoal
-from shoal import cli, environments, errors, experiment, presets, seeds, types
-from shoal.runtimes import _rollout
-from shoal.teams import learning
-from tests import faults  # noqa: F401  its compilation cache
+from shoal import environments, experiment
+from shoal.algorithms._teams import learning
+from shoal.command import cli
+from shoal.core import errors, seeds, types
+from shoal.experiment import presets
+from shoal.runtimes.experience import rollouts
+from tests import conftest
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,23 +53,23 @@ def test_on_device_and_host_agree_on_the_same_experience():
     agent, env = parts.agent, parts.device_env
     start = jax.jit(agent.init)(seeds.key(0))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=conftest.AS_USERS)
     def scanned(state, key):
-        actors = _rollout.start(agent, env, 1, key)
+        actors = rollouts.start(agent, env, 1, key)
 
         def one(at, key):
             state, actors = at
             act, learn = jax.random.split(key)
-            actors, rollout, _ = _rollout.collect(agent, env, agent.snapshot(state), actors, act)
+            actors, rollout, _ = rollouts.collect(agent, env, agent.snapshot(state), actors, act)
             return (agent.update(state, rollout, learn)[0], actors), (rollout, learn)
 
         (state, _), recorded = jax.lax.scan(one, (state, actors), jax.random.split(key, 50))
         return state, recorded
 
-    on_device, (rollouts, keys) = scanned(start, seeds.key(1))
-    update, state = jax.jit(agent.update), start
+    on_device, (seen, keys) = scanned(start, seeds.key(1))
+    update, state = jax.jit(agent.update, compiler_options=conftest.AS_USERS), start
     for at in range(50):
-        state, _ = update(state, jax.tree.map(lambda leaf, at=at: leaf[at], rollouts), keys[at])
+        state, _ = update(state, jax.tree.map(lambda leaf, at=at: leaf[at], seen), keys[at])
     for found, each in zip(jax.tree.leaves(on_device.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_allclose(found, each, rtol=1e-4, atol=1e-6)
 
@@ -162,8 +166,9 @@ def test_resuming_gives_the_same_bits(tmp_path):
             self.saved = None
 
         def __call__(self, progress: types.Progress) -> bool:
-            self.saved = progress.save()
-            return progress.env_steps < 2000
+            if progress.stage is None:
+                self.saved = progress.save()
+            return progress.stage is not None or progress.env_steps < 2000
 
         def fault(self, kind, message):
             raise AssertionError(kind + message)

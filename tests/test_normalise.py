@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import normalise
+from shoal.formulas import normalise
 
 
 def batches():
@@ -116,6 +116,21 @@ def test_the_deviation_of_returns_is_that_of_a_loop_over_the_streams():
 def test_a_reward_that_is_not_finite_does_not_spoil_the_statistics_of_returns():
     reward, over = jnp.ones((4, 2)).at[1, 0].set(jnp.nan), jnp.zeros((4, 2), bool).at[3, 0].set(True)
     returns = normalise.update_returns(normalise.init_returns(2), reward, over, jnp.float32(0.9))
-    assert normalise.deviation(returns) == pytest.approx(1.0)
+    seen = np.array([[1, 1], [0, 1.9], [1, 2.71], [1.9, 3.439]])  # stream 0 begins anew after it
+    assert normalise.deviation(returns) == pytest.approx(np.std(seen))
+    np.testing.assert_allclose(returns.running, [0.0, 3.439])
     returns = normalise.update_returns(returns, jnp.ones((4, 2)), ~over, jnp.float32(0.9))
-    assert float(returns.moments.count) == 8, "after the end of that episode all is counted again"
+    assert float(returns.moments.count) == 16
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf, 3.0e38])
+def test_running_statistics_never_take_what_is_not_finite(bad):
+    returns = normalise.init_returns(2)
+    for _ in range(2):  # finite rewards may add up to what is not
+        reward = jnp.ones((4, 2)).at[1:3, 0].set(bad)
+        returns = normalise.update_returns(returns, reward, jnp.zeros((4, 2), bool), jnp.float32(1.0))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(returns))
+    assert np.isfinite(normalise.deviation(returns))
+    seen = jnp.ones((4, 3)).at[2, 1].set(bad).at[3, 1].set(bad)
+    statistics = normalise.update(normalise.update(normalise.init((3,)), jnp.ones((2, 3)), (3,)), seen, (3,))
+    assert all(np.isfinite(leaf).all() for leaf in statistics)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import in_place, optimise
+from shoal.formulas import in_place, optimise, rules
 
 STEPS = 1000
 
@@ -245,7 +245,7 @@ def test_capture_leaves_parameters_alone_and_the_gradient_in_the_state():
     jax.tree.map(np.testing.assert_array_equal, params, start())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7), state.gradient, gradient)
     assert norm == pytest.approx(np.linalg.norm(flat(gradient)), rel=1e-6)
-    assert state.rule == optimise.RMSProp(()), "only named"
+    assert state.rule == rules.RMSProp(()), "only named"
 
 
 @pytest.mark.parametrize("make", [optimise.local, optimise.capture])

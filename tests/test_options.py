@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from shoal import errors, options
+from shoal.core import errors, options
 
 
 @dataclasses.dataclass(frozen=True)

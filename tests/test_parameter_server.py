@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import signal
-import threading
 import time
+import types as python_types
 import weakref
 
 import jax
@@ -15,19 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import checkpoint, errors, experiment, memory, optimise, presets, run_folder, training, tree
-from shoal.runtimes import (
-    _actor_learner,
-    _bundle,
-    _bundle_state,
-    _guards,
-    _pool,
-    _serving,
-    _shard,
-    _shared,
-    _transport,
-    parameter_server,
-)
+from shoal import experiment
+from shoal.core import errors, tree
+from shoal.experiment import budget, presets
+from shoal.formulas import optimise, rules
+from shoal.networks import in_numpy
+from shoal.runs import checkpoint, run_folder, training
+from shoal.runtimes import parameter_server
+from shoal.runtimes.crew import life, sharing, supervise
+from shoal.runtimes.parameter_server import bundle_process, bundle_state, guards, serving, shard_process, transport
 from tests import faults
 from tests.conformance.test_runtimes import Observer
 
@@ -46,13 +43,13 @@ SMALL = {  # a DQN that learns from the first steps on
 
 
 def server(size=10, shards=3, queue=4, bundles=1, rated=False):
-    block = _shared.Block({**_transport.layout(size, shards, queue, rated), **_bundle_state.layout(bundles, 0)})
-    bells = _transport.Bells(*([_shared.Bell() for _ in range(count)] for count in (shards, bundles)))
+    block = sharing.Block({**transport.layout(size, shards, queue, rated), **bundle_state.layout(bundles, 0)})
+    bells = transport.Bells(*([sharing.Bell() for _ in range(count)] for count in (shards, bundles)))
     return block, bells
 
 
 def client(block, bells, bundle=0):
-    return _transport.Client(block, bells, bundle, lambda: False)
+    return transport.Client(block, bells, bundle)
 
 
 def apply(inbox, block):
@@ -67,7 +64,7 @@ def apply(inbox, block):
 
 @pytest.mark.parametrize(("size", "shards"), [(10, 1), (10, 3), (67, 31), (5, 8)])
 def test_slices_are_disjoint_contiguous_and_cover_all(size, shards):
-    parts = _transport.slices(size, shards)
+    parts = transport.slices(size, shards)
     assert len(parts) == shards
     assert [i for part in parts for i in range(size)[part]] == list(range(size))
     lengths = [part.stop - part.start for part in parts]
@@ -77,7 +74,7 @@ def test_slices_are_disjoint_contiguous_and_cover_all(size, shards):
 def test_shards_apply_at_their_own_pace_and_a_fetch_tells_each_version():
     block, bells = server()
     theta, bundle = np.zeros(10, np.float32), client(block, bells)
-    inboxes = [_transport.Inbox(block, bells, shard) for shard in range(3)]
+    inboxes = [transport.Inbox(block, bells, shard) for shard in range(3)]
     assert bundle.fetch(theta).tolist() == [0, 0, 0]
     gradient = np.arange(10, dtype=np.float32)
     for _ in range(2):
@@ -93,14 +90,14 @@ def test_a_push_brings_a_rate_for_every_parameter():
     factors = np.linspace(0.0, 9.0, 10, dtype=np.float32)
     client(block, bells).push(np.ones(10, np.float32), np.zeros(3, int), HYPER, 0.5, factors, 0)
     for shard in range(3):
-        assert apply(_transport.Inbox(block, bells, shard), block)
+        assert apply(transport.Inbox(block, bells, shard), block)
     np.testing.assert_allclose(block["theta"], -0.5 * factors)
 
 
 def test_a_gradient_too_old_at_any_shard_is_refused_whole():
     block, bells = server(queue=20)
     bundle, gradient = client(block, bells), np.ones(10, np.float32)
-    inboxes = [_transport.Inbox(block, bells, shard) for shard in range(3)]
+    inboxes = [transport.Inbox(block, bells, shard) for shard in range(3)]
     for _ in range(5):
         bundle.push(gradient, np.full(3, 99), HYPER, 1.0, None, 0)
     apply(inboxes[0], block)
@@ -119,31 +116,24 @@ def test_a_gradient_too_old_at_any_shard_is_refused_whole():
 
 def test_a_full_queue_makes_the_bundle_wait():
     block, bells = server(shards=2, queue=2)
-    bundle, pushed = client(block, bells), []
+    bundle = client(block, bells)
 
     def push():
-        for i in range(3):
-            bundle.push(np.ones(10, np.float32), np.zeros(2, int), HYPER, 1.0, None, 0)
-            pushed.append(i)
+        return bundle.push(np.ones(10, np.float32), np.zeros(2, int), HYPER, 1.0, None, 0)
 
-    pusher = threading.Thread(target=push)
-    pusher.start()
-    inboxes = [_transport.Inbox(block, bells, shard) for shard in range(2)]
-    faults.wait(lambda: len(pushed) == 2, "the queue to fill")
+    assert push().taken
+    assert push().taken
+    assert push() is None
+    inboxes = [transport.Inbox(block, bells, shard) for shard in range(2)]
     assert apply(inboxes[0], block)
-    time.sleep(0.05)
-    assert len(pushed) == 2, "one shard is behind: its queue counts"
+    assert push() is None, "one shard is behind: its queue counts"
     assert apply(inboxes[1], block)
-    pusher.join(10)
-    assert len(pushed) == 3
-
-
-def test_a_bundle_whose_parent_died_does_not_wait_for_ever():
-    block, bells = server()
-    bundle = _transport.Client(block, bells, 0, lambda: True)
-    bundle.push(np.ones(10, np.float32), np.zeros(3, int), HYPER, 1.0, None, 0)
-    with pytest.raises(ConnectionError):
-        bundle.settle()
+    assert push().taken
+    assert not bundle.settled()
+    for inbox in inboxes:
+        while apply(inbox, block):
+            pass
+    assert bundle.settled()
 
 
 def test_what_a_shard_died_over_is_lost_and_the_rest_applied_once():
@@ -151,10 +141,10 @@ def test_what_a_shard_died_over_is_lost_and_the_rest_applied_once():
     bundle, gradient = client(block, bells), np.ones(10, np.float32)
     for _ in range(3):
         bundle.push(gradient, np.zeros(1, int), HYPER, 1.0, None, 0)
-    dead = _transport.Inbox(block, bells, 0)
+    dead = transport.Inbox(block, bells, 0)
     assert apply(dead, block)
     assert dead.take() is not None  # and then it dies
-    follower = _transport.Inbox(block, bells, 0)
+    follower = transport.Inbox(block, bells, 0)
     follower.recover()
     assert apply(follower, block)
     assert not apply(follower, block)
@@ -175,17 +165,22 @@ def test_a_shard_that_is_never_idle_gives_signs_of_life(monkeypatch):
             return self.signs > 3 or time.monotonic() > self.until
 
     block, bells = server(shards=1)
-    push = _transport.Push(np.ones(10, np.float32), HYPER, 0.1)
-    monkeypatch.setattr(_shard, "BEAT", 0.01)
-    monkeypatch.setattr(_transport.Inbox, "take", lambda _: push)
+    push = transport.Push(np.ones(10, np.float32), HYPER, 0.1)
+    monkeypatch.setattr(transport.Inbox, "take", lambda _: push)
+    run = serving.Run(parameter_server.Config(bundles=1), parts("gymnax:CartPole-v1"), 0, 100, None)
+    role = run.roles()[1]
+    assert 0 < role.report_s < supervise.SILENCE / 2
+    signals = life.Signals([role])
+    seat = life.Seat(signals.block, 0, 0, role.open, role.together, role.holds, role.serves, 0.01)
     link = Link()
-    _shard.work(link, _shard.Job(block, bells, 0, optimise.AdaGrad(())))
+    link.receive = None
+    life.live(link, seat, shard_process.Job(block, bells, 0, rules.AdaGrad(())))
     assert link.signs > 3
     assert time.monotonic() < link.until, "and not only at its end"
 
 
 def test_a_bell_wakes_and_rings_are_not_counted():
-    bell = _shared.Bell()
+    bell = sharing.Bell()
     for _ in range(100_000):  # more than a pipe holds
         bell.ring()
     began = time.monotonic()
@@ -208,7 +203,7 @@ def losses(count, level=1.0, seed=0):
 
 
 def test_an_outlier_is_dropped_and_leaves_the_statistics_alone():
-    guard = _guards.Outliers(3.0)
+    guard = guards.Outliers(3.0)
     assert not any(guard.drops(loss) for loss in losses(100))
     assert guard.drops(1000.0)
     assert guard.drops(-1000.0), "it is the size that counts"
@@ -219,14 +214,14 @@ def test_an_outlier_is_dropped_and_leaves_the_statistics_alone():
 
 
 def test_the_first_hundred_losses_are_never_dropped_nor_any_without_a_guard():
-    guard, off = _guards.Outliers(3.0), _guards.Outliers(0.0)
+    guard, off = guards.Outliers(3.0), guards.Outliers(0.0)
     assert not any(guard.drops(1000.0 if i == 50 else 1.0) for i in range(100))
     assert not any(off.drops(1e6 if i == 500 else loss) for i, loss in enumerate(losses(1000)))
 
 
 @pytest.mark.parametrize("start", [0.0, 1.0])
 def test_a_lasting_change_of_level_is_let_through_in_the_end(start):
-    guard = _guards.Outliers(3.0)
+    guard = guards.Outliers(3.0)
     for loss in losses(200, start):
         guard.drops(loss)
     dropped = [guard.drops(loss) for loss in losses(500, 100.0)]
@@ -234,7 +229,7 @@ def test_a_lasting_change_of_level_is_let_through_in_the_end(start):
 
 
 def test_the_guard_goes_on_from_what_it_saved():
-    guard, other = _guards.Outliers(3.0), _guards.Outliers(3.0)
+    guard, other = guards.Outliers(3.0), guards.Outliers(3.0)
     for loss in losses(150):
         guard.drops(loss)
     other.restore(guard.save())
@@ -243,16 +238,6 @@ def test_the_guard_goes_on_from_what_it_saved():
 
 
 # ------------------------------------------------------------------------------------------------ one bundle
-
-
-class Silent:
-    """A link nobody listens to."""
-
-    def send(self, message):
-        del message
-
-    def orphaned(self):
-        return False
 
 
 def parts(env, **settings):
@@ -264,7 +249,7 @@ def parts(env, **settings):
 
 @contextlib.contextmanager
 def beside(parts, shards=1, *, number=0, block=None, area=None, **settings):
-    """A bundle in this process, its shards in threads; locks do not hold between threads, order does."""
+    """A bundle in this process, its shards beside it: whatever it pushes is applied when it waits for that."""
     state = parts.agent.init(jax.random.key(0))
     flat = tree.flattener(state.params)
     fresh, bells = server(flat.size, shards, bundles=number + 1)
@@ -275,27 +260,37 @@ def beside(parts, shards=1, *, number=0, block=None, area=None, **settings):
             fresh[name][:] = block[name]
         for name in ("tickets", "taken", "version"):
             fresh[name][:] = block["version"].min()
-    given = _bundle.Settings(
-        **{"max_lag": 10, "outlier_sigma": 0.0, "n_fetch": 1, "n_push": 1, "report_s": 1.0} | settings
-    )
-    room = area or _bundle_state.area(_bundle_state.kept(parts, given.n_push, given.n_fetch))
-    work = [_shard.Job(fresh, bells, shard, state.optimiser.rule) for shard in range(shards)]
+    given = bundle_state.Settings(**{"max_lag": 10, "outlier_sigma": 0.0, "n_fetch": 1, "n_push": 1} | settings)
+    room = area or bundle_state.area(bundle_state.kept(parts, given))
+    above = python_types.SimpleNamespace(stopped=False, gone=lambda: False)
+    jobs = [shard_process.Job(fresh, bells, shard, state.optimiser.rule) for shard in range(shards)]
+    work = [shard_process.Shard(job, above) for job in jobs]
     del state  # and the memory in it
-    threads = [threading.Thread(target=_shard.work, args=(Silent(), job)) for job in work]
-    for thread in threads:
-        thread.start()
-    job = _bundle.Job(fresh, bells, room, None, 0, number, 0, 2000, given, area is not None)
-    bundle = _bundle.Bundle(parts, job, lambda: False)
+    job = bundle_process.Job(fresh, bells, room, lambda: parts, 0, number, 0, 2000, given, area is not None)
+    bundle = bundle_process.Bundle(job, above)
+    bundle.apply = functools.partial(applied, work)
+    bundle.cycle = functools.partial(cycle, bundle, fresh)
     try:
         yield bundle, fresh, room
     finally:
-        fresh["closing"][0] = 1
-        for bell in bells.shards:
-            bell.ring()
-        for thread in threads:
-            thread.join(10)
-        bundle.segments.close()
+        bundle.apply = bundle.cycle = None  # or it would hold itself
+        bundle.close()
         bells.close()
+
+
+def applied(shards):
+    """All that was pushed is applied."""
+    for shard in shards:
+        while not shard.over and shard.turn():
+            pass
+
+
+def cycle(bundle, block):
+    """Turns up to the next segment, and until what it came to was offered."""
+    before = int(block["steps"].sum())
+    while int(block["steps"].sum()) == before or bundle._pushes.pending:
+        if not bundle.turn():
+            bundle.apply()
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +303,7 @@ def learned(parts, shards=1, cycles=60, **settings):
     with beside(parts, shards, **settings) as (bundle, block, _):
         for _ in range(cycles):
             bundle.cycle()
-        bundle.keep()
+        bundle.apply()
         return block["theta"].copy(), int(block["updates"][0])
 
 
@@ -340,9 +335,12 @@ def test_what_is_left_at_the_end_is_pushed_and_kept_by_one_that_was_stopped(cart
         for _ in range(60):
             bundle.cycle()
         before = block["theta"].copy()
-        block["stop"][0] = stopped
-        bundle.push_rest()
-        bundle.keep()
+        bundle._parent.stopped = stopped
+        block["steps"][0] = 2000
+        while not bundle.over:
+            bundle.turn()
+        bundle.apply()
+        bundle.finish()
         assert block["updates"][0] == (0 if stopped else 1)
         assert (block["theta"].tobytes() == before.tobytes()) == stopped
         assert room[".count"] == (51 if stopped else 0)
@@ -353,7 +351,7 @@ def test_a_gradient_too_old_is_dropped_and_counted(cartpole):
         for _ in range(60):
             bundle.cycle()
         assert block["offered"][0][:4].tolist() == [13, 13, 13, 12]
-        assert block["dropped"][0][_bundle_state.DROPPED.index("stale")] == 12
+        assert block["dropped"][0][bundle_state.DROPPED.index("stale")] == 12
         assert (block["updates"][0], block["lag_max"][0]) == (39, 2)
         assert block["lags"][0][:4].tolist() == [13, 13, 13, 0], "of those that were taken"
 
@@ -364,7 +362,7 @@ def test_the_target_network_follows_the_updates_of_all(cartpole):
             bundle.cycle()
         before = jax.device_get(bundle._state.target)
         assert int(bundle._state.moved_at) == 0
-        bundle._client.settle()
+        bundle.apply()
         for name in ("tickets", "taken", "version"):  # what others pushed meanwhile
             block[name][:] += 10
         bundle.cycle()
@@ -388,21 +386,22 @@ def test_schedules_follow_the_steps_of_all(cartpole):
 def test_a_bundle_goes_on_from_what_it_left(cartpole, n_fetch, n_push):
     seldom = {"outlier_sigma": 3.0, "n_fetch": n_fetch, "n_push": n_push}
     with beside(cartpole, **seldom) as (bundle, block, area):
-        for cycle in range(60):
-            if cycle == 30:
+        for number in range(60):
+            if number == 30:
+                bundle.apply()
                 bundle.keep()
                 offered = block["offered"].copy()
                 left = {name: block[name].copy() for name in ("theta", "g", "steps", "kept", "version")}
-                room = _bundle_state.area(_bundle_state.kept(cartpole, n_push, n_fetch))
+                room = bundle_state.area(bundle_state.kept(cartpole, bundle._job.settings))
                 for name, array in area.arrays.items():
                     room[name][...] = array
             bundle.cycle()
-        bundle._client.settle()
+        bundle.apply()
         whole, memory, lags = block["theta"].copy(), jax.device_get(bundle._state.memory), block["offered"] - offered
     with beside(cartpole, 3, block=left, area=room, **seldom) as (bundle, block, _):
         for _ in range(30):
             bundle.cycle()
-        bundle._client.settle()
+        bundle.apply()
         assert block["theta"].tobytes() == whole.tobytes()
         assert tree.sha256(bundle._state.memory) == tree.sha256(memory)
         np.testing.assert_array_equal(block["offered"], lags)
@@ -427,20 +426,22 @@ def test_a_bundle_never_has_two_replay_memories(monkeypatch, restored):
     monkeypatch.setattr(jnp, "array", copies)
     with beside(made) as (bundle, block, area):
         bundle.cycle()
+        bundle.apply()
         bundle.keep()
         left = {name: block[name].copy() for name in ("theta", "g", "steps", "kept", "version")}
         del bundle
     given = {"block": left, "area": area} if restored else {}
     with beside(made, **given) as (bundle, _, _):
         assert (count(), max(found, default=0)) == (1, 0), "one, made while there was no other"
-        before, update = tree.sha256(bundle._kept()), bundle._update
+        before, update = tree.sha256(bundle._kept()), bundle._learning.update
 
         def updates(*arguments):
             found.append(count())
             return update(*arguments)
 
-        bundle._update = updates
-        bundle.warm_up()
+        bundle._learning.update = updates
+        left = bundle_state.found(made, bundle._job.settings, area) if restored else None
+        bundle._warm_up(left)
         assert (max(found), count()) == (1, 1)
         assert tree.sha256(bundle._kept()) == before
 
@@ -448,10 +449,11 @@ def test_a_bundle_never_has_two_replay_memories(monkeypatch, restored):
 def test_an_actor_critic_that_decides_in_numpy_goes_on_too():
     made = presets.resolve(presets.Request("a3c", "CartPole-v1", 2000, runtime="parameter_server"))[0]
     given = experiment.build(made).parts
-    assert given.agent.small_act is not None
+    assert in_numpy.decides(given.agent.about)
     with beside(given) as (bundle, _, area):
         for _ in range(5):
             bundle.cycle()
+        bundle.apply()
         bundle.keep()
         stream = bundle.segments.save()
         draws = bundle.segments._generator.random(3)
@@ -475,7 +477,7 @@ def test_asynchronous_q_learning_copies_its_target_by_the_steps_of_all_and_explo
         "async_q", "CartPole-v1", 2000, runtime="parameter_server", settings={"algorithm": algorithm}
     )
     given = experiment.build(presets.resolve(request)[0]).parts
-    assert given.agent.small_act is not None
+    assert in_numpy.decides(given.agent.about)
     with beside(given, number=1) as (bundle, block, _):
         assert bundle._state.epsilon_end.shape == (2,), "one for each bundle"
         assert int(bundle._state.stream) == 1
@@ -483,7 +485,7 @@ def test_asynchronous_q_learning_copies_its_target_by_the_steps_of_all_and_explo
         first = jax.device_get(bundle._state.target.params)
         bundle.cycle()
         assert tree.sha256(bundle._state.target.params) == tree.sha256(first)
-        bundle._client.settle()
+        bundle.apply()
         block["steps"][0] += 100  # what others did meanwhile
         fetched = block["theta"].copy()
         bundle.cycle()
@@ -504,7 +506,7 @@ def test_a_sample_worth_a_thousand_is_dropped_by_the_guard_and_kept_without(sigm
         for _ in range(30):
             bundle.cycle()
             worst = max(worst, bundle._metrics["loss"])
-        dropped = (block["dropped"][0] - before)[_bundle_state.DROPPED.index("outlier")]
+        dropped = (block["dropped"][0] - before)[bundle_state.DROPPED.index("outlier")]
     assert worst > 50.0, "the sample was drawn"
     assert (dropped > 0) == (sigma > 0)
 
@@ -556,21 +558,21 @@ def test_a_loaded_checkpoint_is_freed_once_it_was_copied(monkeypatch, tmp_path):
     request = presets.Request("gorila", "gymnax:CartPole-v1", 400, settings={**SMALL, "runtime": {"bundles": 2}})
     made, folder, loaded = presets.resolve(request)[0], tmp_path / "run", []
     built = experiment.build(made)
-    run_folder.make(folder)
+    folder.mkdir()
     run_folder.write_config(folder, made, "shoal train gorila")
-    about = {"config_sha256": run_folder.digest(made), "updates": 0}
+    about = {"config_sha256": run_folder.digest(made), "updates": 0, "env_steps": 4}
     checkpoint.save(folder / "checkpoints", 4, built.runtime.like(built.parts, made.seed), about)
-    restore = _serving.Run.restore
+    restore = serving.Run.restore
 
     def restores(run, saved):
         loaded.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(saved["bundles"]))
         restore(run, saved)
 
-    def enter(_):
+    def begins(*_):
         raise Begun
 
-    monkeypatch.setattr(_serving.Run, "restore", restores)
-    monkeypatch.setattr(_serving.Run, "__enter__", enter)
+    monkeypatch.setattr(serving.Run, "restore", restores)
+    monkeypatch.setattr(serving.Run, "train", begins)
     with pytest.raises(Begun) as stopped:
         training.resume(folder)
     assert stopped.type is Begun
@@ -583,77 +585,45 @@ def test_memories_of_processes_are_counted_on_the_host(monkeypatch):
     request = presets.Request("gorila", "gymnax:CartPole-v1", 400, settings={"runtime": {"bundles": 3}})
     made, opened = presets.resolve(request)
     agent = experiment.build(made, opened).parts.agent
-    needed = memory.Need(100 * memory.MB, {"steps": 10, "bytes": 90 * memory.MB})
-    monkeypatch.setattr(memory, "available", lambda: 1 * memory.MB)
-    monkeypatch.setattr(memory, "on_host", lambda: 600 * memory.MB)
+    needed = budget.Need(100 * budget.MB, {"steps": 10, "bytes": 90 * budget.MB})
+    monkeypatch.setattr(budget, "available", lambda: 1 * budget.MB)
+    monkeypatch.setattr(budget, "on_host", lambda: 600 * budget.MB)
     assert "270 MB in all" in training.checked(made, agent, needed, 1)
-    monkeypatch.setattr(memory, "on_host", lambda: 599 * memory.MB)
+    monkeypatch.setattr(budget, "on_host", lambda: 599 * budget.MB)
     with pytest.raises(errors.Refused, match=r"600 MB.*599 MB.*fewer bundles"):
         training.checked(made, agent, needed, 1)
 
 
-class Pool:
-    """Stands for processes that are there; `turn` is what they do between two looks of the parent."""
+class Still:
+    """Stands for a crew whose second bundle is late; `turn` is what shards do between two looks of the parent."""
 
-    finished, up, pids = False, 2, ()
+    def __init__(self, turn=lambda: None, late=False):
+        self._turn, self._late = turn, late
 
-    def __init__(self, turn=lambda: None):
-        self._turn = turn
+    def hold(self):
+        return np.array([True, not self._late])
 
-    def poll(self, timeout):
-        del timeout
+    def look(self, seconds):
+        del seconds
         self._turn()
-        return []
-
-    def incarnation(self, worker):
-        del worker
-        return 0
-
-    def alive(self, worker):
-        return worker < self.up
 
 
-def parent(made, observe):
-    """The parent of two bundles and one shard, all ready, as if they ran."""
-    run = _serving.Run(parameter_server.Config(bundles=2, max_lag=0), made, 0, 100, observe)
-    run._bundles, run._shards = Pool(), Pool()
-    run._bells = _transport.Bells([], [])
-    run._ready, run._began = {0: 0, 1: 0}, time.monotonic()
-    return run
-
-
-def test_bundles_hold_still_until_a_checkpoint_is_written_although_one_is_late(cartpole, monkeypatch):
-    """The other bundle waits as long as the observer copies; the late one's area may be written at any moment."""
-    saved = []
-
-    def observe(progress):
-        saved.append(progress.save())
-        assert block["pause"][0] == 1, "until the observer is back"
-        late["kept"], late["area"][".key"][:] = 1, 7
-        run._bundles.finished = run._shards.finished = True
-        return True
-
-    run = parent(cartpole, observe)
-    block, late = run._block, {"area": run._areas[1]}
+def test_a_late_bundles_area_is_in_no_checkpoint(cartpole):
+    """It may be written at any moment; the other's is a view."""
+    run = serving.Run(parameter_server.Config(bundles=2, max_lag=0), cartpole, 0, 100, None)
+    run._crew = Still(late=True)
     run._areas[0][".key"][:] = run._areas[1][".key"][:] = 3
-    block["kept"][:] = 1
-
-    def turn():
-        block["paused"][0] = block["pause"][0]
-
-    run._bundles._turn = turn
-    monkeypatch.setattr(_serving, "STILL", 0.05)
-    run.watch()
-    assert block["pause"][0] == 0
-    assert saved[0]["kept"].tolist() == [1, 0]
-    assert [bundle.key.tolist() for bundle in saved[0]["bundles"]] == [[3, 3, 3], [0, 0, 0]]
+    run._block["kept"][:] = 1
+    saved = run.save()
+    run._block["kept"][1], run._areas[1][".key"][:] = 1, 7
+    assert saved["kept"].tolist() == [1, 0]
+    assert [bundle.key.tolist() for bundle in saved["bundles"]] == [[3, 3, 3], [0, 0, 0]]
 
 
 def test_a_checkpoint_holds_every_push_that_was_let_in(cartpole):
     """Those of a late bundle too: they are applied everywhere before the parameters are copied."""
-    run = parent(cartpole, None)
+    run = serving.Run(parameter_server.Config(bundles=2, max_lag=0), cartpole, 0, 100, None)
     block = run._block
-    block["paused"][:] = 1
     block["tickets"][0] = 5
     block["theta"][:] = 0.0
 
@@ -661,29 +631,9 @@ def test_a_checkpoint_holds_every_push_that_was_let_in(cartpole):
         block["version"][0] += 1
         block["theta"][0] += 1.0
 
-    run._shards = Pool(turn)
+    run._crew = Still(turn)
     saved = run.save()
     assert (saved["pushes"], saved["theta"][0]) == (5, 5.0)
-
-
-def done(link):
-    """A bundle that says it is done, and ends."""
-    link.send(_actor_learner.Report([], {}, 0.0, True))
-
-
-def test_a_bundle_that_ends_while_a_checkpoint_is_taken_has_not_died(cartpole):
-    told = []
-    run = parent(cartpole, lambda _: True)
-    run._bundles = _pool.Pool(done, lambda *_: (), 2, lambda kind, _: told.append(kind), "bundle")
-    run._shards.finished = True
-    try:
-        faults.wait(lambda: run._bundles.up == 0, "both bundles to end")
-        whole = run._hold()
-        final = run.watch()
-    finally:
-        run._bundles.close(0.0)
-    assert whole.all()
-    assert (told, final.faults["restarts"]) == ([], 0)
 
 
 def test_two_bundles_and_two_shards_report_what_they_did(capsys, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from shoal import prng
+from shoal.core import prng
 
 DRAWS = {
     "split": lambda key: jax.random.key_data(jax.random.split(key, (3, 5))),

@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 
 import shoal
-from shoal import cli, experiment, presets, prng, programs, training
+from shoal import experiment
+from shoal.command import cli
+from shoal.core import prng, programs
+from shoal.experiment import presets
+from shoal.runs import training
 from shoal.runtimes import on_device
 
 
@@ -207,7 +211,7 @@ def test_the_command_line_keeps_programs_while_a_verb_lasts(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SHOAL_PROGRAMS", raising=False)
-    monkeypatch.setattr(experiment, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("SHOAL_CACHE_DIR", str(tmp_path / "cache"))
     typed = ["train", "ppo", "--env", "probe:action", "--steps", "512", "--eval-episodes", "0", "--quiet"]
     assert cli.main([*typed, "--out", str(tmp_path / "run")]) == 0
     assert len(list((tmp_path / "cache" / "programs").glob("*.program"))) == 3
@@ -244,7 +248,7 @@ def test_from_python_nothing_is_kept(tmp_path: pathlib.Path) -> None:
 
 def test_scipy_is_whole_for_whoever_imports_it_later() -> None:
     code = (
-        "import sys, numpy, jax; from shoal import programs; programs._lapack(); "
+        "import sys, numpy, jax; from shoal.core import programs; programs._lapack(); "
         "assert 'scipy.linalg' not in sys.modules; assert 'scipy.linalg.cython_lapack' in sys.modules; "
         "import jax.numpy as jnp, scipy.linalg; "
         "q, r = jnp.linalg.qr(jnp.ones((2, 2)) + jnp.eye(2)); p, l, u = scipy.linalg.lu(numpy.eye(2)); print(p[0, 0])"

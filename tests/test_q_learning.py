@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from shoal import options, types
 from shoal.algorithms import q_learning
-from shoal.runtimes import _rollout
+from shoal.core import errors, options, types
+from shoal.networks import in_numpy
+from shoal.runtimes.experience import rollouts
 from tests import reference
 
 T, B, N = 5, 2, 3
@@ -151,7 +152,7 @@ def test_targets_equal_rlax(rule, learner, rlax, lenient):
     agent, state, (first, _) = learner(target=rule, limit=NEITHER)
     config = options.build(q_learning.Config, {"target": rule, "rollout_length": T}, "algorithm")
     steps, following = first.transitions, jnp.roll(first.transitions.action, 1, axis=0)
-    asked = q_learning.Rule(config, agent.network, B)
+    asked = q_learning.Rule(config, agent.about.networks["policy"], B)
     found = q_learning.targets(asked, state, steps, following if rule == "sarsa" else ())
     after = q_learning._over(asked, state.target.params, state, steps.next_obs)
     discount, zeros = GAMMA * steps.discount, jnp.zeros((T, N))
@@ -183,11 +184,149 @@ def test_sarsa_forgets_what_was_pending_when_streams_break_off(learner):
     moved = agent.update(state, first, jax.random.key(0))[0]
     assert moved.pending.there.all()
     np.testing.assert_array_equal(moved.pending.step.obs, first.transitions.obs[-1])
-    broken = agent.restart(moved)
+    broken = agent.about.restart(moved)
     assert not broken.pending.there.any()
     fresh = agent.update(state, second, jax.random.key(0))[0]
     after = agent.update(broken._replace(env_steps=state.env_steps), second, jax.random.key(0))[0]
     reference.assert_close(after.optimiser.gradient, fresh.optimiser.gradient, rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ corrected targets
+
+LEARNED, LAMBDA = 0.3, 0.8
+TRACES = {  # corrector -> (ratio, probability under the learner's policy) -> trace, λ apart
+    "retrace": lambda rho, _: np.minimum(1.0, rho),
+    "tree_backup": lambda _, pi: pi,
+    "q_lambda": lambda rho, _: np.ones_like(rho),
+}
+
+
+@pytest.fixture
+def corrected(env_spec, build_agent, rollout, ends):
+    """(corrector, ends, settings) -> (agent, update, state, rollout of another policy)"""
+
+    def made(corrector, terminal=TERMINAL, limit=LIMIT, correction=None, **settings):
+        given = {"target": "n_step", "rollout_length": T, "discount": GAMMA, "epsilon_learned": LEARNED, **settings}
+        correction = {"lambda_": LAMBDA, **(correction or {})}
+        named = (corrector, repr(sorted(given.items())), repr(sorted(correction.items())))
+        if named not in MADE:
+            agent = build_agent(
+                spec_of(env_spec), rule="q_learning", streams=B, network={"hidden": ()}, algorithm=given,
+                corrector=corrector, correction=correction,
+            )  # fmt: skip
+            MADE[named] = agent, jax.jit(agent.update)
+        agent, update = MADE[named]
+        state = agent.init(jax.random.key(2))
+        slow = state.target._replace(params=reference.shaken(state.params, 8))
+        state = state._replace(params=reference.shaken(state.params), target=slow)
+        return agent, update, state, rollout(spec_of(env_spec), T, B, seed=3, ends=ends(terminal, limit))
+
+    return made
+
+
+def seen_by_hand(state, steps):
+    """Float64 [T, B]: (π(a|x) of the learner's policy, π/μ, Q(x, a; θ⁻), E_π Q(x', ·; θ⁻))."""
+    params, slow, steps = reference.double((state.params, state.target.params, steps))
+    pi, taken, following = (np.zeros((T, B)) for _ in range(3))
+    for t in range(T):
+        for b in range(B):
+            action = steps.action[t, b]
+            best = values(params, steps.obs[t, b]).argmax() == action
+            pi[t, b] = LEARNED / N + (1 - LEARNED) * best
+            taken[t, b] = values(slow, steps.obs[t, b])[action]
+            after, greedy = values(slow, steps.next_obs[t, b]), values(params, steps.next_obs[t, b]).argmax()
+            following[t, b] = (1 - LEARNED) * after[greedy] + LEARNED * after.mean()
+    return pi, pi / np.exp(steps.extras.log_prob), taken, following
+
+
+def corrected_by_hand(steps, trace, taken, following):
+    """G, from the end."""
+    out = np.zeros((T, B))
+    for b in range(B):
+        for t in reversed(range(T)):
+            goes_on = steps.discount[t, b] == 1 and not steps.truncated[t, b] and t + 1 < T
+            later = trace[t + 1, b] * (out[t + 1, b] - taken[t + 1, b]) if goes_on else 0.0
+            out[t, b] = steps.reward[t, b] + GAMMA * steps.discount[t, b] * (following[t, b] + later)
+    return out
+
+
+def gradient_towards(goal, weight, state, steps):
+    params, steps = reference.double((state.params, steps))
+    q = values(params, steps.obs)
+    error = goal - np.take_along_axis(q, steps.action[..., None], -1)[..., 0]
+    d_q = np.zeros_like(q)
+    np.put_along_axis(d_q, steps.action[..., None], -(weight * error)[..., None], -1)
+    return {"q": reference.linear_gradient(steps.obs.reshape(-1, 3), d_q.reshape(-1, N))}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("name", TRACES)
+def test_the_corrected_gradient_equals_the_arithmetic_written_out(name, end, corrected):
+    _, update, state, given = corrected(name, *ENDS[end])
+    after, metrics = update(state, given, jax.random.key(0))
+    pi, rho, taken, following = seen_by_hand(state, given.transitions)
+    goal = corrected_by_hand(given.transitions, LAMBDA * TRACES[name](rho, pi), taken, following)
+    reference.assert_close(
+        after.optimiser.gradient, gradient_towards(goal, 1.0, state, given.transitions), rtol=1e-5, atol=1e-5
+    )
+    if name == "retrace":
+        assert metrics["ess"] == pytest.approx(rho.sum() ** 2 / (rho.size * (rho**2).sum()), rel=1e-4)
+        assert metrics["clip_fraction"] == pytest.approx((rho > 1).mean())
+    else:
+        assert "ess" not in metrics
+
+
+def test_steps_are_weighed_and_rejected_ones_leave_the_mean(corrected):
+    choice = {"weight": "icepop", "low": 0.25, "high": 2.2}
+    _, update, state, given = corrected("retrace", correction=choice, reduction="mean")
+    after, metrics = update(state, given, jax.random.key(0))
+    _, rho, taken, following = seen_by_hand(state, given.transitions)
+    goal = corrected_by_hand(given.transitions, LAMBDA * np.minimum(1.0, rho), taken, following)
+    kept = (rho >= 0.25) & (rho <= 2.2)
+    assert 0 < kept.sum() < T * B
+    weight = np.where(kept, rho, 0.0) / kept.sum()
+    reference.assert_close(
+        after.optimiser.gradient, gradient_towards(goal, weight, state, given.transitions), rtol=1e-5, atol=1e-5
+    )
+    assert metrics["rejected_low"] + metrics["rejected_high"] == pytest.approx(1 - kept.mean())
+
+
+def test_who_acted_is_remembered_where_it_is_looked_at(corrected):
+    """Of the ε-greedy policy that really acted; the stream's own ε is the learner's here, so nothing is corrected."""
+    for name in ("tree_backup", "q_lambda"):
+        agent, _, state, _ = corrected(name)
+        assert agent.act(agent.snapshot(state), (), jnp.ones(3), jax.random.key(0))[1] == ()
+    agent, update, state, given = corrected("retrace", epsilon_start=LEARNED, epsilon_ends=(LEARNED,),
+                                            epsilon_weights=(1.0,))  # fmt: skip
+    policy, obs = agent.snapshot(state), given.transitions.obs.reshape(-1, 3)
+    keys = jax.random.split(jax.random.key(1), T * B)
+    action, extras, _ = jax.vmap(agent.act, in_axes=(None, None, 0, 0))(policy, (), obs, keys)
+    best = values(reference.double(state.params), np.asarray(obs)).argmax(axis=-1) == np.asarray(action)
+    np.testing.assert_allclose(extras.log_prob, np.log(LEARNED / N + (1 - LEARNED) * best), rtol=1e-5)
+    assert 0 < best.sum() < T * B
+    shaped = [leaf.reshape(T, B) for leaf in (action, extras.log_prob)]
+    own = given.transitions._replace(action=shaped[0], extras=types.Chosen(shaped[1]))
+    metrics = update(state, given._replace(transitions=own), jax.random.key(0))[1]
+    assert metrics["ess"] == pytest.approx(1.0, rel=1e-5)
+    assert metrics["dlogp"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_numpy_decision_remembers_it_too(env_spec, build_agent):
+    agent = build_agent(
+        spec_of(env_spec), rule="q_learning", corrector="retrace", network={"hidden": (4,)},
+        algorithm={"epsilon_steps": 10, "target": "n_step"},
+    )  # fmt: skip
+    state = jax.tree.map(np.array, agent.init(jax.random.key(0)))
+    state.epsilon_end[...], state.env_steps[...] = 0.25, 99
+    act, obs = in_numpy.deciding(agent.about, state, np.random.default_rng(0)), np.array([0.3, -0.2, 0.5], np.float32)
+    best = int(np.argmax(agent.about.networks["policy"].apply(state.params, obs, ())[0]["q"]))
+    told = {action: extras.log_prob for action, extras in (act(obs) for _ in range(200))}
+    assert told == {a: pytest.approx(np.log(0.25 / N + 0.75 * (a == best))) for a in range(N)}
+
+
+def test_a_policy_to_learn_that_nothing_corrects_for_is_refused(env_spec, build_agent):
+    with pytest.raises(errors.Refused, match="changes nothing without a corrector"):
+        build_agent(spec_of(env_spec), rule="q_learning", algorithm={"target": "n_step", "epsilon_learned": 0.3})
 
 
 # ------------------------------------------------------------------------------------------------ the target network
@@ -228,7 +367,7 @@ def test_every_stream_explores_by_its_own_epsilon(learner):
     agent, state, _ = learner(epsilon_start=0.0, epsilon_steps=1)
     state = state._replace(epsilon_end=jnp.asarray([0.0, 1.0]), env_steps=jnp.int32(1))
     policy, obs = agent.snapshot(state), jnp.ones((B, 3))
-    act = jax.jit(lambda policy, keys: _rollout.act_all(agent, policy, (), obs, keys)[0])
+    act = jax.jit(lambda policy, keys: rollouts.act_all(agent, policy, (), obs, keys)[0])
     found = np.stack([act(policy, jax.random.split(jax.random.key(i), B)) for i in range(60)])
     best = int(values(state.params, np.ones(3)).argmax())
     assert (found[:, 0] == best).all()
@@ -241,8 +380,8 @@ def test_the_numpy_decision_follows_the_learner(env_spec, build_agent):
     agent = build_agent(spec_of(env_spec), rule="q_learning", algorithm={"epsilon_steps": 10}, network={"hidden": (4,)})
     state = jax.tree.map(np.array, agent.init(jax.random.key(0)))
     state.epsilon_end[...] = 0.25
-    act, obs = agent.small_act(state, np.random.default_rng(0)), np.array([0.3, -0.2, 0.5], np.float32)
-    outputs = agent.network.apply(state.params, obs, ())[0]["q"]
+    act, obs = in_numpy.deciding(agent.about, state, np.random.default_rng(0)), np.array([0.3, -0.2, 0.5], np.float32)
+    outputs = agent.about.networks["policy"].apply(state.params, obs, ())[0]["q"]
     best, count = int(np.argmax(outputs)), 4000
     for env_steps, wanted in ((0, 1.0), (4, 0.7), (10, 0.25), (99, 0.25)):  # written over, as a worker does
         state.env_steps[...] = env_steps
@@ -254,17 +393,17 @@ def test_the_numpy_decision_follows_the_learner(env_spec, build_agent):
     state.epsilon_end[...] = 0.0
     for leaf in jax.tree.leaves(state.params):
         leaf[...] = -leaf
-    flipped = agent.network.apply(state.params, obs, ())[0]["q"]
+    flipped = agent.about.networks["policy"].apply(state.params, obs, ())[0]["q"]
     assert act(obs)[0] == int(np.argmax(flipped))
 
 
 def test_small_networks_and_those_of_pictures_decide_in_numpy(env_spec, build_agent):
     build = functools.partial(build_agent, rule="q_learning")
-    assert build(spec_of(env_spec)).small_act is not None
-    assert build(spec_of(env_spec), network={"dueling": True}).small_act is None
-    assert build(spec_of(env_spec), algorithm={"normalise_observations": True}).small_act is None
-    assert build(env_spec((5, 5, 1), choices=2)).small_act is not None
-    assert build(env_spec((5, 5, 1), choices=2), network={"hidden": (1024,)}).small_act is None
+    assert in_numpy.decides(build(spec_of(env_spec)).about)
+    assert not in_numpy.decides(build(spec_of(env_spec), network={"dueling": True}).about)
+    assert not in_numpy.decides(build(spec_of(env_spec), algorithm={"normalise_observations": True}).about)
+    assert in_numpy.decides(build(env_spec((5, 5, 1), choices=2)).about)
+    assert not in_numpy.decides(build(env_spec((5, 5, 1), choices=2), network={"hidden": (1024,)}).about)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from shoal import errors, replay, tree, types
+from shoal.algorithms import _memory
+from shoal.core import errors, tree, types
 
 GAMMA = 0.9
 ROWS, COLUMNS = 4, 3  # of an image
@@ -81,7 +82,7 @@ def together(streams):
 
 def filled(spec, plan, total, *, pieces):
     """(memory's functions, its content, the streams) after `total` steps of every stream in rollouts of `pieces`."""
-    memory = replay.build(plan, spec)
+    memory = _memory.build(plan, spec)
     streams = [stream(total, spec=spec, first=b) for b in range(plan.streams)]
     steps, content, add = together(streams), memory.init(), jax.jit(memory.add)
     for begin in range(0, total, pieces):
@@ -106,7 +107,7 @@ def truth(steps, t, n_step, *, frames):
 
 
 def plan(capacity=48, batch=400, n_step=1, streams=1, prioritised=False):
-    return replay.Plan(capacity, batch, n_step, streams, prioritised)
+    return _memory.Plan(capacity, batch, n_step, streams, prioritised)
 
 
 CASES = [  # (kind, stack, channels, n_step, streams, steps added, of rollouts)
@@ -130,7 +131,7 @@ def test_what_is_sampled_is_what_happened(kind, stack, channels, n_step, streams
         spec, plan(n_step=n_step, streams=streams, prioritised=prioritised), total, pieces=pieces
     )
     sample = jax.jit(memory.sample)
-    priorities = replay.Priorities(jnp.float32(0.6), jnp.float32(0.0))
+    priorities = _memory.Priorities(jnp.float32(0.6), jnp.float32(0.0))
     begun = {float(name): (b, t) for b, each in enumerate(told) for t, name in enumerate(each.names)}
     seen, cut, ended = set(), 0, 0
     for key in jax.random.split(jax.random.key(0), 4):
@@ -160,27 +161,30 @@ def test_what_is_sampled_is_what_happened(kind, stack, channels, n_step, streams
 def test_frames_are_kept_once():
     for capacity, streams in ((1000, 1), (4096, 8)):
         spec = image_spec(4, shape=(84, 84))
-        memory = replay.build(plan(capacity=capacity, streams=streams), spec)
-        bytes = replay.bytes(jax.eval_shape(memory.init))
+        memory = _memory.build(plan(capacity=capacity, streams=streams), spec)
+        bytes = tree.bytes(jax.eval_shape(memory.init))
         assert 0 <= bytes - capacity * 84 * 84 <= capacity * 16 + 64, "one frame and a few numbers a step"
-    whole = replay.bytes(jax.eval_shape(replay.build(plan(capacity=1000), vector_spec()).init))
+    whole = tree.bytes(jax.eval_shape(_memory.build(plan(capacity=1000), vector_spec()).init))
     assert 0 <= whole - 1000 * (2 * 8 + 8 + 4 + 4 + 1) <= 64, "of vectors, the true successor too"
 
 
 @pytest.mark.parametrize("prioritised", [False, True])
 def test_the_bytes_told_are_those_allocated(prioritised):
-    memory = replay.build(plan(capacity=300, streams=3, prioritised=prioritised), image_spec(4))
+    memory = _memory.build(plan(capacity=300, streams=3, prioritised=prioritised), image_spec(4))
     content = memory.init()
-    assert replay.bytes(jax.eval_shape(memory.init)) == sum(leaf.nbytes for leaf in jax.tree.leaves(content))
-    assert replay.bytes(content) == tree.bytes(content)
+    assert tree.bytes(jax.eval_shape(memory.init)) == sum(leaf.nbytes for leaf in jax.tree.leaves(content))
+    assert tree.bytes(content) == tree.bytes(content)
 
 
 GROWTH = """
 import jax, jax.numpy as jnp, numpy as np, sys
-from shoal import replay, tree, types
+from shoal.algorithms import _memory as replay
+from shoal.core import tree, types
 spec = types.EnvSpec("test:atari", types.ObservationSpec((84, 84, 4), "uint8", True, 4),
                      types.ActionSpec(True, 6, (), (), ()), None, None, False)
-from shoal import algorithms, networks, optimise, registry
+from shoal import algorithms, networks
+from shoal.core import registry
+from shoal.formulas import optimise
 module, none = registry.load("algorithm", "dqn"), registry.load("corrector", "none")
 given = algorithms.Ingredients(spec, networks.Config(torso="mlp", hidden=()), optimise.local(optimise.Config(), 10),
                                none.build(none.Config()), 1)
@@ -228,7 +232,7 @@ def test_uniform_means_uniform():
 @pytest.mark.parametrize(("alpha", "beta"), [(0.6, 0.4), (1.0, 1.0), (0.0, 0.7)])
 def test_priorities_decide_how_often_and_weights_make_up_for_it(alpha, beta):
     memory, content, _ = filled(vector_spec(), plan(capacity=16, prioritised=True, batch=16_000), 16, pieces=4)
-    priorities = replay.Priorities(jnp.float32(alpha), jnp.float32(beta))
+    priorities = _memory.Priorities(jnp.float32(alpha), jnp.float32(beta))
     first = memory.sample(content, jnp.float32(GAMMA), priorities, jax.random.key(0))
     np.testing.assert_allclose(first.weight, 1.0, rtol=1e-5)
     assert len(np.unique(first.index)) == 16, "all have the same chance before anything is known"
@@ -247,7 +251,7 @@ def test_priorities_decide_how_often_and_weights_make_up_for_it(alpha, beta):
 
 def test_new_experience_is_not_passed_over():
     memory, content, _ = filled(vector_spec(), plan(capacity=16, prioritised=True, batch=64), 8, pieces=4)
-    priorities = replay.Priorities(jnp.float32(1.0), jnp.float32(0.4))
+    priorities = _memory.Priorities(jnp.float32(1.0), jnp.float32(0.4))
     content = memory.reprioritise(content, jnp.arange(8), jnp.full(8, 1e-3), priorities)
     more = together([stream(12, spec=vector_spec())])
     content = memory.add(content, jax.tree.map(lambda leaf: leaf[8:], more))
@@ -257,7 +261,7 @@ def test_new_experience_is_not_passed_over():
 
 def test_an_error_that_is_not_finite_spoils_nothing_and_is_not_drawn_again():
     memory, content, _ = filled(vector_spec(), plan(capacity=16, prioritised=True, batch=640), 16, pieces=4)
-    priorities = replay.Priorities(jnp.float32(0.6), jnp.float32(0.4))
+    priorities = _memory.Priorities(jnp.float32(0.6), jnp.float32(0.4))
     bad = jnp.array([jnp.nan, 1.0, jnp.inf, 0.5])
     content = memory.reprioritise(content, jnp.arange(4), bad, priorities)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(content))
@@ -269,7 +273,7 @@ def test_an_error_that_is_not_finite_spoils_nothing_and_is_not_drawn_again():
 def test_a_place_that_holds_nothing_weighs_nothing_and_stays_empty():
     """What rounding at the edge of the tree may lead to."""
     memory, content, _ = filled(vector_spec(), plan(capacity=16, prioritised=True, batch=8), 12, pieces=4)
-    priorities = replay.Priorities(jnp.float32(0.6), jnp.float32(0.4))
+    priorities = _memory.Priorities(jnp.float32(0.6), jnp.float32(0.4))
     nodes = content.sum_tree_state.nodes
     empty = content.replace(sum_tree_state=content.sum_tree_state.replace(nodes=nodes.at[0].set(nodes[0] * 2.0)))
     drawn = memory.sample(empty, jnp.float32(GAMMA), priorities, jax.random.key(0))
@@ -282,7 +286,7 @@ def test_a_place_that_holds_nothing_weighs_nothing_and_stays_empty():
 
 
 def test_no_sample_before_there_is_a_whole_sequence():
-    memory = replay.build(plan(n_step=3, batch=4), image_spec(4))
+    memory = _memory.build(plan(n_step=3, batch=4), image_spec(4))
     content, told = memory.init(), stream(20, spec=image_spec(4))
     for t in range(10):
         assert bool(memory.filled(content)) == (t >= 3 + 3 + 1)
@@ -295,28 +299,33 @@ def test_no_sample_before_there_is_a_whole_sequence():
         (vector_spec(), plan(capacity=7, streams=4), 8),
         (vector_spec(), plan(capacity=23, streams=4, n_step=5), 24),
         (image_spec(4), plan(capacity=11, streams=2), 12),
-        (vector_spec(), replay.Plan(63, 4, 1, 4, False, rollout_length=16), 64),
+        (vector_spec(), _memory.Plan(63, 4, 1, 4, False, rollout_length=16), 64),
     ],
 )
 def test_a_memory_too_small_is_refused_with_what_is_needed(spec, given, needed):
     with pytest.raises(errors.Refused, match=f"capacity={given.capacity} leaves .* give at least {needed}"):
-        replay.build(given, spec)
-    assert replay.build(given._replace(capacity=needed), spec)
+        _memory.build(given, spec)
+    assert _memory.build(given._replace(capacity=needed), spec)
 
 
 def test_a_step_that_weighs_nothing_gets_no_priority():
     """A cut step of pictures is never learned from: it must not be drawn for its error for ever."""
     memory, content, _ = filled(image_spec(4), plan(capacity=48, batch=64, prioritised=True), 40, pieces=8)
-    priorities = replay.Priorities(jnp.float32(1.0), jnp.float32(0.0))
+    priorities = _memory.Priorities(jnp.float32(1.0), jnp.float32(0.0))
 
     def learn(learner, drawn, key):
         del key
         return learner, jnp.full(64, 5.0), {"weight": drawn.weight.mean()}
 
-    practice = replay.Practice(memory, learn, 3)
-    _, after, _ = replay.practise(
-        practice, (), content, jnp.asarray(True), jnp.float32(GAMMA), priorities, jax.random.key(0)
+    practice = types.Practice(
+        plan=None,
+        prepare=None,
+        ready=lambda state: jnp.asarray(True),  # noqa: ARG005
+        drawing=lambda state: (jnp.float32(GAMMA), priorities),  # noqa: ARG005
+        learn=learn,
+        updates=3,
     )
+    _, after, _ = _memory.practise(practice, memory, (), content, jax.random.key(0))
     drawn = memory.sample(after, jnp.float32(GAMMA), priorities, jax.random.key(9))
     assert (np.asarray(drawn.weight) > 0).all()
 

@@ -13,7 +13,8 @@ import sys
 import numpy as np
 import pytest
 
-from shoal import errors, report
+from shoal import report
+from shoal.core import errors
 from shoal.report import groups, headline, markup, picture, svg, words
 from shoal.report import runs as run_folders
 
@@ -208,7 +209,7 @@ def test_what_is_not_a_run_folder_is_refused_in_one_line(what, tmp_path):
         folder.write_text("")
     elif what != "missing":
         folder.mkdir()
-    content = {"not a run": "[1]", "not json": "{", "newer": '{"schema": 2, "preset": "a3c", "env": "e"}'}.get(what)
+    content = {"not a run": "[1]", "not json": "{", "newer": '{"schema": 99, "preset": "a3c", "env": "e"}'}.get(what)
     if content:
         (folder / "config.json").write_text(content)
     with pytest.raises(errors.Refused) as refused:
@@ -255,6 +256,45 @@ def test_groups_are_compared_and_never_averaged_together(tmp_path):
     assert page.said.count("Learning on CartPole-v1") == 1  # one environment, one figure
     assert "algorithm.learning_rate differs" in page.said
     assert len(groups.split(run_folders.read_all([folders[0], folders[0]]))[0].runs) == 1  # named twice, read once
+
+
+def configured(path, seed, **changes):
+    """A run whose ``config.json`` says something else."""
+    made = make_run(path, seed=seed)
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps(config | changes))
+    return made
+
+
+GOAL = {"target": 475.0, "window": 100}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "titles"),
+    [
+        ({"steps": 1000}, {"steps": 2000}, ["steps 1000", "steps 2000"]),
+        ({"goal": GOAL}, {"goal": None}, ["goal 475", "goal none"]),
+        ({"goal": GOAL}, {"goal": {"target": 475.0, "window": 10}}, ["goal 475", "goal 475 over 10 episodes"]),
+        ({}, {"episodes": 50}, ["episodes null", "episodes 50"]),
+        ({}, {"what_comes_later": {"is": "other"}}, ["is null", "is other"]),
+        ({"steps": 1000, "goal": GOAL}, {"steps": 2000}, ["steps 1000, goal 475", "steps 2000, goal none"]),
+    ],
+)
+def test_only_runs_that_differ_in_nothing_but_the_seed_are_pooled(one, other, titles, tmp_path):
+    folders = [configured(tmp_path / f"a{seed}", seed, **one) for seed in range(2)]
+    folders += [configured(tmp_path / f"b{seed}", seed, **other) for seed in range(2)]
+    found = groups.split(run_folders.read_all(folders))
+    assert [group.title for group in found] == [f"a3c on CartPole-v1 ({title})" for title in titles]
+    assert [(len(group.runs), group.seeds) for group in found] == [(2, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    "change", [{"versions": {"jax": "0.11"}}, {"machine": {"cores": 8}}, {"command": "python train.py"}]
+)
+def test_where_and_how_it_was_run_makes_no_other_experiment(change, tmp_path):
+    folders = [make_run(tmp_path / "a"), configured(tmp_path / "b", 1, **change)]
+    (group,) = groups.split(run_folders.read_all(folders))
+    assert (group.title, group.seeds) == ("a3c on CartPole-v1", 2)
 
 
 def test_environments_have_a_figure_each(tmp_path):
@@ -409,3 +449,38 @@ if CHROMIUM:
         command = [CHROMIUM, *(f"--{flag}" for flag in flags), "--dump-dom", out.as_uri()]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         assert 'class="copy">Copy' in ran.stdout  # the script ran to its end: it revealed the button
+
+
+def resume_at(folder, *steps):
+    """As if the run had been stopped and resumed at some steps of its metrics."""
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    ends = [max(row["step"] for row in rows if row["step"] <= step) for step in steps]
+    lives = [sum(row["step"] > end for end in ends) for row in rows]
+    rows = [row | ({"life": life} if life else {}) for row, life in zip(rows, lives, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ends
+
+
+def test_where_a_run_was_resumed_there_is_a_labelled_line(single, tmp_path):
+    assert "moment hue" not in written(tmp_path, single)[0], "it never was"
+    ends = resume_at(single, 12_000, 30_000)
+    assert run_folders.read(single).resumed("step").tolist() == ends
+    content, page = written(tmp_path, single)
+    assert content.count('class="moment hue0"') == len(ends) * 2 * 2, "over steps and time, in two sizes"
+    wide = re.search(r'class="wide".*?data-x="0.0 ([\d.]+)".*?</svg>', content, re.DOTALL)
+    drawn = [float(x) for x in re.findall(r'<line x1="([\d.]+)"[^>]*class="moment', wide.group(0))]
+    assert drawn == pytest.approx([50 + end / float(wide.group(1)) * (860 - 50 - 14) for end in ends], abs=0.1)
+    assert page.said.count("resumed") == len(ends) * 2 * 2 + 1, "each line's name, and the caption"
+    assert "Vertical lines: there a run was stopped and resumed." in page.said
+    assert "life" not in page.said, "it is no learning metric"
+
+
+def test_of_several_runs_the_lines_have_the_colour_of_theirs(seeds, tmp_path):
+    resume_at(seeds[1], 20_000)
+    content, page = written(tmp_path, *seeds)
+    hue = re.search(r'class="thin hue(\d)"[^>]*>|class="line thin hue(\d)"', content)
+    assert hue, "runs are drawn"
+    assert content.count('class="moment hue2"') == 2 * 2, "the second run's"
+    assert content.count('class="moment ') == 2 * 2
+    assert page.said.count("resumed") == 1, "the caption's"

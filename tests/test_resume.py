@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from shoal import checkpoint, cli, experiment
+from shoal import experiment
+from shoal.command import cli
+from shoal.runs import checkpoint
 from tests import faults
 
 STEPS = 40_000
@@ -183,12 +185,30 @@ def test_without_a_usable_checkpoint_it_ends_with_4(copy, capsys):
     assert json.loads((copy / "config.json").read_text())["steps"] == STEPS, "nothing else is touched"
 
 
-def test_a_run_that_never_saved_cannot_be_resumed(copy, capsys):
+def test_a_run_killed_before_it_was_saved_begins_anew_in_its_folder(undisturbed, copy, capsys):
     shutil.rmtree(copy / "checkpoints")
-    ended = faults.call(capsys, "resume", copy)
-    assert (ended.code, ended.err.count("\n")) == (4, 1)
-    assert "none was saved" in ended.err
-    assert "anew" in ended.err
+    (copy / ".tmp-status.json-1").touch()
+    read = faults.call(capsys, "eval", copy)
+    assert (read.code, read.err.count("\n")) == (4, 1)
+    assert "none was saved; `shoal resume` begins it anew" in read.err
+    ended = faults.call(capsys, "resume", copy, "--json", "--eval-episodes", 0)
+    assert ended.code == 0, ended.err
+    assert "was never saved: it begins anew" in ended.err
+    summary, expected = ended.json, faults.summary(undisturbed)
+    for key in ("status", "params_sha256", "exact", "env_steps", "episodes"):
+        assert summary[key] == expected[key], key
+    assert episodes(copy) == episodes(undisturbed), "what the killed life told is gone"
+    check_logs(copy)
+    assert not list(copy.rglob(".tmp-*"))
+
+
+def test_one_whose_checkpoints_were_all_set_aside_does_not_begin_anew(copy, capsys):
+    for folder in (copy / "checkpoints").glob("step-*"):
+        flip(folder / "manifest.json")
+    for _ in range(2):
+        ended = faults.call(capsys, "resume", copy)
+        assert ended.code == 4
+        assert "start the run anew in another folder" in ended.err
 
 
 @pytest.mark.parametrize(

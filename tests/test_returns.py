@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import returns
+from shoal.formulas import returns
+
+
+def vtrace(log_rho, reward, discount, cut, value, next_value, lambda_, clip):
+    """Targets and advantages with ρ̄ = ρ_pg = clip and c̄ = 1."""
+    ratio = jnp.exp(log_rho)
+    along = reward, discount, cut, value, next_value
+    target, error = returns.vtrace(jnp.minimum(clip, ratio), jnp.minimum(1.0, ratio), *along, lambda_)
+    return target, jnp.minimum(clip, ratio) * error
+
 
 WAYS = pytest.mark.parametrize("way", [lambda f: f, jax.jit], ids=["plain", "jit"])
 
@@ -99,7 +108,7 @@ def test_vtrace_by_hand(way):
     # A_0 = 1 + ½·2.5 - 1 = 1.25, A_1 = ½ (1 + ½·4 - 2) = ½, A_2 = 1 + 3 - 4 = 0.
     log_rho, half, never = jnp.log(f32(2, 0.5, 4)), f32(0.5, 0.5, 0.5), jnp.zeros(3, bool)
     one = jnp.float32(1)
-    target, advantage = way(returns.vtrace)(log_rho, f32(1, 1, 1), half, never, f32(1, 2, 4), f32(2, 4, 6), one, one)
+    target, advantage = way(vtrace)(log_rho, f32(1, 1, 1), half, never, f32(1, 2, 4), f32(2, 4, 6), one, one)
     np.testing.assert_allclose(target, (2.25, 2.5, 4.0), rtol=1e-6)
     np.testing.assert_allclose(advantage, (1.25, 0.5, 0.0), rtol=1e-6, atol=1e-6)
 
@@ -109,7 +118,7 @@ def test_vtrace_lets_a_larger_clip_weigh_the_errors_but_not_the_traces(way):
     # ρ = 3 below a clip of 4, c = min(1, 3) = 1: v_1 = 3·1 = 3, v_0 = 3·1 + 1·1·3 = 6, A_0 = 3 (1 + 3), A_1 = 3.
     log_rho, one, never = jnp.log(f32(3, 3)), f32(1, 1), jnp.zeros(2, bool)
     zero, lambda_, clip = f32(0, 0), jnp.float32(1), jnp.float32(4)
-    target, advantage = way(returns.vtrace)(log_rho, one, one, never, zero, zero, lambda_, clip)
+    target, advantage = way(vtrace)(log_rho, one, one, never, zero, zero, lambda_, clip)
     np.testing.assert_allclose(target, (6, 3), rtol=1e-6)
     np.testing.assert_allclose(advantage, (12, 3), rtol=1e-6)
 
@@ -126,7 +135,7 @@ def test_lambda_returns_equal_the_definition_across_ends(lambda_):
 
 @pytest.mark.parametrize(("lambda_", "clip"), [(1.0, 1.0), (0.6, 1.0), (1.0, 2.5), (0.0, 1.0)])
 def test_vtrace_equals_the_definition_across_ends(lambda_, clip):
-    compute = jax.jit(returns.vtrace)
+    compute = jax.jit(vtrace)
     for seed in range(20):
         at = stream(seed)
         found = compute(*at.values(), jnp.float32(lambda_), jnp.float32(clip))
@@ -139,15 +148,15 @@ def test_rlax_agrees_where_nothing_is_cut(lambda_, lenient, rlax):
     at = stream(3, ends=False)
     ratio = np.exp(at["log_rho"])
     found = returns.lambda_returns(at["reward"], at["discount"], at["cut"], at["next_value"], jnp.float32(lambda_))
-    target, advantage = returns.vtrace(*at.values(), jnp.float32(lambda_), jnp.float32(1))
+    target, advantage = vtrace(*at.values(), jnp.float32(lambda_), jnp.float32(1))
     with lenient():
         theirs = rlax.lambda_returns(at["reward"], at["discount"], at["next_value"], lambda_)
-        vtrace = rlax.vtrace_td_error_and_advantage(
+        corrected = rlax.vtrace_td_error_and_advantage(
             at["value"], at["next_value"], at["reward"], at["discount"], ratio, lambda_
         )
     np.testing.assert_allclose(found, theirs, rtol=1e-5)
-    np.testing.assert_allclose(target, at["value"] + vtrace.errors, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(advantage, vtrace.pg_advantage, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(target, at["value"] + corrected.errors, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(advantage, corrected.pg_advantage, rtol=1e-5, atol=1e-6)
 
 
 def test_lambda_one_is_rlax_n_step_over_the_whole_segment(lenient, rlax):
@@ -164,7 +173,7 @@ def test_vtrace_on_policy_is_lambda_returns(lambda_):
     at["log_rho"] = np.zeros_like(at["log_rho"])
     weight = jnp.float32(lambda_)
     plain = returns.lambda_returns(at["reward"], at["discount"], at["cut"], at["next_value"], weight)
-    target, advantage = returns.vtrace(*at.values(), weight, jnp.float32(1))
+    target, advantage = vtrace(*at.values(), weight, jnp.float32(1))
     np.testing.assert_allclose(target, plain, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(advantage, plain - at["value"], rtol=1e-5, atol=1e-5)
 
@@ -178,7 +187,7 @@ def test_nothing_flows_back_across_an_end(function):
     one, two = (
         returns.lambda_returns(a["reward"], a["discount"], a["cut"], a["next_value"], jnp.float32(1))
         if function == "lambda_returns"
-        else returns.vtrace(*a.values(), jnp.float32(1), jnp.float32(1))[1]
+        else vtrace(*a.values(), jnp.float32(1), jnp.float32(1))[1]
         for a in (at, other)
     )
     np.testing.assert_array_equal(one[:5], two[:5])

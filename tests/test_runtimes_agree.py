@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import algorithms, in_place, networks, optimise, seeds, tree, types
+from shoal import algorithms, networks
 from shoal.algorithms import actor_critic
+from shoal.core import seeds, tree, types
 from shoal.correct import none
+from shoal.formulas import in_place, optimise
 
 STEPS, UPDATES = 500, 50
 

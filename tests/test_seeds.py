@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 
-from shoal import seeds
+from shoal.core import seeds
 
 
 def test_documented_values():
@@ -44,6 +44,8 @@ def test_keys_follow_the_seeds():
 
 
 def test_another_process_derives_the_same_and_needs_no_jax():
-    code = "import sys; from shoal import seeds; print(seeds.derive(5, 'worker', 2)); assert 'jax' not in sys.modules"
+    code = (
+        "import sys; from shoal.core import seeds; print(seeds.derive(5, 'worker', 2))\nassert 'jax' not in sys.modules"
+    )
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert int(printed) == seeds.derive(5, "worker", 2)

@@ -16,9 +16,13 @@ import numpy as np
 import pytest
 
 import shoal
-from shoal import cli, errors, experiment, log, many, memory, tree
+from shoal import experiment, log
+from shoal.command import cli
+from shoal.core import errors, tree
+from shoal.experiment import budget
 from shoal.report import statistics
-from shoal.runtimes import _chunks
+from shoal.runs import group as groups
+from shoal.runtimes.members import chunks
 from tests import faults
 
 SHORT = ("a2c", "--env", "probe:match", "--runtime.environments", 8, "--steps", 2000)
@@ -109,12 +113,12 @@ def test_a_group_is_not_one_run(group, capsys):
 
 
 def test_json_and_screen_are_of_the_group(capsys, tmp_path):
-    ended = faults.call(capsys, "train", *SHORT, "--seeds", 2, "--out", tmp_path / "runs", "--json")
+    ended = faults.call(capsys, "train", *SHORT, "--seeds", SEEDS, "--out", tmp_path / "runs", "--json")
     assert ended.code == 0
     assert ended.json == faults.summary(tmp_path / "runs")
     lines = [line for line in ended.err.splitlines() if line.startswith("step=")]
-    assert all("seeds=" in line and "/4000 " in line for line in lines), "of all seeds, none of one alone"
-    for words in ("seeds=2/2", "a2c on probe:match (seeds 0 to 1): completed", "IQM", "95 % interval", "seed 1 "):
+    assert all("seeds=" in line and "/6000 " in line for line in lines), "of all seeds, none of one alone"
+    for words in ("seeds=3/3", "a2c on probe:match (seeds 0 to 2): completed", "IQM", "95 % interval", "seed 1 "):
         assert words in ended.err
 
 
@@ -172,7 +176,7 @@ def test_the_same_command_gives_the_same_bits(undisturbed, capsys, tmp_path):
 
 
 def test_a_seed_that_is_done_keeps_what_it_had_then(capsys, tmp_path):
-    goal = (*CARTPOLE[:-2], "--until", 60)
+    goal = (*CARTPOLE[:-2], "--until", 30)
     whole = faults.train(capsys, tmp_path / "group", *goal, "--seeds", SEEDS)
     assert whole["solved"] == SEEDS
     ends = [run["env_steps"] for run in whole["runs"]]
@@ -221,7 +225,7 @@ def test_a_device_is_made_for_each_core_seeds_can_use(monkeypatch):
 def test_computing_ahead_changes_no_bit(seeds, capsys, tmp_path, monkeypatch):
     typed = (*CARTPOLE[:-2], "--until", 40, *seeds)
     ahead = faults.train(capsys, tmp_path / "ahead", *typed)
-    monkeypatch.setattr(_chunks, "TWICE", 0)
+    monkeypatch.setattr(chunks, "TWICE", 0)
     after = faults.train(capsys, tmp_path / "after", *typed)
     assert (ahead["env_steps"], ahead["episodes"]) == (after["env_steps"], after["episodes"])
     if seeds:
@@ -357,12 +361,13 @@ def test_a_seed_whose_goal_was_met_stays_as_it_was(capsys, tmp_path, monkeypatch
     assert faults.call(capsys, "resume", out, "--json", "--eval-episodes", 0).json["runs"] == whole["runs"]
 
 
-def test_a_group_that_never_saved_cannot_be_resumed(copy, capsys):
+def test_a_group_killed_before_it_was_saved_begins_anew(undisturbed, copy, capsys):
     for seed in range(SEEDS):
         shutil.rmtree(copy / f"seed-{seed}" / "checkpoints")
-    ended = faults.call(capsys, "resume", copy)
-    assert ended.code == 4
-    assert "none was saved" in ended.err
+    resumed = faults.call(capsys, "resume", copy, "--json", "--eval-episodes", 0)
+    assert resumed.code == 0, resumed.err
+    assert resumed.err.count("was never saved: it begins anew") == SEEDS
+    check_same(copy, resumed.json, undisturbed)
 
 
 def test_an_edited_list_of_seeds_is_refused(copy, capsys):
@@ -396,7 +401,7 @@ def test_the_board_adds_seeds_up():
             self.shown, self.count = status, self.count + 1
 
     screen = Screen()
-    board = many.Board(screen, [7, 8, 9])
+    board = groups.Board(screen, [7, 8, 9])
     status = log.Status("a2c", "x", "on_device", 7, 100, 1000, 50.0, 10.0, 12.0, 3, {}, {}, 0, 1.0, 5.0, 18.0, None)
     for at, mean in enumerate((10.0, None, 40.0)):
         board.lane(at).show(status._replace(return_mean=mean))
@@ -438,7 +443,7 @@ def test_a_replay_memory_that_cannot_fit_is_refused(tmp_path):
     """In a process of its own that may not take more than a few gigabytes."""
     script = f"""
 import re, sys
-from shoal import cli
+from shoal.command import cli
 code = cli.main(["train", "dqn", "--env", "probe:match", "--algorithm.capacity", str(10**11),
                  "--out", {str(tmp_path / "run")!r}])
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])  # ru_maxrss is inherited
@@ -454,11 +459,11 @@ sys.exit(code)
 
 
 def test_seeds_count_for_the_memory_they_take(monkeypatch):
-    needed = memory.Need(600 * memory.MB, {"steps": 10, "bytes": 500 * memory.MB})
-    monkeypatch.setattr(memory, "available", lambda: 1000 * memory.MB)
-    assert memory.check(needed, 1) == "replay memory: 10 steps, 500 MB"
+    needed = budget.Need(600 * budget.MB, {"steps": 10, "bytes": 500 * budget.MB})
+    monkeypatch.setattr(budget, "available", lambda: 1000 * budget.MB)
+    assert budget.check(needed, 1) == "replay memory: 10 steps, 500 MB"
     with pytest.raises(errors.Refused, match=r"1,200 MB.*1,000 MB.*fewer seeds"):
-        memory.check(needed, 2)
+        budget.check(needed, 2)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -469,11 +474,11 @@ def test_the_limit_of_a_container_counts(version, tmp_path, monkeypatch):
     )[version - 1]
     folder = tmp_path / below
     folder.mkdir(exist_ok=True)
-    for name, value in zip(names, (900 * memory.MB, 500 * memory.MB), strict=True):
+    for name, value in zip(names, (900 * budget.MB, 500 * budget.MB), strict=True):
         (folder / name).write_text(f"{value}\n")
-    (folder / "memory.stat").write_text(f"inactive_file {100 * memory.MB}\nanon 5\n")
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
-    monkeypatch.setattr(memory, "_meminfo", lambda: 2000 * memory.MB)
-    assert memory.available() == 500 * memory.MB, "file pages can be had back"
+    (folder / "memory.stat").write_text(f"inactive_file {100 * budget.MB}\nanon 5\n")
+    monkeypatch.setattr(budget, "CGROUPS", tmp_path)
+    monkeypatch.setattr(budget, "_meminfo", lambda: 2000 * budget.MB)
+    assert budget.available() == 500 * budget.MB, "file pages can be had back"
     (folder / names[0]).write_text("max\n")
-    assert memory.available() == 2000 * memory.MB
+    assert budget.available() == 2000 * budget.MB

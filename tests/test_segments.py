@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import asynchrony, experiment, presets, registry, types
+from shoal import experiment
 from shoal.algorithms import actor_critic
-from shoal.runtimes import _segment
-from tests import faults
+from shoal.core import registry, types
+from shoal.experiment import presets
+from shoal.monitor import asynchrony
+from shoal.runtimes.experience import segments
+from tests import conftest, faults
 
 T, USED = 6, 4
 RULES: dict[str, dict[str, Any]] = {
@@ -21,17 +24,24 @@ RULES: dict[str, dict[str, Any]] = {
     "mean": {"rule": "actor_critic", "algorithm": {"reduction": "mean"}},
     "lstm": {"rule": "actor_critic", "network": {"lstm": 4}},
     "vtrace": {"rule": "actor_critic", "corrector": "vtrace"},
+    "rejecting": {"rule": "actor_critic", "corrector": "m2po", "correction": {"moment": 1.0, "weight": "tis"}},
+    "sequences": {"rule": "actor_critic", "corrector": "seq_mis", "correction": {"product_low": 0.0}},
+    "retrace": {
+        "rule": "q_learning",
+        "algorithm": {"target": "n_step", "epsilon_learned": 0.3, "reduction": "mean"},
+        "corrector": "retrace",
+        "correction": {"weight": "tis", "reject": "m2po", "moment": 1.0},
+    },
     "normalised": {"rule": "actor_critic", "algorithm": {"normalise_observations": True}},
     "one_step": {"rule": "q_learning", "algorithm": {"target": "one_step"}},
     "sarsa": {"rule": "q_learning", "algorithm": {"target": "sarsa"}},
     "n_step": {"rule": "q_learning", "algorithm": {"target": "n_step", "normalise_observations": True}},
 }
+FORGETFUL = ("one_step", "sarsa", "n_step")  # they remember nothing of a decision
 
 
 def test_every_rule_that_understands_padding_is_tested():
-    padded = {
-        name for name in registry.names("algorithm") if getattr(registry.load("algorithm", name), "PADDED", False)
-    }
+    padded = {name for name in registry.names("algorithm") if experiment.traits(name).padded}
     assert padded == {settings["rule"] for settings in RULES.values()}
 
 
@@ -39,18 +49,27 @@ def close(a: Any, b: Any) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), a, b)
 
 
+SPEC = conftest.env_spec((3,), choices=3)
+
+
+@functools.cache
+def learner(name: str) -> tuple[types.Agent, Any]:
+    """An agent, and its update compiled: once for all that is tried with it."""
+    agent = conftest.build_agent(SPEC, **RULES[name])
+    return agent, jax.jit(agent.update)
+
+
 @pytest.mark.parametrize("ending", ["terminal", "limit"])
 @pytest.mark.parametrize("name", RULES)
-def test_padding_teaches_nothing(name, ending, env_spec, build_agent, rollout, ends):
+def test_padding_teaches_nothing(name, ending, rollout, ends):
     """Whatever it holds, a padded segment is worth its first steps alone; also as the start of the next one."""
-    spec, end = env_spec((3,), choices=3), np.zeros((USED, 1), bool)
+    spec, end = SPEC, np.zeros((USED, 1), bool)
     end[-1] = True
-    agent = build_agent(spec, **RULES[name])
-    update = jax.jit(agent.update)
+    agent, update = learner(name)
     state = agent.init(jax.random.key(0))
-    carry = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], agent.carry)
+    carry = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], agent.about.carry)
     short = rollout(spec, USED, 1, seed=1, ends=ends(**{ending: end}), carry=carry)
-    if RULES[name]["rule"] == "q_learning":
+    if name in FORGETFUL:
         short = short._replace(transitions=short.transitions._replace(extras=()))
     results = []
     for filling in (7.0, -300.0):
@@ -67,7 +86,7 @@ def test_padding_teaches_nothing(name, ending, env_spec, build_agent, rollout, e
     assert int(results[0][0].env_steps) == USED
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(alone.optimiser.gradient)) > 1e-3
     following = rollout(spec, T, 1, seed=2, carry=carry)
-    if RULES[name]["rule"] == "q_learning":
+    if name in FORGETFUL:
         following = following._replace(transitions=following.transitions._replace(extras=()))
     again = [update(after, following, jax.random.key(2))[0].optimiser.gradient for after in (results[0][0], alone)]
     close(*again)
@@ -89,9 +108,9 @@ def built(env: str, preset: str = "a3c", **runtime: Any) -> Any:
 
 def stream(parts: types.Parts, padded: bool) -> tuple[Any, types.Rollout]:
     """A stream of CartPole's segments, and the room they are written into."""
-    room = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _segment.like(parts, padded))
+    room = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), segments.like(parts, padded))
     state = jax.tree.map(np.asarray, parts.agent.init(jax.random.key(3)))
-    return _segment.HostSegments(_segment.Programs(parts, padded), state, room, 5, "here"), room
+    return segments.HostSegments(segments.Programs(parts, padded), state, room, 5, "here"), room
 
 
 def test_cut_or_not_the_steps_are_the_same():
@@ -100,10 +119,10 @@ def test_cut_or_not_the_steps_are_the_same():
     seen: dict[bool, list[np.ndarray]] = {}
     ended: dict[bool, list[tuple[float, int]]] = {}
     for padded in (False, True):
-        segments, room = stream(parts, padded)
+        mine, room = stream(parts, padded)
         seen[padded], ended[padded] = [], []
         while len(seen[padded]) < 30 * T:
-            segment = segments.collect(None)
+            segment = mine.collect(None)
             steps = room.transitions
             assert segment.steps == (int(room.used) if padded else T)
             assert padded or segment.steps == T
@@ -117,7 +136,7 @@ def test_cut_or_not_the_steps_are_the_same():
                 over = (steps.discount[: segment.steps, 0] == 0) | steps.truncated[: segment.steps, 0]
                 assert over.tolist() == [False] * (segment.steps - 1) + [bool(segment.finished)]
                 assert not steps.reward[segment.steps :].any()
-        segments.close()
+        mine.close()
     count = min(map(len, seen.values()))
     np.testing.assert_array_equal(seen[True][:count], seen[False][:count])
     assert ended[True][:5] == ended[False][:5]
@@ -126,14 +145,14 @@ def test_cut_or_not_the_steps_are_the_same():
 
 def test_compiled_segments_stand_still_from_the_end_on():
     made, parts = built("gymnax:CartPole-v1")
-    programs = _segment.Programs(parts, padded=True)
-    segments = _segment.DeviceSegments(programs, 5, "here")
+    programs = segments.Programs(parts, padded=True)
+    stream = segments.DeviceSegments(programs, 5, "here")
     policy = parts.agent.snapshot(parts.agent.init(jax.random.key(3)))
     assert made.runtime == "hogwild"
     length, lengths, starts = 0, [], True
     for _ in range(60):
-        before = np.asarray(segments._actors.obs)[0]
-        segment = segments.collect(policy)
+        before = np.asarray(stream._actors.obs)[0]
+        segment = stream.collect(policy)
         steps, n = segment.payload.transitions, segment.steps
         assert n == int(segment.payload.used)
         np.testing.assert_array_equal(np.asarray(steps.obs)[0, 0], before)
@@ -198,12 +217,12 @@ def test_a_rule_that_learns_from_whole_segments_refuses_padded_ones(tmp_path, ca
 def test_padding_is_not_behaviour():
     """What acting remembered of the padding is a copy of the first step's, so that no ratio overflows."""
     _, parts = built("CartPole-v1")
-    segments, room = stream(parts, padded=True)
-    while segments.collect(None).steps in (1, T):
+    mine, room = stream(parts, padded=True)
+    while mine.collect(None).steps in (1, T):
         pass
     n = int(room.used)
     extras = room.transitions.extras
     assert isinstance(extras, actor_critic.Remembered)
     assert (extras.log_prob[n:] == extras.log_prob[0]).all()
     assert (room.transitions.obs[n:] == room.transitions.obs[0]).all()
-    segments.close()
+    mine.close()

@@ -12,8 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from shoal import errors, experiment, optimise, presets, seeds, tree, types
-from shoal.runtimes import _actor_learner, _learner, _segment, hogwild
+from shoal import experiment
+from shoal.core import errors, seeds, tree, types
+from shoal.experiment import presets
+from shoal.formulas import optimise
+from shoal.runtimes import hogwild
+from shoal.runtimes.experience import segments
+from shoal.runtimes.hogwild import parent, process
 from tests import faults
 
 T, PERIOD, UPDATES = 5, 35, 40
@@ -47,18 +52,18 @@ class Played:
     def __init__(self, room: types.Rollout, given: list[types.Rollout]) -> None:
         self._room, self._given = room, iter(given)
 
-    def collect(self, policy: Any) -> _segment.Segment:
+    def collect(self, policy: Any) -> segments.Segment:
         del policy
         jax.tree.map(lambda room, leaf: np.copyto(room, leaf, casting="unsafe"), self._room, next(self._given))
-        return _segment.Segment((), [], T, 0.0, 0.0)
+        return segments.Segment((), [], T, 0.0, 0.0)
 
 
-ALONE: Any = SimpleNamespace(orphaned=lambda: False)  # the link of a worker whose parent is this process
+ALONE: Any = SimpleNamespace(stopped=False, gone=lambda: False)  # the parent of a worker that is this process's
 
 
 class Team(NamedTuple):
     run: Any  # hogwild's side of the parent
-    workers: list[Any]  # `_actor_learner._Worker`
+    workers: list[Any]  # `process.ActorLearner`
 
     @property
     def block(self) -> Any:
@@ -74,13 +79,11 @@ def built(runtime: str, settings: dict[str, Any], **config: Any) -> experiment.B
 
 def team(count: int, saved: Any = None, statistics: str = "shared", **settings: Any) -> Team:
     parts = built("hogwild", settings, workers=count, statistics=statistics).parts
-    run = hogwild._Run(hogwild.Config(workers=count, statistics=statistics), parts, 0, 10**6, None, None)
+    run = parent.Run(hogwild.Config(workers=count, statistics=statistics), parts, 0, 10**6, None, None)
     run.restore(saved)
-    jobs = [run._job(i, 0)[0] for i in range(count)]
-    compiled = _learner.Compiled(parts, jobs[0].start)
-    learners = [_learner.Learner(compiled, i, job.incarnation) for i, job in enumerate(jobs)]
-    workers = [_actor_learner._Worker(learner, job, ALONE) for learner, job in zip(learners, jobs, strict=True)]
-    for i, learner in enumerate(learners):
+    jobs = [run.job(i, 0)._replace(rebuild=lambda: parts) for i in range(count)]
+    workers = [process.ActorLearner(job, ALONE) for job in jobs]
+    for i, learner in enumerate(worker.learner for worker in workers):
         learner.segments.close()
         learner.segments = Played(learner._letter.rollout, rollouts(seed=i))
     return Team(run, workers)
@@ -99,7 +102,7 @@ def test_one_worker_learns_what_one_environment_does(target):
     for rollout in rollouts():
         before = state.target.params
         state, _ = update(state, rollout, seeds.key(1))
-        there.workers[0].cycle()
+        there.workers[0].turn()
         copies += not np.array_equal(flat.flatten(before), flat.flatten(state.target.params))
         np.testing.assert_allclose(there.block["theta"], flat.flatten(state.params), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(there.block["target"], flat.flatten(state.target.params), rtol=1e-4, atol=1e-6)
@@ -113,7 +116,7 @@ def test_whichever_worker_passes_a_multiple_copies_the_target():
     block, copier = both.block, []
     for i in range(2 * 16):
         before, worker = block["target"].copy(), i % 2
-        both.workers[worker].cycle()
+        both.workers[worker].turn()
         passed = T * (i + 1) // PERIOD
         assert block["copies"][0] == passed
         if passed > T * i // PERIOD:
@@ -131,10 +134,10 @@ def test_whichever_worker_passes_a_multiple_copies_the_target():
 def test_statistics_are_everybodys_or_ones_own(rule, statistics):
     both = team(2, statistics=statistics, optimiser={**SETTINGS["optimiser"], "rule": rule})
     g = both.block["g"]
-    both.workers[0].cycle()
+    both.workers[0].turn()
     first = g.copy()
     assert np.any(first)
-    both.workers[1].cycle()
+    both.workers[1].turn()
     if statistics == "shared":
         assert g.shape == both.block["theta"].shape
         assert np.any(g != first)
@@ -145,7 +148,7 @@ def test_statistics_are_everybodys_or_ones_own(rule, statistics):
     assert np.any(g[1])
     assert (g[1] < 0).any() == (rule == "momentum")
     theta, own = both.block["theta"].copy(), g[1].copy()
-    both.workers[1].cycle()
+    both.workers[1].turn()
     gradient = both.workers[1].learner.out[: len(theta)]
     hyper = both.workers[1].learner._letter.rest.optimiser.hyper
     eta = optimise.rate(hyper, 2 * T)
@@ -164,10 +167,10 @@ def test_workers_explore_by_their_own_draw_and_the_steps_of_all():
     ends = np.asarray(both.run._state.epsilon_end)
     assert len(set(ends.tolist())) > 1, "this seed tells them apart"
     for i, worker in enumerate(both.workers):
-        worker.cycle()
+        worker.turn()
         assert int(worker.learner._letter.rest.stream) == i
         done = T * (i + 1) / 100  # of all
-        assert worker.report(False).metrics["epsilon"] == pytest.approx(1 + done * (ends[i] - 1), rel=1e-5)
+        assert worker.report()[1]["epsilon"] == pytest.approx(1 + done * (ends[i] - 1), rel=1e-5)
 
 
 def test_a_resumed_run_has_everything_back():
@@ -176,7 +179,7 @@ def test_a_resumed_run_has_everything_back():
     before = team(2, **momentum)
     for _ in range(9):
         for worker in before.workers:
-            worker.cycle()
+            worker.turn()
     saved = before.run.save()
     after = team(2, saved, **momentum)
     for name in ("theta", "g", "target", "copies", "steps", "updates"):
@@ -189,12 +192,12 @@ def test_a_resumed_run_has_everything_back():
             "random numbers are not used twice"
         )
     target = after.block["target"].copy()
-    after.workers[0].cycle()
+    after.workers[0].turn()
     ends = np.asarray(before.run._state.epsilon_end)
-    assert after.workers[0].report(False).metrics["epsilon"] == pytest.approx(1 + 0.95 * (ends[0] - 1), rel=1e-4)
+    assert after.workers[0].report()[1]["epsilon"] == pytest.approx(1 + 0.95 * (ends[0] - 1), rel=1e-4)
     np.testing.assert_array_equal(after.block["target"], target)  # step 95: 70 was passed before, 105 is not yet
     for worker in (1, 0):
-        after.workers[worker].cycle()
+        after.workers[worker].turn()
     assert after.block["copies"][0] == 3
     policy = after.run.policy()
     assert policy.exploration.training.tolist() == pytest.approx(ends.tolist(), rel=1e-5)
@@ -202,7 +205,7 @@ def test_a_resumed_run_has_everything_back():
 
 def test_a_rule_without_a_target_shares_none():
     parts = experiment.build(presets.resolve(presets.Request("a3c", "CartPole-v1", 500))[0]).parts
-    run = hogwild._Run(hogwild.Config(workers=2), parts, 0, 500, None, None)
+    run = parent.Run(hogwild.Config(workers=2), parts, 0, 500, None, None)
     assert run._block["target"].size == 0
     assert run._block["g"].ndim == 1
 
@@ -231,18 +234,18 @@ def _asking(rule: str) -> Any:
 
 def test_bytes_travel_among_words():
     """Sarsa's pending observation may be an image."""
-    from shoal.runtimes import _words
+    from shoal.runtimes.crew import packing
 
     rng = np.random.default_rng(0)
     like = {
         "image": np.zeros((3, 5, 2), np.uint8), "number": np.float32(0), "flag": np.zeros(3, bool),
         "none": np.zeros(0, np.uint8),
     }  # fmt: skip
-    words, views, unpack = _words.make(like)
-    assert len(words) == _words.size(like) == 8 + 1 + 3
+    words, views, unpack = packing.make(like)
+    assert len(words) == packing.size(like) == 8 + 1 + 3
     views["image"][:] = rng.integers(0, 256, (3, 5, 2))
     views["number"][...], views["flag"][1] = -2.5, 1
     read = jax.jit(unpack)(words)
     np.testing.assert_array_equal(read["image"], views["image"])
     assert (read["image"].dtype, float(read["number"]), read["flag"].tolist()) == (np.uint8, -2.5, [False, True, False])
-    np.testing.assert_array_equal(jax.jit(_words.pack)(read), words)
+    np.testing.assert_array_equal(jax.jit(packing.pack)(read), words)

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import normalise, types
-from shoal.runtimes import _actor_learner, _shared, _state, _words
+from shoal.core import types
+from shoal.formulas import normalise
+from shoal.runtimes.crew import observed, packing, sharing
+from shoal.runtimes.hogwild import process, shared_state
 
 LAYOUT = {"theta": ((5,), "f4"), "steps": ((2,), "i8"), "flag": ((1,), "i4")}
 
@@ -28,7 +30,7 @@ def _write(block):
 
 
 def test_block_is_the_same_memory_in_a_spawned_process():
-    block = _shared.Block(LAYOUT)
+    block = sharing.Block(LAYOUT)
     process = multiprocessing.get_context("spawn").Process(target=_write, args=(block,))
     process.start()
     process.join(60)
@@ -47,7 +49,7 @@ def test_a_block_that_is_let_go_of_leaves_no_file_and_no_memory():
 
     gc.collect()
     before = len(files())
-    block = _shared.Block(LAYOUT)
+    block = sharing.Block(LAYOUT)
     lock, theta = block.locked(), block["theta"]
     assert len(files()) == before + 2, "the file, and the mapping's own descriptor of it"
     del block
@@ -71,7 +73,7 @@ def _target(name):
 
 
 def test_arrays_begin_on_cache_lines():
-    block = _shared.Block(LAYOUT)
+    block = sharing.Block(LAYOUT)
     assert all(block[name].ctypes.data % 64 == 0 for name in LAYOUT)
 
 
@@ -83,23 +85,23 @@ def test_words_bring_every_bit_back():
         "b": np.array([True, False]),
         "none": (),
     }
-    words, views, unpack = _words.make(tree)
+    words, views, unpack = packing.make(tree)
     jax.tree.map(lambda room, leaf: room.__setitem__(..., leaf), views, tree)
     back = jax.jit(unpack)(words)
     for name in "fiub":
         assert back[name].dtype == tree[name].dtype
         assert np.asarray(back[name]).tobytes() == tree[name].tobytes()
-    packed = np.asarray(jax.jit(lambda vector: _words.pack(unpack(vector)))(words))
+    packed = np.asarray(jax.jit(lambda vector: packing.pack(unpack(vector)))(words))
     np.testing.assert_array_equal(packed, words)
 
 
 def test_words_refuse_what_does_not_fit():
-    assert not _words.fits({"image": np.zeros(3, np.uint8)})
-    assert _words.fits({"x": np.zeros(3, np.float32), "empty": ()})
+    assert not packing.fits({"image": np.zeros(3, np.uint8)})
+    assert packing.fits({"x": np.zeros(3, np.float32), "empty": ()})
 
 
 def test_latest_returns_can_be_read_while_they_are_written():
-    block = _shared.Block(_actor_learner.layout(_state.Sizes(1), 4, 5000))
+    block = sharing.Block(process.layout(shared_state.Sizes(1), 4, 5000))
     stop = threading.Event()
 
     def toggle():  # NumPy lets other threads run while it copies: the race of two processes
@@ -112,29 +114,29 @@ def test_latest_returns_can_be_read_while_they_are_written():
     try:
         until = time.monotonic() + 0.5
         while time.monotonic() < until:
-            assert len(_actor_learner._latest(block, 5000)) <= 5000
+            assert len(process._latest(block, 5000)) <= 5000
     finally:
         stop.set()
         writer.join()
 
 
 def test_latest_returns_come_in_the_order_of_steps():
-    block = _shared.Block(_actor_learner.layout(_state.Sizes(1), 2, 3))
+    block = sharing.Block(process.layout(shared_state.Sizes(1), 2, 3))
     block["ended_at"][:] = [[10, 40, 20], [30, 0, 0]]
     block["returns"][:] = [[1, 4, 2], [3, 9, 9]]
-    assert _actor_learner._latest(block, 3) == [2, 3, 4]
-    assert types.Goal(3.0, 3).met(_actor_learner._latest(block, 3))
+    assert process._latest(block, 3) == [2, 3, 4]
+    assert types.Goal(3.0, 3).met(process._latest(block, 3))
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_shared_statistics_equal_those_taken_at_once(pieces):
     observations = np.random.default_rng(0).normal(3.0, 2.0, (60, 1, 4)).astype(np.float32)
-    block = _shared.Block(_actor_learner.layout(_state.Sizes(1, 4), 1, 1))
+    block = sharing.Block(process.layout(shared_state.Sizes(1, 4), 1, 1))
     for piece in np.array_split(observations, pieces):
-        _state.absorb(block, piece)
+        observed.absorb(block, piece)
     like = normalise.init((4,))
-    found = _state.normaliser(block, like)
+    found = observed.normaliser(block, like)
     wanted = normalise.of(jnp.asarray(observations), (4,))
     for ours, theirs in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-    assert _state.normaliser(block, ()) == ()
+    assert observed.normaliser(block, ()) == ()

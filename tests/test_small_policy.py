@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from shoal import distributions, networks, small_policy, types
+from shoal import networks
+from shoal.core import types
+from shoal.formulas import distributions
+from shoal.networks import in_numpy
 
 
 def vector(size):
@@ -41,8 +44,8 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 def test_forward_equals_the_network(name):
     network, params = made(**SPECS[name])
-    assert small_policy.fits(network.spec)
-    run = small_policy.forward(network.spec, params)
+    assert in_numpy.fits(network.spec)
+    run = in_numpy.forward(network.spec, params)
     apply = jax.jit(jax.vmap(network.apply, in_axes=(None, 0, None)))
     observed, rng = network.spec.observation, np.random.default_rng(3)
     seen = rng.normal(size=(50, *observed.shape)).astype(np.float32)
@@ -56,12 +59,12 @@ def test_forward_equals_the_network(name):
 def test_parameters_refilled_in_place_are_followed():
     network, params = made((8,))
     other = made((8,), seed=1)[1]
-    run, obs = small_policy.forward(network.spec, params), np.ones(4, np.float32)
+    run, obs = in_numpy.forward(network.spec, params), np.ones(4, np.float32)
     before = run(obs).copy()
     jax.tree.map(np.copyto, params, other)
     after = run(obs).copy()
     assert (before != after).any()
-    np.testing.assert_array_equal(after, small_policy.forward(network.spec, other)(obs))
+    np.testing.assert_array_equal(after, in_numpy.forward(network.spec, other)(obs))
 
 
 @pytest.mark.parametrize(
@@ -80,13 +83,13 @@ def test_only_small_dense_networks_fit(hidden, config, expected):
     heads = {"policy": (2, 1.0), "value": (1, 1.0)}
     observation = config.pop("observation", vector(4)) if "observation" in config else vector(4)
     spec = networks.specify(networks.Config(hidden=hidden, **config), observation, heads)
-    assert small_policy.fits(spec) is expected
+    assert in_numpy.fits(spec) is expected
 
 
 def test_choices_come_with_their_probabilities_and_log_probs():
     logits = np.array([1.0, -0.5, 0.0, 2.0], np.float32)
     expected = np.exp(logits, dtype=np.float64) / np.exp(logits, dtype=np.float64).sum()
-    decide = small_policy.Sampler("categorical", np.random.default_rng(0)).decide
+    decide = in_numpy.Sampler("categorical", np.random.default_rng(0)).decide
     drawn = [decide(logits) for _ in range(20_000)]  # several blocks of random numbers
     counts = np.bincount([action for action, _ in drawn], minlength=4)
     assert scipy.stats.chisquare(counts, 20_000 * expected).pvalue > 1e-3
@@ -94,9 +97,24 @@ def test_choices_come_with_their_probabilities_and_log_probs():
         assert log_prob == pytest.approx(float(distributions.CATEGORICAL.log_prob(logits, action)), rel=1e-5)
 
 
+@pytest.mark.parametrize("most", [in_numpy.MANY, 1], ids=["loop", "arrays"])
+def test_several_choices_come_with_the_probability_of_every_combination(most, monkeypatch):
+    monkeypatch.setattr(in_numpy, "MANY", most)
+    sizes, logits = (3, 2), np.array([1.0, -0.5, 0.0, 2.0, 1.2], np.float32)
+    parts = [np.exp(part) / np.exp(part).sum() for part in np.split(logits.astype(np.float64), [3])]
+    decide = in_numpy.Sampler("multi_categorical", np.random.default_rng(0), sizes).decide
+    drawn = [decide(logits) for _ in range(20_000)]
+    actions = np.stack([action for action, _ in drawn])
+    assert (actions.dtype, actions.shape) == (np.int32, (20_000, 2))
+    counts = np.bincount(np.ravel_multi_index(actions.T, sizes), minlength=6)
+    assert scipy.stats.chisquare(counts, 20_000 * np.outer(*parts).ravel()).pvalue > 1e-3
+    for action, log_prob in drawn[:50]:
+        assert log_prob == pytest.approx(np.log([part[a] for part, a in zip(parts, action, strict=True)]).sum())
+
+
 def test_choices_in_a_row_are_independent():
-    decide = small_policy.Sampler("categorical", np.random.default_rng(1)).decide
-    actions = np.array([decide(np.zeros(2, np.float32)).action for _ in range(3 * small_policy.NOISE)])
+    decide = in_numpy.Sampler("categorical", np.random.default_rng(1)).decide
+    actions = np.array([decide(np.zeros(2, np.float32)).action for _ in range(3 * in_numpy.NOISE)])
     pairs = np.bincount(2 * actions[:-1] + actions[1:], minlength=4)
     assert scipy.stats.chisquare(pairs).pvalue > 1e-3
     blocks = actions.reshape(3, -1)
@@ -104,14 +122,14 @@ def test_choices_in_a_row_are_independent():
 
 
 def test_extreme_logits_are_borne():
-    decide = small_policy.Sampler("categorical", np.random.default_rng(0)).decide
+    decide = in_numpy.Sampler("categorical", np.random.default_rng(0)).decide
     assert decide(np.array([1e4, -1e4, 0.0], np.float32)) == (0, 0.0)
 
 
 def test_vectors_come_with_their_moments_and_log_probs():
     output = np.array([0.5, -1.0, 0.2, -3.0], np.float32)
-    decide = small_policy.Sampler("gaussian", np.random.default_rng(0)).decide
-    drawn = [decide(output) for _ in range(3 * small_policy.NOISE)]
+    decide = in_numpy.Sampler("gaussian", np.random.default_rng(0)).decide
+    drawn = [decide(output) for _ in range(3 * in_numpy.NOISE)]
     actions = np.stack([action for action, _ in drawn])
     mean, variance = (np.asarray(moment, np.float64) for moment in distributions.moments(output))
     for i in range(2):
@@ -123,7 +141,7 @@ def test_vectors_come_with_their_moments_and_log_probs():
 
 def test_a_seed_gives_the_same_decisions():
     logits = np.array([0.2, 0.1, 0.0], np.float32)
-    one, two, other = (small_policy.Sampler("categorical", np.random.default_rng(seed)).decide for seed in (5, 5, 6))
+    one, two, other = (in_numpy.Sampler("categorical", np.random.default_rng(seed)).decide for seed in (5, 5, 6))
     first = [one(logits).action for _ in range(100)]
     assert first == [two(logits).action for _ in range(100)]
     assert first != [other(logits).action for _ in range(100)]
@@ -132,9 +150,10 @@ def test_a_seed_gives_the_same_decisions():
 def test_the_agent_acts_alike_either_way(env_spec, build_agent):
     agent = build_agent(env_spec((4,), choices=3))
     params = made((5,))[1]
-    act = agent.small_act(agent.init(jax.random.key(0))._replace(params=params), np.random.default_rng(0))
+    state = agent.init(jax.random.key(0))._replace(params=params)
+    act = in_numpy.deciding(agent.about, state, np.random.default_rng(0))
     obs = np.array([0.1, -0.4, 1.0, 0.3], np.float32)
     action, extras = act(obs)
-    outputs, _ = agent.network.apply(params, obs, ())
+    outputs, _ = agent.about.networks["policy"].apply(params, obs, ())
     expected = distributions.CATEGORICAL.log_prob(outputs["policy"], action)
     assert extras.log_prob == pytest.approx(float(expected), rel=1e-5)

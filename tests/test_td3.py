@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import options, replay
-from shoal.algorithms import td3
+from shoal.algorithms import _memory, td3
+from shoal.core import options
 from tests import reference
 
 T, B, N = 5, 2, 16
@@ -71,7 +71,7 @@ def expected(state, drawn, key, config, *, due):
 
 def batch(spec, state, given, key, n_step=1):
     steps = given.transitions._replace(reward=1.5 * given.transitions.reward)
-    return reference.draw(replay.Plan(64, N, n_step, B, False, T), spec, state, given._replace(transitions=steps), key)
+    return reference.draw(_memory.Plan(64, N, n_step, B, False, T), spec, state, given._replace(transitions=steps), key)
 
 
 @pytest.mark.parametrize("due", [False, True])

@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 
 import shoal
-from shoal import errors, experiment, log, presets, session, training
+from shoal import experiment, log
+from shoal.core import errors
+from shoal.experiment import presets
+from shoal.runs import run_folder, session, training
+from shoal.runs.session import memory
 from tests import faults
 
 WHOLE = ("config.json", "metrics.jsonl", "episodes.csv", "summary.json", "report.html")  # of a completed run
@@ -41,7 +45,9 @@ def check_folder(folder, summary):
     if summary["goal"] is None:
         assert lines[-1]["episodes"] == summary["episodes"]
     assert np.isfinite([line["loss"] for line in lines if line.get("loss") is not None]).all()
-    made = experiment.from_json(json.loads((folder / "config.json").read_text()))
+    config = json.loads((folder / "config.json").read_text())
+    assert set(config["machine"]) == {"cpu", "cores", "memory_gb", "instruction_sets"}
+    made = experiment.from_json(config)
     assert (made.preset, made.env, made.seed) == (summary["preset"], summary["env"], summary["seed"])
     assert (folder / "config.json").read_text().count("experiment_sha256") == 1
 
@@ -83,9 +89,9 @@ def test_a3c_trains_cartpole_with_two_workers(capsys, tmp_path):
     ],
     ids=["on_device", "host", "own-env", "lstm", "continuous", "hogwild-jax"],
 )
-def test_every_preset_trains(runtime, typed, capsys, tmp_path):
-    summary = faults.train(capsys, tmp_path / "run", *typed)
-    check_folder(tmp_path / "run", summary)
+def test_every_preset_trains(runtime, typed, finished):
+    folder, summary = finished(*typed)
+    check_folder(folder, summary)
     assert summary["runtime"] == runtime
     assert summary["env_steps"] >= typed[-1]
     assert summary["episodes"] > 0
@@ -124,32 +130,30 @@ def test_a_goal_out_of_reach_is_said_to_be_missed(capsys, tmp_path):
     [DEVICE, (*HOST, "--runtime.processes", 0), ALONE, (*ALONE[:-1], 20_000, "--env", "probe:action", "--until", 0.5)],
     ids=["on_device", "host", "hogwild-alone", "hogwild-until"],
 )
-def test_same_seed_same_bits(typed, capsys, tmp_path):
-    first, again, other = (
-        faults.train(capsys, tmp_path / name, *typed, "--seed", seed) for name, seed in (("a", 3), ("b", 3), ("c", 4))
-    )
+def test_same_seed_same_bits(typed, finished, capsys, tmp_path):
+    first, other = finished(*typed).told, finished(*typed, "--seed", 4).told
+    again = faults.train(capsys, tmp_path / "again", *typed, "--seed", 0)
     assert first["params_sha256"] == again["params_sha256"]
     assert (first["env_steps"], first["episodes"]) == (again["env_steps"], again["episodes"])
     assert (first["return_mean"], first["solved_at_step"]) == (again["return_mean"], again["solved_at_step"])
     assert first["params_sha256"] != other["params_sha256"]
 
 
-def test_host_gives_the_same_bits_wherever_environments_are_stepped(capsys, tmp_path):
-    here, there, uneven = (
-        faults.train(capsys, tmp_path / str(processes), *HOST, "--runtime.processes", processes)
-        for processes in (0, 2, 3)
+def test_host_gives_the_same_bits_wherever_environments_are_stepped(finished, capsys, tmp_path):
+    first, here = finished(*HOST, "--runtime.processes", 0)
+    there, uneven = (
+        faults.train(capsys, tmp_path / str(processes), *HOST, "--runtime.processes", processes) for processes in (2, 3)
     )
     assert here["params_sha256"] == there["params_sha256"] == uneven["params_sha256"]
     assert (there["workers"]["of"], uneven["workers"]["of"]) == (2, 3)
-    assert episodes(tmp_path / "0")
-    assert episodes(tmp_path / "0") == _without_time(tmp_path, "2")
+    assert episodes(first)
+    assert episodes(first) == _without_time(tmp_path / "2", first)
 
 
-def _without_time(tmp_path, name):
-    """Episodes of another run, with the wall time of run 0 in place of its own."""
+def _without_time(folder, first):
+    """Episodes of a run, with the wall time of the first one in place of its own."""
     return [
-        {**row, "wall_s": reference["wall_s"]}
-        for row, reference in zip(episodes(tmp_path / name), episodes(tmp_path / "0"), strict=True)
+        {**row, "wall_s": reference["wall_s"]} for row, reference in zip(episodes(folder), episodes(first), strict=True)
     ]
 
 
@@ -201,9 +205,10 @@ def test_ctrl_c_while_workers_start_meets_none_of_them(tmp_path):
         ended = process.ended()
     assert ended.code == 75, ended.err
     assert "Traceback" not in ended.err
-    assert ended.json["faults"]["restarts"] == 0
+    assert ended.json["faults"].get("restarts", 0) == 0
     assert f"shoal resume {out}" in ended.err
-    assert list((out / "checkpoints").glob("step-*")), "there is something to resume from"
+    assert (ended.json["status"], ended.json["env_steps"], ended.json["train_s"]) == ("interrupted", 0, None)
+    assert not (out / "checkpoints").exists(), "nothing was learned: a resume begins anew"
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):
@@ -250,6 +255,8 @@ def test_python_refuses_what_the_command_line_refuses(tmp_path):
         ({"preset": "a3c", "workers": 0}, "between 1"),
         ({"preset": "a2c", "workers": 2}, "workers"),
         ({"preset": "a3c", "runtime": "cluster"}, "unknown runtime 'cluster'"),
+        ({"preset": "a3c", "compressor": "identty"}, "did you mean 'identity'"),
+        ({"preset": "a3c", "compressor": {"bits": 4}}, "compressor.bits"),
         ({"preset": "a3c", "until": "never"}, "'never'"),
         ({"preset": "a3c", "eval_episodes": -1}, "-1"),
         ({"preset": "a3c", "algorithm": {"entropy_csot": 1.0}}, "did you mean 'algorithm.entropy_cost'"),
@@ -275,12 +282,28 @@ def test_of_a_run_that_ends_early_nothing_is_left_and_its_memory_is_of_the_end(t
         def show(self, status):
             shown.append(status.eta_s)
 
-    monkeypatch.setattr(session, "_peak_mb", lambda: looks.append(1) or 100.0 + len(looks))
+    monkeypatch.setattr(memory, "peak_mb", lambda: looks.append(1) or 100.0 + len(looks))
     request = presets.Request("a2c", "CartPole-v1", 100_000, episodes=3, settings={"runtime": {"environments": 4}})
     run = training.train(request, tmp_path / "run", console=Console(), eval_episodes=0)
     assert run.summary["episodes"] == 3
     assert shown[-1] == 0.0  # not what the other steps would have taken
     assert run.summary["peak_rss_mb"] == 100.0 + len(looks)
+
+
+def test_runs_of_one_name_in_one_second_have_folders_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder.time, "strftime", lambda _: "20260730-120000")
+    made = presets.resolve(presets.Request("a2c", "probe:constant", 100))[0]
+    names = []
+    for _ in range(3):
+        place = run_folder.free(run_folder.named(made, [0], None), exact=False)
+        with run_folder.making(place, exact=False) as folder:
+            names.append(folder.name)
+    first = "a2c-probe_constant-0-20260730-120000"
+    assert names == [first, f"{first}-2", f"{first}-3"]
+    assert sorted(os.listdir("runs")) == names
+    with pytest.raises(errors.Refused, match="exists"):
+        run_folder.free(run_folder.named(made, [0], tmp_path / "runs" / first))
 
 
 def test_pace_of_checkpoints_is_checked_before_anything_is_made(monkeypatch, tmp_path):
@@ -325,5 +348,5 @@ def test_small_gradient_steps_are_given_one_thread(preset, settings, threads, mo
     made, _ = presets.resolve(presets.Request(preset, env=None, settings=settings))
     assert os.environ.get("NPROC") == threads
     monkeypatch.setenv("NPROC", "3")
-    experiment.prepare(made.runtime, made.configs)
+    experiment.prepare(made.runtime, made.algorithm, made.configs)
     assert os.environ["NPROC"] == "3", "what a person has set stays"

@@ -3,25 +3,22 @@
 A file here offers
 
 * ``Config``: a frozen dataclass whose docstrings are the `--help`;
-* ``ACTIONS``: which actions it can choose, of ``"discrete"`` and ``"continuous"``;
-* ``CORRECTS``: whether it learns through the corrector it is given;
-* where it understands rollouts that end in padding (`types.Rollout.used`), ``PADDED = True``;
+* ``traits(config) -> types.Traits``: what the rule can do with these settings, declared;
 * ``fits(config, network, spec) -> str``: why it cannot learn this way from such an environment, ``""`` if it can;
-* ``shareable(config) -> str``: why its gradients cannot be left for a runtime to apply elsewhere, ``""`` if they can;
-* ``build(config, ingredients) -> types.Agent``; `Ingredients` is what every rule may be given;
-* where it does not learn from rollouts through `Agent.update`, ``LEARNS``: ``"exchange"`` (weights written online, of
-  which learners exchange parts: `Agent.exchange`) or ``"sums"`` (sums over samples: `Agent.sums`), and ``METRICS``, the
-  names of what it measures. A runtime says by its own ``LEARNS`` which it serves; ``"rollouts"`` if it is silent.
+* ``build(config, ingredients) -> types.Agent``; `Ingredients` is what every rule may be given.
+
+Rules do not import each other; what several share is in files that begin with ``_``.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from shoal import types
+from shoal.core import types
 
 if TYPE_CHECKING:
-    from shoal import networks, optimise
+    from shoal import networks
+    from shoal.formulas import optimise
 
 
 class Ingredients(NamedTuple):
@@ -33,3 +30,4 @@ class Ingredients(NamedTuple):
     corrector: types.Corrector
     streams: int = 1  # B, environments that one learner learns from
     learners: int = 1  # that share the parameters, each with streams of its own
+    stretches: bool = True  # whether Gaussian policies act in [-1, 1] and are stretched to the box of actions

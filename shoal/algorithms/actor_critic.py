@@ -1,29 +1,30 @@
 """Advantage actor-critic: the learning rule of A3C and A2C.
 
 Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning", arXiv:1602.01783, algorithm S3. A3C and A2C
-differ only in the runtime and in the settings (sum or mean over the segment, epsilon, clip): see `presets.py`.
+differ only in the runtime and in the settings (sum or mean over the segment, epsilon, clip): see `experiment/tuned/`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from etils import epy
 
-from shoal import algorithms, options, types
+from shoal import algorithms
+from shoal.core import options, types
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
-    from shoal import distributions, losses, networks, normalise, optimise, small_policy
-
-
-CORRECTS = True
-ACTIONS = ("discrete", "continuous")
-PADDED = True
+    from shoal import networks
+    from shoal.algorithms import _hyper, _values
+    from shoal.formulas import distributions, importance, losses, normalise
+    from shoal.networks import in_numpy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Config:
     """Steps of a segment (t_max) before each update."""
     discount: float = options.number(0.99, low=0.0, high=1.0)
     """Gamma."""
-    entropy_cost: float = options.number(0.01, low=0.0)
+    entropy_cost: float = options.number(0.01, low=0.0, scale="log")
     """Weight of the policy's entropy (beta); higher explores more."""
-    value_cost: float = options.number(0.5, low=0.0)
+    value_cost: float = options.number(0.5, low=0.0, scale="log")
     """Weight of ½ (return - value)²."""
     reduction: Literal["sum", "mean"] = "sum"
     """Sum over the segment's steps (A3C) or mean over steps and environments (A2C)."""
@@ -74,25 +75,22 @@ class Remembered(NamedTuple):
     log_prob: Any  # scalar f32, of the behaviour policy
 
 
-class Rule(NamedTuple):
-    """What the functions below have in common."""
-
-    config: Config
-    network: types.Network
-    head: Any  # distributions.Distribution of the policy
-    corrector: types.Corrector
-
-
 def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
     """See `algorithms`."""
     del config, network, spec
     return ""
 
 
-def shareable(config: Config) -> str:
+def traits(config: Config) -> types.Traits:
     """See `algorithms`."""
-    del config
-    return ""
+    return types.Traits(
+        actions=("discrete", "multi_discrete", "continuous"),
+        corrects="v",
+        tells_mu=True,
+        padded=True,
+        normalises=config.normalise_observations,
+        samples=lambda streams: streams * config.rollout_length,
+    )
 
 
 def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
@@ -102,27 +100,42 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         config: The rule's numbers.
         given: Environment spec, network shape, optimiser and corrector.
     """
-    head = distributions.suited(given.spec.action)
+    head = distributions.suited(given.spec.action, stretches=given.stretches)
     heads = {
         "policy": networks.Head(head.outputs(given.spec.action), 0.01),
         "value": networks.Head(1, 1.0),
     }
     network = networks.build(given.network, given.spec.observation, heads)
     shape = given.spec.observation.shape
-    rule = Rule(config, network, head, given.corrector)
+    rule = _values.Rule(config=config, network=network, head=head, corrector=given.corrector, optimiser=given.optimiser)
 
     def init(key: types.Key) -> State:
         params = network.init(key)
         statistics = normalise.init(shape) if config.normalise_observations else ()
-        return State(params, given.optimiser.init(params), statistics, jnp.int32(0), _hyper(config))
+        return State(
+            params=params,
+            optimiser=given.optimiser.init(params),
+            normaliser=statistics,
+            env_steps=jnp.int32(0),
+            hyper=_hyper.scalars(Hyper, config, off=("reward_clip",)),
+        )
 
     def snapshot(state: State) -> types.Policy:
         return types.Policy(state.params, state.normaliser, jnp.float32(1.0))
 
     def act(policy: types.Policy, carry: types.Carry, obs: Any, key: types.Key) -> tuple[Any, Remembered, types.Carry]:
-        output, _, carry = evaluate(rule, policy.params, policy.normaliser, obs, carry)
-        action = jnp.where(policy.explore > 0, head.sample(output, key), head.mode(output))
-        return action, Remembered(head.log_prob(output, action)), carry
+        output, _, carry = _values.evaluate(rule, policy.params, policy.normaliser, obs, carry)
+        return *decide(policy, {"policy": output}, key), carry
+
+    def decide(policy: types.Policy, outputs: Mapping[str, Any], key: types.Key) -> tuple[Any, Remembered]:
+        action, log_prob = _values.decide(rule, policy, outputs["policy"], key)
+        return action, Remembered(log_prob)
+
+    def decide_many(
+        policy: types.Policy, outputs: Mapping[str, np.ndarray], generator: np.random.Generator
+    ) -> tuple[np.ndarray, Remembered]:
+        drawn = _values.decide_many(rule, policy, outputs, generator)
+        return drawn.action, Remembered(drawn.log_prob)
 
     def update(state: State, rollout: types.Rollout, key: types.Key) -> tuple[State, types.Metrics]:
         del key
@@ -135,100 +148,62 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         state = state._replace(params=params, optimiser=optimiser, env_steps=env_steps)
         return state, {**metrics, "gradient_norm": norm}
 
-    small = not network.carry and not config.normalise_observations and small_policy.fits(network.spec)
-    small_act = _small_act(rule) if small else None
-    return types.Agent(init, snapshot, act, update, network.carry, config.rollout_length, head.name, network, small_act)
+    small = not network.carry and not config.normalise_observations and in_numpy.fits(network.spec)
+    about = types.About(
+        rollout_length=config.rollout_length,
+        head=head.name,
+        networks={"policy": network},
+        carry=network.carry,
+        acting=types.Acting(
+            network="policy",
+            heads=("policy",),
+            decide=decide,
+            decide_many=decide_many,
+            log_prob=lambda policy, outputs, action: _values.log_prob(rule, policy, outputs["policy"], action),
+            kl=rule.head.kl,
+            remembered=True,
+            decider=functools.partial(_decider, rule) if small else None,
+        ),
+        hyper=_hyper.leaves(Hyper, Config),
+    )
+    return types.Agent(init=init, snapshot=snapshot, act=act, update=update, about=about)
 
 
-def evaluate(
-    rule: Rule, params: types.Params, normaliser: Any, obs: Any, carry: types.Carry
-) -> tuple[Any, Any, types.Carry]:
-    """Policy head output, value, and recurrent state after one observation."""
-    seen = normalise.apply(normaliser, obs) if normaliser else obs
-    outputs, carry = rule.network.apply(params, seen, carry)
-    return outputs["policy"], outputs["value"][0], carry
-
-
-def along(
-    rule: Rule, params: types.Params, normaliser: Any, stream: types.Transition, carry: types.Carry
-) -> tuple[Any, Any, types.Carry]:
-    """Head outputs, values, and the recurrent state after each step of one stream ``[T]``."""
-    start = rule.network.carry
-    if not start:  # no memory: all steps at once
-        output, value, _ = jax.vmap(lambda obs: evaluate(rule, params, normaliser, obs, ()))(stream.obs)
-        return output, value, ()
-
-    def step(carry: types.Carry, at: types.Transition) -> Any:
-        output, value, carry = evaluate(rule, params, normaliser, at.obs, carry)
-        over = (at.discount == 0) | at.truncated
-        following = jax.tree.map(lambda first, now: jnp.where(over, first, now), start, carry)
-        return following, (output, value, carry)
-
-    return jax.lax.scan(step, carry, stream)[1]
-
-
-def bootstrap(
-    rule: Rule, params: types.Params, normaliser: Any, steps: types.Transition, value: Any, after: types.Carry
-) -> Any:
-    """V of every step's true successor, ``[T, B]``; the recurrent state is read, never advanced."""
-    params, value, after = jax.lax.stop_gradient((params, value, after))
-
-    def successor(obs: Any, carry: types.Carry) -> Any:
-        return evaluate(rule, params, normaliser, obs, carry)[1]
-
-    def only_last() -> Any:  # within the segment the successor is the next step's observation: its value is known
-        last = jax.vmap(successor)(steps.next_obs[-1], jax.tree.map(lambda leaf: leaf[-1], after))
-        return jnp.concatenate([value[1:], last[None]])
-
-    def every() -> Any:
-        return jax.vmap(jax.vmap(successor))(steps.next_obs, after)
-
-    return jax.lax.cond(jnp.any(steps.truncated[:-1]), every, only_last)
-
-
-def loss(rule: Rule, params: types.Params, state: State, rollout: types.Rollout) -> tuple[Any, types.Metrics]:
+def loss(rule: _values.Rule, params: types.Params, state: State, rollout: types.Rollout) -> tuple[Any, types.Metrics]:
     """Policy gradient + value_cost ½ (G - V)² - entropy_cost H over a rollout ``[T, B]``; Mnih et al. 2016, S3."""
-    steps, hyper = rollout.transitions, state.hyper
-    per_stream = jax.vmap(functools.partial(along, rule, params, state.normaliser), in_axes=(1, 0), out_axes=1)
-    output, value, after = per_stream(steps, rollout.carry)  # [T, B]
-    next_value = bootstrap(rule, params, state.normaliser, steps, value, after)
+    steps, hyper, counts = rollout.transitions, state.hyper, losses.counted(rollout)
+    output, value, after = _values.along_all(rule, params, state.normaliser, steps, rollout.carry)  # [T, B]
+    next_value = _values.bootstrap(rule, params, state.normaliser, steps, value, after)
     log_prob = jax.vmap(jax.vmap(rule.head.log_prob))(output, steps.action)
     entropy = jax.vmap(jax.vmap(rule.head.entropy))(output)
-    corrected = jax.vmap(rule.corrector, in_axes=1, out_axes=1)(
-        jax.lax.stop_gradient(log_prob - steps.extras.log_prob),
-        jnp.clip(steps.reward * hyper.reward_scale, -hyper.reward_clip, hyper.reward_clip),
-        hyper.discount * steps.discount,
-        (steps.discount == 0) | steps.truncated,
-        jax.lax.stop_gradient(value),
-        next_value,
+    seen = types.Steps(
+        log_pi=jax.lax.stop_gradient(log_prob),
+        log_mu=steps.extras.log_prob,
+        reward=jnp.clip(steps.reward * hyper.reward_scale, -hyper.reward_clip, hyper.reward_clip),
+        discount=hyper.discount * steps.discount,
+        cut=_values.over(steps),
+        value=jax.lax.stop_gradient(value),
+        next_value=next_value,
+        counts=counts,
     )
+    corrected = _values.correct(rule, seen)
     actor = losses.policy_gradient(log_prob, corrected.advantage)
     critic = losses.squared_error(value, corrected.target)
-    each, counts = actor + hyper.value_cost * critic - hyper.entropy_cost * entropy, losses.counted(rollout)
+    each = actor + hyper.value_cost * critic - hyper.entropy_cost * entropy
+    each, counts = _values.weighed(rule, each, corrected.weight), _values.accepted(rule, counts, corrected.weight)
     told = {"loss": each, "policy_loss": actor, "value_loss": critic, "entropy": entropy, "value": value}
     metrics = {name: losses.mean(values, counts) for name, values in told.items()}
-    return (losses.total(each, counts) if rule.config.reduction == "sum" else metrics["loss"]), metrics
+    total = losses.total(each, counts) if rule.config.reduction == "sum" else metrics["loss"]
+    return total, {**metrics, **importance.told(rule.corrector, seen, corrected)}
 
 
-def _small_act(rule: Rule) -> types.SmallAct:
-    def make(state: State, generator: Any) -> Any:
-        forward = small_policy.forward(rule.network.spec, state.params)
-        decide = small_policy.Sampler(rule.head.name, generator).decide
+def _decider(rule: _values.Rule, state: State, generator: Any) -> Any:
+    """See `types.Acting`."""
+    del state
+    decide, box = in_numpy.Sampler(rule.head.name, generator, rule.head.sizes).decide, rule.head.box
 
-        def act(obs: Any) -> tuple[Any, Remembered]:
-            action, log_prob = decide(forward(obs))
-            return action, Remembered(log_prob)
+    def act(output: Any) -> tuple[Any, Remembered]:
+        action, log_prob = decide(output)
+        return action if box is None else distributions.stretch(box, action), Remembered(log_prob)
 
-        return act
-
-    return make
-
-
-def _hyper(config: Config) -> Hyper:
-    return Hyper(
-        jnp.float32(config.discount),
-        jnp.float32(config.entropy_cost),
-        jnp.float32(config.value_cost),
-        jnp.float32(config.reward_scale),
-        jnp.float32(config.reward_clip or optimise.LARGEST),
-    )
+    return act

@@ -2,7 +2,7 @@
 
 Li & Schuurmans 2011, "MapReduce for Parallel Reinforcement Learning": mappers read shards of the samples, the reducer
 adds up, the driver solves. Samples are taken by choosing actions at random; `lstd`, `td` and `tdc` learn the value of
-doing so, `lspi` improves the policy until it stays. Formulas: `shoal/linear/least_squares.py`.
+doing so, `lspi` improves the policy until it stays. Formulas: `_linear.least_squares`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ from typing import Any, Literal
 
 from etils import epy
 
-from shoal import algorithms, options, types
+from shoal import algorithms
+from shoal.core import options, types
 
 with epy.lazy_imports():
     import numpy as np
 
     from shoal import networks
-    from shoal.linear import features, least_squares, policy
+    from shoal.algorithms._linear import features, least_squares, policy
 
-ACTIONS = ("discrete",)
-CORRECTS = False
-LEARNS = "sums"
-METRICS = ("change", "bellman_error")
 ROUNDS = {"lstd": 1, "lspi": 50, "td": 5000, "tdc": 5000}
 SOLVED = ("lstd", "lspi")  # for all weights at once
 WEIGHTS = 10_000  # that are solved for, at most: a mapper's matrix has the square of it, 0.8 GB
@@ -94,10 +91,15 @@ def _size(config: Config, numbers: int) -> int:
     return config.tilings * (config.tiles + 1) ** numbers
 
 
-def shareable(config: Config) -> str:
+def traits(config: Config) -> types.Traits:
     """See `algorithms`."""
     del config
-    return "it solves for its weights and leaves no gradient"
+    return types.Traits(
+        actions=("discrete",),
+        learns="sums",
+        unshareable="it solves for its weights and leaves no gradient",
+        metrics=("change", "bellman_error"),
+    )
 
 
 def _features(config: Config, spec: types.EnvSpec) -> features.Features:

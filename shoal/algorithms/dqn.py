@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from etils import epy
 
-from shoal import algorithms, options, types
+from shoal import algorithms
+from shoal.core import options, types
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
-    from shoal import distributions, losses, networks, normalise, optimise, replay, tree
-
-
-CORRECTS = False
-ACTIONS = ("discrete",)
+    from shoal import networks
+    from shoal.algorithms import _hyper, _memory
+    from shoal.core import tree
+    from shoal.formulas import deciding, distributions, losses, normalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Config:
     """Environment steps before the first gradient step."""
     target_period: int = options.number(500, low=1)
     """Gradient steps between two moves of the target network."""
-    tau: float = options.number(1.0, low=0.0, high=1.0)
+    tau: float = options.number(1.0, low=0.0, high=1.0, scale="log")
     """How far the target network moves towards the online one; 1 copies it."""
     epsilon_start: float = options.number(1.0, low=0.0, high=1.0)
     """Probability of a random action at the beginning."""
@@ -92,26 +94,16 @@ class Hyper(NamedTuple):
     priority_correction: Any
 
 
-class Learner(NamedTuple):
-    """What a gradient step changes."""
-
-    params: types.Params
-    target: types.Params  # of the target network
-    optimiser: Any  # optimise.OptimiserState
-    updates: Any  # scalar i32, gradient steps
-    moved_at: Any  # scalar i32, `updates` when the target network moved last
-
-
 class State(NamedTuple):
     """The learner and its memory."""
 
     params: types.Params
-    target: types.Params
+    target: types.Params  # of the target network
     optimiser: Any  # optimise.OptimiserState
-    updates: Any  # scalar i32; with several learners those of all, told by the runtime before an update
-    moved_at: Any  # scalar i32
+    updates: Any  # scalar i32, gradient steps; with several learners those of all, told by the runtime before an update
+    moved_at: Any  # scalar i32, `updates` when the target network moved last
     normaliser: Any  # normalise.Statistics, () when off
-    memory: Any  # see `replay`
+    memory: Any  # see `_memory`; () while the memory is somebody else's
     env_steps: Any  # scalar i32
     hyper: Hyper
 
@@ -122,6 +114,7 @@ class Rule(NamedTuple):
     config: Config
     network: types.Network
     optimiser: Any  # optimise.Optimiser
+    arrive: int  # environment steps in a rollout
 
 
 def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
@@ -130,10 +123,17 @@ def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
     return "network.lstm is not for replayed single transitions; set it to 0, or use ppo" if network.lstm else ""
 
 
-def shareable(config: Config) -> str:
+def traits(config: Config) -> types.Traits:
     """See `algorithms`."""
     several = config.updates > 1
-    return "dqn makes several gradient steps in an update; set algorithm.updates to 1" if several else ""
+    return types.Traits(
+        actions=("discrete",),
+        unshareable="dqn makes several gradient steps in an update; set algorithm.updates to 1" if several else "",
+        capacity=config.capacity,
+        normalises=config.normalise_observations,
+        samples=lambda _: config.batch,
+        gradients=config.updates,
+    )
 
 
 def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
@@ -148,50 +148,84 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
     """
     spec = given.spec
     network = networks.build(given.network, spec.observation, {"q": networks.Head(spec.action.n, 1.0, "values")})
-    prioritised = config.replay == "prioritised"
-    shape = replay.Plan(config.capacity, config.batch, config.n_step, given.streams, prioritised, config.rollout_length)
-    memory = replay.build(shape, spec)
-    rule = Rule(config, network, given.optimiser)
+    plan = _memory.Plan(
+        capacity=config.capacity,
+        batch=config.batch,
+        n_step=config.n_step,
+        streams=given.streams,
+        prioritised=config.replay == "prioritised",
+        rollout_length=config.rollout_length,
+    )
+    memory = _memory.build(plan, spec)
+    rule = Rule(config=config, network=network, optimiser=given.optimiser, arrive=config.rollout_length * given.streams)
+    practice = types.Practice(
+        plan=plan,
+        prepare=functools.partial(prepare, rule),
+        ready=ready,
+        drawing=drawing,
+        learn=functools.partial(learn, rule),
+        updates=config.updates,
+    )
+    study = _memory.update(practice, memory)
 
     def init(key: types.Key) -> State:
         params = network.init(key)
         statistics = normalise.init(spec.observation.shape) if config.normalise_observations else ()
-        target = jax.tree.map(jnp.copy, params)  # two buffers: the state is donated as a whole
-        optimiser = given.optimiser.init(params)
-        updates, moved_at, steps = (jnp.int32(0) for _ in range(3))
-        return State(params, target, optimiser, updates, moved_at, statistics, memory.init(), steps, _hyper(config))
+        return State(
+            params=params,
+            target=jax.tree.map(jnp.copy, params),  # two buffers: the state is donated as a whole
+            optimiser=given.optimiser.init(params),
+            updates=jnp.int32(0),
+            moved_at=jnp.int32(0),
+            normaliser=statistics,
+            memory=memory.init(),
+            env_steps=jnp.int32(0),
+            hyper=_hyper.scalars(Hyper, config, off=("huber", "reward_clip")),
+        )
 
     def snapshot(state: State) -> types.Policy:
         chances = epsilon(state.hyper, state.env_steps), state.hyper.epsilon_evaluation
         return types.Policy(state.params, state.normaliser, jnp.float32(1.0), chances)
 
     def act(policy: types.Policy, carry: types.Carry, obs: Any, key: types.Key) -> tuple[Any, Any, types.Carry]:
-        values = evaluate(rule, policy.params, policy.normaliser, obs)
+        return decide(policy, {"q": evaluate(rule, policy.params, policy.normaliser, obs)}, key)[0], (), carry
+
+    def decide(policy: types.Policy, outputs: Mapping[str, Any], key: types.Key) -> tuple[Any, types.Chosen]:
         training, evaluation = policy.exploration
         chance = jnp.where(policy.explore > 0, training, evaluation)
-        return distributions.epsilon_greedy(values, chance, key), (), carry
+        action = distributions.epsilon_greedy(outputs["q"], chance, key)
+        return action, types.Chosen(distributions.epsilon_greedy_log_prob(outputs["q"], chance, action))
+
+    def log_prob(policy: types.Policy, outputs: Mapping[str, Any], action: Any) -> Any:
+        training, evaluation = policy.exploration
+        chance = jnp.where(policy.explore > 0, training, evaluation)
+        return distributions.epsilon_greedy_log_prob(outputs["q"], chance, action)
 
     def update(state: State, rollout: types.Rollout, key: types.Key) -> tuple[State, types.Metrics]:
-        steps, hyper = rollout.transitions, state.hyper
-        if config.normalise_observations:
-            seen = normalise.update(state.normaliser, steps.obs, spec.observation.shape)
-            state = state._replace(normaliser=seen)
-        reward = jnp.clip(steps.reward * hyper.reward_scale, -hyper.reward_clip, hyper.reward_clip)
-        remembered = memory.add(state.memory, steps._replace(reward=reward))
-        env_steps = state.env_steps + steps.reward.size
-        practice = replay.Practice(memory, functools.partial(learn, rule, state), config.updates)
-        ready = env_steps.astype(jnp.float32) >= hyper.learning_starts
-        learner, remembered, metrics = replay.practise(
-            practice, Learner(*state[:5]), remembered, ready, hyper.discount,
-            replay.Priorities(hyper.priority_exponent, hyper.priority_correction), key,
-        )  # fmt: skip
-        state = state._replace(**learner._asdict(), memory=remembered, env_steps=env_steps)
-        return state, {**metrics, "epsilon": epsilon(hyper, env_steps)}
+        state, metrics = study(state, rollout, key)
+        return state, {**metrics, "epsilon": epsilon(state.hyper, state.env_steps)}
 
-    def restart(state: State) -> State:
-        return state._replace(memory=memory.cut(state.memory))
+    about = types.About(
+        rollout_length=config.rollout_length,
+        head="greedy",
+        networks={"policy": network},
+        acting=types.Acting(network="policy", heads=("q",), decide=decide, decide_many=decide_many, log_prob=log_prob),
+        practice=practice,
+        hyper=_hyper.leaves(Hyper, Config),
+        fields=types.Fields(own_target="target", updates="updates", memory="memory"),
+        streams_matter=True,
+        restart=_memory.restart(memory),
+    )
+    return types.Agent(init=init, snapshot=snapshot, act=act, update=update, about=about)
 
-    return types.Agent(init, snapshot, act, update, (), config.rollout_length, "greedy", network, None, restart)
+
+def decide_many(
+    policy: types.Policy, outputs: Mapping[str, np.ndarray], generator: np.random.Generator
+) -> tuple[np.ndarray, types.Chosen]:
+    """See `types.Acting`."""
+    training, evaluation = policy.exploration
+    drawn = deciding.epsilon_greedy(outputs["q"], training if policy.explore > 0 else evaluation, generator)
+    return drawn.action, types.Chosen(drawn.log_prob)
 
 
 def epsilon(hyper: Hyper, env_steps: Any) -> Any:
@@ -206,9 +240,28 @@ def evaluate(rule: Rule, params: types.Params, normaliser: Any, obs: Any) -> Any
     return rule.network.apply(params, seen, ())[0]["q"]
 
 
-def learn(
-    rule: Rule, state: State, learner: Learner, drawn: replay.Sample, key: types.Key
-) -> tuple[Learner, Any, types.Metrics]:
+def prepare(rule: Rule, state: State, rollout: types.Rollout) -> tuple[State, types.Transition]:
+    """See `types.Practice`: statistics of observations, and rewards as they are learned from."""
+    steps, hyper = rollout.transitions, state.hyper
+    if rule.config.normalise_observations:
+        seen = normalise.update(state.normaliser, steps.obs, rule.network.spec.observation.shape)
+        state = state._replace(normaliser=seen)
+    reward = jnp.clip(steps.reward * hyper.reward_scale, -hyper.reward_clip, hyper.reward_clip)
+    return state._replace(env_steps=state.env_steps + rule.arrive), steps._replace(reward=reward)
+
+
+def ready(state: State) -> Any:
+    """See `types.Practice`."""
+    return state.env_steps.astype(jnp.float32) >= state.hyper.learning_starts
+
+
+def drawing(state: State) -> tuple[Any, _memory.Priorities]:
+    """See `types.Practice`."""
+    hyper = state.hyper
+    return hyper.discount, _memory.Priorities(exponent=hyper.priority_exponent, correction=hyper.priority_correction)
+
+
+def learn(rule: Rule, state: State, drawn: _memory.Sample, key: types.Key) -> tuple[State, Any, types.Metrics]:
     """One gradient step on Huber(y - Q(x, a)), y = R + γ^m Q⁻(x', argmax Q(x', ·)).
 
     The argmax is the online network's (double) or the target network's own.
@@ -217,8 +270,8 @@ def learn(
     """
     del key
     batched = jax.vmap(functools.partial(evaluate, rule), in_axes=(None, None, 0))
-    goal = batched(learner.target, state.normaliser, drawn.next_obs)  # [N, n]
-    chooser = batched(learner.params, state.normaliser, drawn.next_obs) if rule.config.double else goal
+    goal = batched(state.target, state.normaliser, drawn.next_obs)  # [N, n]
+    chooser = batched(state.params, state.normaliser, drawn.next_obs) if rule.config.double else goal
     best = jnp.argmax(chooser, axis=-1)[:, None]
     target = drawn.reward + drawn.discount * jnp.take_along_axis(goal, best, axis=-1)[:, 0]
 
@@ -228,20 +281,17 @@ def learn(
         error = jax.lax.stop_gradient(target) - chosen
         return (drawn.weight * losses.huber(error, state.hyper.huber)).mean(), (error, chosen.mean())
 
-    (value, (error, mean)), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params)
-    params, optimiser, norm = rule.optimiser.update(gradient, learner.optimiser, learner.params, state.env_steps)
-    updates = learner.updates + 1
-    moved = tree.lerp(learner.target, params, state.hyper.tau)
+    (value, (error, mean)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    before = state.env_steps - rule.arrive  # rates are taken at the steps before a rollout, as every rule does
+    params, optimiser, norm = rule.optimiser.update(gradient, state.optimiser, state.params, before)
+    state = moved(state._replace(params=params, optimiser=optimiser, updates=state.updates + 1))
+    return state, error, {"loss": value, "q": mean, "gradient_norm": norm}
+
+
+def moved(state: State) -> State:
+    """θ⁻ ← θ⁻ + τ (θ - θ⁻) where a multiple of the period was passed, by this learner or by others."""
     period = state.hyper.target_period.astype(jnp.int32)
-    due = updates // period > learner.moved_at // period  # a multiple was passed, by this learner or by others
-    target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, learner.target)
-    metrics = {"loss": value, "q": mean, "gradient_norm": norm}
-    moved_at = jnp.where(due, updates, learner.moved_at)
-    return Learner(params, target_params, optimiser, updates, moved_at), error, metrics
-
-
-def _hyper(config: Config) -> Hyper:
-    values = {name: float(getattr(config, name)) for name in Hyper._fields}
-    for name in ("huber", "reward_clip"):
-        values[name] = values[name] or optimise.LARGEST
-    return Hyper(**{name: jnp.float32(value) for name, value in values.items()})
+    due = state.updates // period > state.moved_at // period
+    towards = tree.lerp(state.target, state.params, state.hyper.tau)
+    target = jax.tree.map(lambda new, old: jnp.where(due, new, old), towards, state.target)
+    return state._replace(target=target, moved_at=jnp.where(due, state.updates, state.moved_at))

@@ -2,7 +2,7 @@
 
 Chung 2021, "MAP Propagation Algorithm: Faster Learning with a Team of Reinforcement Learning Agents", arXiv:2010.07893
 (NeurIPS 2021); final settings and order of steps as in stephen-chung-mh/map_prop. The formulas of the units are in
-`shoal.teams.units`. REINFORCE teams are N = 0; back-propagation runs in the same loop for comparison.
+`_teams.units`. REINFORCE teams are N = 0; back-propagation runs in the same loop for comparison.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from typing import Any, Literal
 
 from etils import epy
 
-from shoal import algorithms, errors, options, types
+from shoal import algorithms
+from shoal.core import errors, options, types
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from shoal import networks, normalise, optimise
-    from shoal.teams import acting, author, ceaseless, learning, records, relaxation, units
+    from shoal import networks
+    from shoal.algorithms import _hyper
+    from shoal.algorithms._teams import acting, author, ceaseless, learning, records, relaxation, units
+    from shoal.formulas import distributions, normalise, optimise
+    from shoal.networks import scaling
 
 
 FLOOR = 30.0  # softmax arguments of the author's code are no further than this below the largest
-CORRECTS = False
-ACTIONS = ("discrete", "continuous")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Config:
     """Gamma."""
     trace: float = options.number(0.95, low=0.0, high=1.0)
     """Decay of the eligibility traces (lambda); 0 keeps none."""
-    temperature: float = options.number(2.0, low=1e-6)
+    temperature: float = options.number(2.0, low=1e-6, scale="log")
     """Divides the potentials of a softmax output."""
-    guard: float = options.number(1e-3, low=0.0)
+    guard: float = options.number(1e-3, low=0.0, scale="log")
     """|A - mean| of the critic's gate is held above this many deviations of its output; 0 lets it reach 0."""
     actor_variance: tuple[float, ...] = options.number((0.03, 0.1, 0.1), low=0.0)
     """Variances of the actor's layers: one for each, or three: first, those between, output."""
@@ -81,9 +83,9 @@ class Config:
     """Rewards are held within plus-minus this before learning; 0 turns it off. Logged returns are not clipped."""
     speed_decay: float = options.number(0.7, low=0.0, high=1.0)
     """Decay of the running speed of a unit (beta); asynchronous only."""
-    speed_weight: float = options.number(1e3, low=0.0)
+    speed_weight: float = options.number(1e3, low=0.0, scale="log")
     """How much a moving unit's learning is held back (alpha); asynchronous only."""
-    speed_floor: float = options.number(1e-5, low=1e-12)
+    speed_floor: float = options.number(1e-5, low=1e-12, scale="log")
     """Added to the weighted square of the speed (epsilon); asynchronous only."""
     normalise_observations: bool = False
     """Shift and scale observations by their running mean and variance."""
@@ -132,8 +134,18 @@ def _unfit_rules(config: Config) -> str:
     return ""
 
 
-def shareable(config: Config) -> str:
+def traits(config: Config) -> types.Traits:
     """See `algorithms`."""
+    return types.Traits(
+        actions=("discrete", "continuous"),
+        unshareable=_unshareable(config),
+        normalises=config.normalise_observations,
+        samples=lambda streams: streams * config.rollout_length,
+        gradients=config.rollout_length * (2 if config.variant == "paper" else 1),  # one more where an episode ends
+    )
+
+
+def _unshareable(config: Config) -> str:
     if config.rollout_length > 1:
         return "map_propagation makes a step after every observation; set algorithm.rollout_length to 1"
     if config.variant == "paper":
@@ -169,7 +181,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         layers = {which: _layers(config, which, len(rule.kinds[which].names)) for which in params}
         traces = jax.tree.map(lambda leaf: jnp.zeros((streams, *leaf.shape)), params) if config.trace else ()
         statistics = normalise.init(spec.observation.shape) if config.normalise_observations else ()
-        hyper = _hyper(config)
+        hyper = _hyper.scalars(records.Hyper, config, off=("reward_clip",))
         start = learning.rates(rule, layers, jnp.float32(0.0))
         state = records.State(
             params, given.optimiser.init(params, start), statistics, traces, (), jnp.int32(0), hyper, layers
@@ -206,7 +218,17 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
     carry = relaxation.still(rule.sizes["actor"], outputs, spec.action.discrete) if config.asynchronous else ()
     act = functools.partial((ceaseless if config.asynchronous else acting).act, rule)
     head = "categorical" if spec.action.discrete else "linear"
-    return types.Agent(init, snapshot, act, update, carry, config.rollout_length, head, policy, None, restart)
+    about = types.About(
+        rollout_length=config.rollout_length,
+        head=head,
+        networks={"policy": policy, "critic": value},
+        carry=carry,
+        hyper=_hyper.leaves(records.Hyper, Config),
+        fields=types.Fields(policy=None),  # folded (`acting.folded`)
+        streams_matter=True,
+        restart=restart,
+    )
+    return types.Agent(init=init, snapshot=snapshot, act=act, update=update, about=about)
 
 
 def clean(
@@ -214,7 +236,7 @@ def clean(
 ) -> tuple[records.State, types.Metrics]:
     """Learn from one step ``[B]``: traces of this decision, then δ = r + γ Ā(next_obs) - Ā, then one step of Adam."""
     config, hyper, pending = rule.config, state.hyper, state.pending
-    obs, next_obs = (records.seen(state.normaliser, seen) for seen in (step.obs, step.next_obs))
+    obs, next_obs = (records.seen(rule, state.normaliser, seen) for seen in (step.obs, step.next_obs))
     over = (step.discount == 0) | step.truncated
     reward = jnp.clip(step.reward, -hyper.reward_clip, hyper.reward_clip)
     now: Any = ()
@@ -248,9 +270,10 @@ def _rule(config: Config, given: algorithms.Ingredients, policy: Any, value: Any
     scale = offset = bounds = None
     if not action.discrete:
         low, high = (np.asarray(bound, np.float64) for bound in (action.low, action.high))
-        if np.all(np.abs([low, high]) < networks.HUGE):
+        if np.all(np.abs([low, high]) < distributions.HUGE):
             # σ_L² of the paper's settings is tuned to the whole width, not to half of it.
             scale, offset = high - low, -low if config.variant == "paper" else (low + high) / 2
+            scale = np.where(scale > 0, scale, 1.0)  # where there is no room the environment clips
         else:
             scale, offset = np.ones_like(low), np.zeros_like(low)
         largest = float(np.finfo(np.float32).max)
@@ -258,8 +281,9 @@ def _rule(config: Config, given: algorithms.Ingredients, policy: Any, value: Any
         scale, offset = scale.astype(np.float32), offset.astype(np.float32)
     choices = action.n if action.discrete else 0
     return records.Rule(
-        config, kinds, sizes, scale, offset, bounds, choices, given.optimiser, given.spec.observation.shape
-    )
+        config, kinds, sizes, scale, offset, bounds, choices, given.optimiser, given.spec.observation.shape,
+        scaling.layer(given.spec.observation),
+    )  # fmt: skip
 
 
 def _pending(rule: records.Rule, streams: int) -> Any:
@@ -288,9 +312,3 @@ def _layers(config: Config, which: str, depth: int) -> records.Layers:
 
     moving = bool(getattr(config, f"{which}_rates_end"))
     return records.Layers(each("variance"), each("rates"), each("rates_end" if moving else "rates"))
-
-
-def _hyper(config: Config) -> records.Hyper:
-    values = {name: float(getattr(config, name)) for name in records.Hyper._fields}
-    values["reward_clip"] = values["reward_clip"] or optimise.LARGEST
-    return records.Hyper(**{name: jnp.float32(value) for name, value in values.items()})

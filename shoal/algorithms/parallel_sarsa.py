@@ -12,18 +12,14 @@ from typing import Any, Literal
 
 from etils import epy
 
-from shoal import algorithms, options, types
+from shoal import algorithms
+from shoal.core import options, types
 
 with epy.lazy_imports():
     import numpy as np
 
     from shoal import networks
-    from shoal.linear import features, policy, sarsa
-
-ACTIONS = ("discrete",)
-CORRECTS = False
-LEARNS = "exchange"
-METRICS = ("td_error", "steps_per_episode")
+    from shoal.algorithms._linear import features, policy, sarsa
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +62,15 @@ def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
     return ""
 
 
-def shareable(config: Config) -> str:
+def traits(config: Config) -> types.Traits:
     """See `algorithms`."""
     del config
-    return "Sarsa(λ) writes its weights itself and leaves no gradient"
+    return types.Traits(
+        actions=("discrete",),
+        learns="exchange",
+        unshareable="Sarsa(λ) writes its weights itself and leaves no gradient",
+        metrics=("td_error", "steps_per_episode"),
+    )
 
 
 def build(config: Config, given: algorithms.Ingredients) -> types.Agent:

@@ -2,6 +2,7 @@
 
 Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning", arXiv:1602.01783, algorithms 1, S1 and S2: the
 value-based half of the asynchronous family. Workers that explore differently stand in for the replay memory of DQN.
+n-step targets may be corrected for the policy that acted (Munos et al. 2016, arXiv:1606.02647).
 """
 
 from __future__ import annotations
@@ -9,22 +10,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from etils import epy
 
-from shoal import algorithms, options, types
+from shoal import algorithms
+from shoal.core import errors, options, types
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
-    from shoal import distributions, losses, networks, normalise, optimise, returns, small_policy
+    from shoal import networks
+    from shoal.algorithms import _corrected, _hyper
+    from shoal.formulas import deciding, distributions, importance, losses, normalise, returns
+    from shoal.networks import in_numpy
 
 
-CORRECTS = False
-ACTIONS = ("discrete",)
-PADDED = True
+LEAST = 1e-38  # probability of an action that cannot be, where values are not numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Config:
     """Scaled rewards are clipped to plus-minus this; 0 turns it off (the paper's Atari runs use 1)."""
     normalise_observations: bool = False
     """Shift and scale observations by their running mean and variance."""
+    epsilon_learned: float = options.number(0.0, low=0.0, high=1.0, new=True)
+    """With a corrector: probability of a random action of the policy whose values are learned; 0: the greedy one."""
 
 
 class Hyper(NamedTuple):
@@ -108,6 +115,7 @@ class Rule(NamedTuple):
     config: Config
     network: types.Network
     streams: int  # B, of one learner
+    corrector: types.Corrector | None = None  # of action values; None: targets are not corrected
 
 
 def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
@@ -124,10 +132,18 @@ def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
     return ""
 
 
-def shareable(config: Config) -> str:
+def traits(config: Config) -> types.Traits:
     """See `algorithms`."""
-    del config
-    return ""
+    whole = config.target == "n_step"
+    return types.Traits(
+        actions=("discrete",),
+        corrects="q" if whole else "",
+        uncorrected="" if whole else f"its {config.target} targets reach over one step; use --algorithm.target n_step",
+        tells_mu=True,
+        padded=True,
+        normalises=config.normalise_observations,
+        samples=lambda streams: streams * config.rollout_length,
+    )
 
 
 def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
@@ -135,11 +151,22 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
 
     Args:
         config: The rule's numbers.
-        given: Environment spec, network shape, optimiser and how many streams there are; the corrector is not used.
+        given: Environment spec, network shape, optimiser, how many streams there are, and a corrector of action values;
+            by another one, which is `correct/none.py`, targets are not corrected.
+
+    Raises:
+        Refused: The policy whose values are learned is set, and nothing is corrected for it.
     """
     spec = given.spec
     network = networks.build(given.network, spec.observation, {"q": networks.Head(spec.action.n, 1.0, "values")})
-    rule = Rule(config, network, given.streams)
+    corrector = given.corrector if given.corrector.of == "q" else None
+    if config.epsilon_learned and corrector is None:
+        raise errors.Refused(
+            f"algorithm.epsilon_learned={config.epsilon_learned:g} changes nothing without a corrector; "
+            "add e.g. --corrector retrace, or leave it out"
+        )
+    rule = Rule(config, network, given.streams, corrector)
+    remembers = corrector is not None and corrector.needs_mu
 
     def init(key: types.Key) -> State:
         network_key, epsilon_key = jax.random.split(key)
@@ -149,18 +176,36 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         statistics = normalise.init(spec.observation.shape) if config.normalise_observations else ()
         pending = _nothing(spec, given.streams) if config.target == "sarsa" else ()
         ends = draw(config, given.learners * given.streams, epsilon_key)
-        optimiser = given.optimiser.init(params)
-        return State(params, target, optimiser, statistics, pending, ends, jnp.int32(0), jnp.int32(0), _hyper(config))
+        return State(
+            params=params,
+            target=target,
+            optimiser=given.optimiser.init(params),
+            normaliser=statistics,
+            pending=pending,
+            epsilon_end=ends,
+            stream=jnp.int32(0),
+            env_steps=jnp.int32(0),
+            hyper=_hyper.scalars(Hyper, config, off=("huber", "reward_clip")),
+        )
 
     def snapshot(state: State) -> types.Policy:
         chances = Chances(epsilon(state, state.env_steps), state.hyper.epsilon_evaluation)
         return types.Policy(state.params, state.normaliser, jnp.float32(1.0), chances, stream=state.stream)
 
     def act(policy: types.Policy, carry: types.Carry, obs: Any, key: types.Key) -> tuple[Any, Any, types.Carry]:
-        values = evaluate(rule, policy.params, policy.normaliser, obs)
+        action, chosen = decide(policy, {"q": evaluate(rule, policy.params, policy.normaliser, obs)}, key)
+        return action, chosen if remembers else (), carry
+
+    def decide(policy: types.Policy, outputs: Mapping[str, Any], key: types.Key) -> tuple[Any, types.Chosen]:
         training, evaluation = policy.exploration
         chance = jnp.where(policy.explore > 0, training[policy.stream], evaluation)
-        return distributions.epsilon_greedy(values, chance, key), (), carry
+        action = distributions.epsilon_greedy(outputs["q"], chance, key)
+        return action, types.Chosen(distributions.epsilon_greedy_log_prob(outputs["q"], chance, action))
+
+    def log_prob(policy: types.Policy, outputs: Mapping[str, Any], action: Any) -> Any:
+        training, evaluation = policy.exploration
+        chance = jnp.where(policy.explore > 0, training[policy.stream], evaluation)
+        return distributions.epsilon_greedy_log_prob(outputs["q"], chance, action)
 
     def update(state: State, rollout: types.Rollout, key: types.Key) -> tuple[State, types.Metrics]:
         del key
@@ -181,9 +226,37 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
     def restart(state: State) -> State:  # what is pending is not followed by the next action
         return state._replace(pending=_nothing(spec, given.streams)) if config.target == "sarsa" else state
 
-    small = not config.normalise_observations and small_policy.fits(network.spec, "q")
-    small_act = _small_act(rule) if small else None
-    return types.Agent(init, snapshot, act, update, (), config.rollout_length, "greedy", network, small_act, restart)
+    small = not config.normalise_observations and in_numpy.fits(network.spec, "q")
+    about = types.About(
+        rollout_length=config.rollout_length,
+        head="greedy",
+        networks={"policy": network},
+        acting=types.Acting(
+            network="policy",
+            heads=("q",),
+            decide=decide,
+            decide_many=decide_many,
+            log_prob=log_prob,
+            remembered=remembers,
+            decider=functools.partial(_decider, remembers) if small else None,
+        ),
+        hyper=_hyper.leaves(Hyper, Config),
+        fields=types.Fields(target="target", stream="stream"),
+        streams_matter=config.target == "sarsa",
+        restart=restart,
+    )
+    return types.Agent(init=init, snapshot=snapshot, act=act, update=update, about=about)
+
+
+def decide_many(
+    policy: types.Policy, outputs: Mapping[str, np.ndarray], generator: np.random.Generator
+) -> tuple[np.ndarray, types.Chosen]:
+    """See `types.Acting`."""
+    training, evaluation = policy.exploration
+    streams = policy.stream + np.arange(len(outputs["q"]))
+    chance = np.take(training, streams, mode="clip") if policy.explore > 0 else evaluation
+    drawn = deciding.epsilon_greedy(outputs["q"], chance, generator)
+    return drawn.action, types.Chosen(drawn.log_prob)
 
 
 def draw(config: Config, count: int, key: types.Key) -> Any:
@@ -223,7 +296,7 @@ def evaluate(rule: Rule, params: types.Params, normaliser: Any, obs: Any) -> Any
 
 
 def loss(rule: Rule, params: types.Params, state: State, rollout: types.Rollout) -> tuple[Any, types.Metrics]:
-    """½ (y - Q(x, a))², or Huber's, over a segment ``[T, B]``; the target y is a constant.
+    """½ (y - Q(x, a))², or Huber's, over a segment ``[T, B]``; the target y is a constant, and so is its weight.
 
     Sarsa's segment begins and ends a step earlier than the others': the last step waits until the action after it is
     known, which is the first of the next segment.
@@ -235,12 +308,30 @@ def loss(rule: Rule, params: types.Params, state: State, rollout: types.Rollout)
         steps = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), pending.step, steps)
         there = there.at[0].set(pending.there)
     reward = jnp.clip(steps.reward * hyper.reward_scale, -hyper.reward_clip, hyper.reward_clip)
-    goal = targets(rule, state, steps._replace(reward=reward), following)
+    steps = steps._replace(reward=reward)
+    goal = aim(rule, state, steps, following, counts)
     chosen = _of(_over(rule, params, state, steps.obs), steps.action)
-    error = jax.lax.stop_gradient(goal) - chosen
+    error = jax.lax.stop_gradient(goal.target) - chosen
     each = jnp.where(there, losses.huber(error, hyper.huber), 0.0)
+    if rule.corrector is not None and rule.corrector.weighs:
+        each, counts = goal.weight * each, losses.accepted(counts, goal.weight)
     metrics = {"loss": losses.mean(each, counts), "q": losses.mean(chosen, counts)}
-    return (losses.total(each, counts) if rule.config.reduction == "sum" else metrics["loss"]), metrics
+    return (losses.total(each, counts) if rule.config.reduction == "sum" else metrics["loss"]), {**metrics, **goal.told}
+
+
+class Goal(NamedTuple):
+    """What a gradient step aims at."""
+
+    target: Any  # [T, B]
+    weight: Any  # [T, B] of the losses, 0: rejected; () where none is weighed
+    told: types.Metrics
+
+
+def aim(rule: Rule, state: State, steps: types.Transition, following: Any, counts: Any) -> Goal:
+    """`targets`, or `corrected` ones."""
+    if rule.corrector is None:
+        return Goal(targets(rule, state, steps, following), (), {})
+    return corrected(rule, rule.corrector, state, steps, counts)
 
 
 def targets(rule: Rule, state: State, steps: types.Transition, following: Any) -> Any:
@@ -268,6 +359,31 @@ def targets(rule: Rule, state: State, steps: types.Transition, following: Any) -
     longest = functools.partial(returns.lambda_returns, lambda_=jnp.float32(1.0))
     ends = (steps.discount == 0) | cut
     return jax.vmap(longest, in_axes=1, out_axes=1)(steps.reward, discount, ends, after)
+
+
+def corrected(rule: Rule, corrector: types.Corrector, state: State, steps: types.Transition, counts: Any) -> Goal:
+    """What Q(x, a) is to become of n-step experience that another policy may have gathered.
+
+    The policy π that is learned is ε-greedy in Q(x, ·; θ) with ε = `Config.epsilon_learned`; its values are those of
+    θ⁻, as in Sarsa.
+    """
+    chance = jnp.float32(rule.config.epsilon_learned)
+
+    def both(obs: Any) -> _corrected.Values:
+        return _corrected.Values(_over(rule, state.params, state, obs), _over(rule, state.target.params, state, obs))
+
+    def only_last() -> Any:  # within the segment the successor is the next step's observation: its values are known
+        last = _corrected.expected(both(steps.next_obs[-1]), chance)
+        return jnp.concatenate([_corrected.expected(here, chance)[1:], last[None]])
+
+    here = both(steps.obs)
+    cut = jnp.any(steps.truncated[:-1])
+    following = jax.lax.cond(cut, lambda: _corrected.expected(both(steps.next_obs), chance), only_last)
+    discounted = steps._replace(discount=state.hyper.discount * steps.discount)
+    seen = _corrected.seen(discounted, here, following, chance, counts)
+    correct = functools.partial(corrector.correct, corrector.hyper)
+    found = jax.vmap(correct, in_axes=1, out_axes=1)(seen)
+    return Goal(found.target, found.weight, importance.told(corrector, seen, found))
 
 
 def _best(rule: Rule, state: State, obs: Any) -> Any:
@@ -308,23 +424,18 @@ def _nothing(spec: types.EnvSpec, streams: int) -> Pending:
     return Pending(jax.tree.map(jnp.copy, step), jnp.copy(no))  # a buffer each: the state is donated as a whole
 
 
-def _small_act(rule: Rule) -> types.SmallAct:
-    def make(state: State, generator: Any) -> Any:
-        forward = small_policy.forward(rule.network.spec, state.params, "q")
-        decide = small_policy.Sampler("greedy", generator).decide
-        hyper, env_steps, ends, stream = state.hyper, state.env_steps, state.epsilon_end, state.stream.item()
+def _decider(remembers: bool, state: State, generator: Any) -> Any:
+    """See `types.Acting`; whether the probability is remembered decides what the extras are."""
+    decide = in_numpy.Sampler("greedy", generator).decide
+    hyper, env_steps, ends, stream = state.hyper, state.env_steps, state.epsilon_end, state.stream.item()
 
-        def act(obs: Any) -> tuple[Any, Any]:  # `epsilon`, in plain numbers
-            start, done = hyper.epsilon_start.item(), env_steps.item() / hyper.epsilon_steps.item()
-            return decide(forward(obs), start + min(done, 1.0) * (ends.item(stream) - start)).action, ()
+    def act(values: Any) -> tuple[Any, Any]:  # `epsilon`, in plain numbers
+        start, done = hyper.epsilon_start.item(), env_steps.item() / hyper.epsilon_steps.item()
+        chance = start + min(done, 1.0) * (ends.item(stream) - start)
+        action = decide(values, chance).action
+        if not remembers:
+            return action, ()
+        likely = chance / len(values) + (1.0 - chance if action == values.argmax() else 0.0)
+        return action, types.Chosen(math.log(likely or LEAST))
 
-        return act
-
-    return make
-
-
-def _hyper(config: Config) -> Hyper:
-    values = {name: float(getattr(config, name)) for name in Hyper._fields}
-    for name in ("huber", "reward_clip"):
-        values[name] = values[name] or optimise.LARGEST
-    return Hyper(**{name: jnp.float32(value) for name, value in values.items()})
+    return act

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import algorithms, options, types
+from shoal import algorithms
+from shoal.core import options, types
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
-    from shoal import distributions, losses, networks, normalise, optimise, replay, tree
-
-
-CORRECTS = False
-ACTIONS = ("continuous",)
+    from shoal import networks
+    from shoal.algorithms import _critics, _hyper, _memory
+    from shoal.core import tree
+    from shoal.formulas import deciding, distributions, normalise, optimise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +48,15 @@ class Config:
     """Gamma."""
     learning_starts: int = options.number(5_000, low=0)
     """Environment steps of random actions before the first gradient step."""
-    tau: float = options.number(0.005, low=0.0, high=1.0)
+    tau: float = options.number(0.005, low=0.0, high=1.0, scale="log")
     """How far the target networks move at each update."""
-    temperature: float = options.number(1.0, low=1e-8)
+    temperature: float = options.number(1.0, low=1e-8, scale="log")
     """Alpha at the beginning: what a nat of entropy is worth in reward."""
     learn_temperature: bool = True
     """Adapt alpha so that the entropy meets its target."""
     entropy_target: float = -1.0
     """Entropy aimed at, nats for each dimension of the action (the paper: -1)."""
-    critic_rate: float = options.number(1.0, low=0.0)
+    critic_rate: float = options.number(1.0, low=0.0, scale="log")
     """The critics' step size as a multiple of the optimiser's."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this before learning; logged returns are not."""
@@ -72,8 +75,8 @@ class Hyper(NamedTuple):
     reward_scale: Any
 
 
-class Learner(NamedTuple):
-    """What a gradient step changes."""
+class State(NamedTuple):
+    """The learner and its memory."""
 
     params: types.Params  # {"policy": ..., "critics": (...), "log_alpha": scalar}
     target: types.Params  # the critics' target networks, a tuple
@@ -81,43 +84,20 @@ class Learner(NamedTuple):
     critic_optimiser: Any
     alpha_optimiser: Any
     updates: Any  # scalar i32, gradient steps
-
-
-class State(NamedTuple):
-    """The learner and its memory."""
-
-    params: types.Params
-    target: types.Params
-    optimiser: Any
-    critic_optimiser: Any
-    alpha_optimiser: Any
-    updates: Any
     normaliser: Any  # normalise.Statistics, () when off
-    memory: Any  # see `replay`
+    memory: Any  # see `_memory`; () while the memory is somebody else's
     env_steps: Any  # scalar i32
     hyper: Hyper
 
 
-class Rule(NamedTuple):
-    """What the functions below have in common."""
-
-    config: Config
-    policy: types.Network
-    critic: types.Network
-    optimiser: Any  # optimise.Optimiser
-    bounds: Any  # distributions.Bounds of the actions
-
-
 def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
     """See `algorithms`."""
-    del config
-    return networks.unfit_for_critics(network, spec)
+    return _critics.fits(config, network, spec)
 
 
-def shareable(config: Config) -> str:
+def traits(config: Config) -> types.Traits:
     """See `algorithms`."""
-    del config
-    return "sac has several optimisers, and a runtime takes one gradient from each update"
+    return _critics.traits(config, "sac has several optimisers, and a runtime takes one gradient from each update")
 
 
 def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
@@ -131,18 +111,16 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         Refused: The memory is too small for its environments.
     """
     spec = given.spec
-    size = 2 * spec.action.shape[0]
-    policy = networks.build(given.network, spec.observation, {"policy": networks.Head(size, 0.01)})
-    critic = networks.critic(given.network, spec)
-    shape = replay.Plan(config.capacity, config.batch, config.n_step, given.streams, False, config.rollout_length)
-    memory = replay.build(shape, spec)
-    rule = Rule(config, policy, critic, given.optimiser, distributions.bounds(spec.action))
+    rule = _critics.build(config, given, 2 * spec.action.shape[0])
+    practice = _critics.practice(rule, given.streams, learn)
+    memory = _memory.build(practice.plan, spec)
+    box = distributions.bounds(spec.action, np)
 
     def init(key: types.Key) -> State:
         policy_key, *keys = jax.random.split(key, 1 + config.critics)
-        critics = tuple(map(critic.init, keys))
+        critics = tuple(map(rule.critic.init, keys))
         log_alpha = jnp.log(jnp.float32(config.temperature))
-        params = {"policy": policy.init(policy_key), "critics": critics, "log_alpha": log_alpha}
+        params = {"policy": rule.policy.init(policy_key), "critics": critics, "log_alpha": log_alpha}
         statistics = normalise.init(spec.observation.shape) if config.normalise_observations else ()
         return State(
             params=params,
@@ -154,7 +132,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
             normaliser=statistics,
             memory=memory.init(),
             env_steps=jnp.int32(0),
-            hyper=_hyper(config),
+            hyper=_hyper.scalars(Hyper, config),
         )
 
     def snapshot(state: State) -> types.Policy:
@@ -162,62 +140,65 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         return types.Policy(state.params["policy"], state.normaliser, jnp.float32(1.0), random)
 
     def act(given: types.Policy, carry: types.Carry, obs: Any, key: types.Key) -> tuple[Any, Any, types.Carry]:
+        return decide(given, {"policy": _critics.head(rule, given.params, given.normaliser, obs)}, key)[0], (), carry
+
+    def decide(given: types.Policy, outputs: Mapping[str, Any], key: types.Key) -> tuple[Any, types.Chosen]:
         sample_key, random_key = jax.random.split(key)
-        output = head(rule, given.params, given.normaliser, obs)
-        sampled = distributions.squashed_sample(output, jax.random.normal(sample_key, spec.action.shape))[0]
+        output = outputs["policy"]
+        noise = jax.random.normal(sample_key, spec.action.shape)
+        sampled, log_prob = distributions.squashed_sample(output, noise)
         greedy = jnp.tanh(distributions.squashed_moments(output)[0])
         anything = jax.random.uniform(random_key, greedy.shape, minval=-1.0)
         sampled = jnp.where(given.exploration > 0, anything, sampled)
-        return distributions.stretch(rule.bounds, jnp.where(given.explore > 0, sampled, greedy)), (), carry
+        log_prob = jnp.where(given.exploration > 0, -math.log(2.0) * greedy.shape[0], log_prob)
+        action = distributions.stretch(rule.bounds, jnp.where(given.explore > 0, sampled, greedy))
+        return action, types.Chosen(jnp.where(given.explore > 0, log_prob, 0.0))
 
-    def update(state: State, rollout: types.Rollout, key: types.Key) -> tuple[State, types.Metrics]:
-        steps, hyper = rollout.transitions, state.hyper
-        if config.normalise_observations:
-            seen = normalise.update(state.normaliser, steps.obs, spec.observation.shape)
-            state = state._replace(normaliser=seen)
-        remembered = memory.add(state.memory, steps._replace(reward=steps.reward * hyper.reward_scale))
-        env_steps = state.env_steps + steps.reward.size
-        practice = replay.Practice(memory, functools.partial(learn, rule, state), config.updates)
-        ready = env_steps.astype(jnp.float32) >= hyper.learning_starts
-        learner, remembered, metrics = replay.practise(
-            practice, Learner(*state[:6]), remembered, ready, hyper.discount, (), key
-        )
-        return state._replace(**learner._asdict(), memory=remembered, env_steps=env_steps), metrics
+    def log_prob(given: types.Policy, outputs: Mapping[str, Any], action: Any) -> Any:
+        drawn = distributions.squashed_log_prob(outputs["policy"], distributions.shrink(rule.bounds, action))
+        drawn = jnp.where(given.exploration > 0, -math.log(2.0) * action.shape[0], drawn)
+        return jnp.where(given.explore > 0, drawn, 0.0)
 
-    def restart(state: State) -> State:
-        return state._replace(memory=memory.cut(state.memory))
+    def decide_many(
+        given: types.Policy, outputs: Mapping[str, np.ndarray], generator: np.random.Generator
+    ) -> tuple[np.ndarray, types.Chosen]:
+        drawn = deciding.squashed(outputs["policy"], given.explore, given.exploration, generator)
+        return distributions.stretch(box, drawn.action), types.Chosen(drawn.log_prob)
 
-    return types.Agent(init, snapshot, act, update, (), config.rollout_length, "squashed", policy, None, restart)
+    fields = types.Fields(
+        own_target="target", updates="updates", memory="memory", policy="policy",
+        optimisers=("optimiser", "critic_optimiser", "alpha_optimiser"),
+    )  # fmt: skip
+    about = types.About(
+        rollout_length=config.rollout_length,
+        head="squashed",
+        networks={"policy": rule.policy, "critic": rule.critic},
+        acting=types.Acting(
+            network="policy",
+            heads=("policy",),
+            decide=decide,
+            decide_many=decide_many,
+            log_prob=log_prob,
+            kl=distributions.squashed_kl,
+        ),
+        practice=practice,
+        hyper=_hyper.leaves(Hyper, Config, fields),
+        fields=fields,
+        streams_matter=True,
+        restart=_memory.restart(memory),
+    )
+    return types.Agent(init=init, snapshot=snapshot, act=act, update=_memory.update(practice, memory), about=about)
 
 
-def head(rule: Rule, params: types.Params, normaliser: Any, obs: Any) -> Any:
-    """The policy head's output ``[2 d]`` for one observation."""
-    seen = normalise.apply(normaliser, obs) if normaliser else obs
-    return rule.policy.apply(params, seen, ())[0]["policy"]
-
-
-def value(rule: Rule, params: types.Params, normaliser: Any, obs: Any, action: Any) -> Any:
-    """One critic's Q of an action in [-1, 1]^d, a scalar."""
-    seen = normalise.apply(normaliser, obs) if normaliser else obs
-    return rule.critic.apply(params, jnp.concatenate([seen, action]), ())[0]["q"][0]
-
-
-def size(rule: Rule) -> int:
-    """Dimensions of an action."""
-    return rule.bounds.half.shape[0]
-
-
-def sample(rule: Rule, params: types.Params, normaliser: Any, obs: Any, key: types.Key) -> tuple[Any, Any]:
+def sample(rule: _critics.Rule, params: types.Params, normaliser: Any, obs: Any, key: types.Key) -> tuple[Any, Any]:
     """Actions ``[N, d]`` in (-1, 1) and their log probabilities ``[N]``, differentiable in the parameters."""
-    outputs = jax.vmap(functools.partial(head, rule), in_axes=(None, None, 0))(params, normaliser, obs)
+    outputs = jax.vmap(functools.partial(_critics.head, rule), in_axes=(None, None, 0))(params, normaliser, obs)
     # Behind a barrier: the compiler would put the generator into every loop that reads the noise.
-    noise = jax.lax.optimization_barrier(jax.random.normal(key, (len(outputs), size(rule))))
+    noise = jax.lax.optimization_barrier(jax.random.normal(key, (len(outputs), rule.bounds.half.shape[0])))
     return jax.vmap(distributions.squashed_sample)(outputs, noise)
 
 
-def learn(
-    rule: Rule, state: State, learner: Learner, drawn: replay.Sample, key: types.Key
-) -> tuple[Learner, Any, types.Metrics]:
+def learn(rule: _critics.Rule, state: State, drawn: _memory.Sample, key: types.Key) -> tuple[State, Any, types.Metrics]:
     """One gradient step of the critics, the policy and the temperature.
 
     y = R + γ^m (min_i Q⁻_i(x', a') - α log π(a'|x')), a' ~ π(x');  critics descend Σ_i ½ (y - Q_i(x, a))²;
@@ -225,43 +206,33 @@ def learn(
 
     Source: Haarnoja et al. 2018, arXiv:1812.05905, equations 5, 9 and 18 (log α in place of α, as in its code).
     """
-    hyper, seen = state.hyper, state.normaliser
+    hyper, seen, now = state.hyper, state.normaliser, state.params
     next_key, policy_key = jax.random.split(key)
-    judge = jax.vmap(functools.partial(value, rule), in_axes=(None, None, 0, 0))
-    now = learner.params
     alpha = jnp.exp(now["log_alpha"])
     following, log_prob = sample(rule, now["policy"], seen, drawn.next_obs, next_key)
-    lowest = functools.reduce(jnp.minimum, [judge(q, seen, drawn.next_obs, following) for q in learner.target])
+    lowest = _critics.lowest(rule, state.target, seen, drawn.next_obs, following)
     target = drawn.reward + drawn.discount * (lowest - alpha * log_prob)
-    action = distributions.shrink(rule.bounds, drawn.action)
+    judged = _critics.descend(rule, state, drawn, target)
 
-    def critic_loss(critics: Any) -> tuple[Any, Any]:
-        values = [judge(critic, seen, drawn.obs, action) for critic in critics]
-        return sum((drawn.weight * losses.squared_error(q, target)).mean() for q in values), values[0]
-
-    def policy_loss(policy: types.Params, critics: Any) -> tuple[Any, Any]:
+    def policy_loss(policy: types.Params) -> tuple[Any, Any]:
         chosen, log_prob = sample(rule, policy, seen, drawn.obs, policy_key)
-        lowest = functools.reduce(jnp.minimum, [judge(q, seen, drawn.obs, chosen) for q in critics])
+        lowest = _critics.lowest(rule, judged.critics, seen, drawn.obs, chosen)
         return (alpha * log_prob - lowest).mean(), -log_prob.mean()
 
-    def step(gradient: Any, optimiser: Any, params: Any) -> Any:
-        return rule.optimiser.update(gradient, optimiser, params, state.env_steps)
-
-    (loss, q), gradient = jax.value_and_grad(critic_loss, has_aux=True)(now["critics"])
-    critics, critic_optimiser, norm = step(gradient, learner.critic_optimiser, now["critics"])
-    (policy_value, entropy), gradient = jax.value_and_grad(policy_loss, has_aux=True)(now["policy"], critics)
-    policy, optimiser, _ = step(gradient, learner.optimiser, now["policy"])
-    surplus = entropy - hyper.entropy_target * action.shape[-1]
-    log_alpha, alpha_optimiser, _ = step(hyper.learn_temperature * surplus, learner.alpha_optimiser, now["log_alpha"])
-    params = {"policy": policy, "critics": critics, "log_alpha": log_alpha}
-    target_params = tree.lerp(learner.target, critics, hyper.tau)
+    (policy_value, entropy), gradient = jax.value_and_grad(policy_loss, has_aux=True)(now["policy"])
+    policy, optimiser, _ = _critics.apply(rule, state, gradient, state.optimiser, now["policy"])
+    surplus = hyper.learn_temperature * (entropy - hyper.entropy_target * drawn.action.shape[-1])
+    log_alpha, alpha_optimiser, _ = _critics.apply(rule, state, surplus, state.alpha_optimiser, now["log_alpha"])
     metrics = {
-        "loss": loss, "policy_loss": policy_value, "q": q.mean(), "entropy": entropy, "temperature": alpha,
-        "gradient_norm": norm,
+        "loss": judged.loss, "policy_loss": policy_value, "q": judged.q.mean(), "entropy": entropy,
+        "temperature": alpha, "gradient_norm": judged.norm,
     }  # fmt: skip
-    learner = Learner(params, target_params, optimiser, critic_optimiser, alpha_optimiser, learner.updates + 1)
-    return learner, target - q, metrics
-
-
-def _hyper(config: Config) -> Hyper:
-    return Hyper(*(jnp.float32(getattr(config, name)) for name in Hyper._fields))
+    state = state._replace(
+        params={"policy": policy, "critics": judged.critics, "log_alpha": log_alpha},
+        target=tree.lerp(state.target, judged.critics, hyper.tau),
+        optimiser=optimiser,
+        critic_optimiser=judged.optimiser,
+        alpha_optimiser=alpha_optimiser,
+        updates=state.updates + 1,
+    )
+    return state, target - judged.q, metrics

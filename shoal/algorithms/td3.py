@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import algorithms, options, types
+from shoal import algorithms
+from shoal.core import options, types
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
-    from shoal import distributions, losses, networks, normalise, optimise, replay, tree
-
-
-CORRECTS = False
-ACTIONS = ("continuous",)
+    from shoal import networks
+    from shoal.algorithms import _critics, _hyper, _memory
+    from shoal.core import tree
+    from shoal.formulas import deciding, distributions, normalise, optimise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Config:
     """Gamma."""
     learning_starts: int = options.number(10_000, low=0)
     """Environment steps of random actions before the first gradient step."""
-    tau: float = options.number(0.005, low=0.0, high=1.0)
+    tau: float = options.number(0.005, low=0.0, high=1.0, scale="log")
     """How far the target networks move at each update of the policy."""
     policy_delay: int = options.number(2, low=1)
     """Updates of the critics for one of the policy."""
@@ -55,7 +58,7 @@ class Config:
     """Standard deviation of the noise on target actions."""
     target_noise_clip: float = options.number(0.5, low=0.0)
     """Bound of that noise."""
-    critic_rate: float = options.number(1.0, low=0.0)
+    critic_rate: float = options.number(1.0, low=0.0, scale="log")
     """The critics' step size as a multiple of the optimiser's."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this before learning; logged returns are not."""
@@ -76,50 +79,28 @@ class Hyper(NamedTuple):
     reward_scale: Any
 
 
-class Learner(NamedTuple):
-    """What a gradient step changes."""
+class State(NamedTuple):
+    """The learner and its memory."""
 
     params: types.Params  # {"policy": ..., "critics": (...)}
     target: types.Params  # the same for the target networks
     optimiser: Any  # of the policy, optimise.OptimiserState
     critic_optimiser: Any
     updates: Any  # scalar i32, gradient steps of the critics
-
-
-class State(NamedTuple):
-    """The learner and its memory."""
-
-    params: types.Params
-    target: types.Params
-    optimiser: Any
-    critic_optimiser: Any
-    updates: Any
     normaliser: Any  # normalise.Statistics, () when off
-    memory: Any  # see `replay`
+    memory: Any  # see `_memory`; () while the memory is somebody else's
     env_steps: Any  # scalar i32
     hyper: Hyper
 
 
-class Rule(NamedTuple):
-    """What the functions below have in common."""
-
-    config: Config
-    policy: types.Network
-    critic: types.Network
-    optimiser: Any  # optimise.Optimiser
-    bounds: Any  # distributions.Bounds of the actions
-
-
 def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
     """See `algorithms`."""
-    del config
-    return networks.unfit_for_critics(network, spec)
+    return _critics.fits(config, network, spec)
 
 
-def shareable(config: Config) -> str:
+def traits(config: Config) -> types.Traits:
     """See `algorithms`."""
-    del config
-    return "td3 has several optimisers, and a runtime takes one gradient from each update"
+    return _critics.traits(config, "td3 has several optimisers, and a runtime takes one gradient from each update")
 
 
 def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
@@ -133,21 +114,29 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         Refused: The memory is too small for its environments.
     """
     spec = given.spec
-    policy = networks.build(given.network, spec.observation, {"policy": networks.Head(spec.action.shape[0], 0.01)})
-    critic = networks.critic(given.network, spec)
-    shape = replay.Plan(config.capacity, config.batch, config.n_step, given.streams, False, config.rollout_length)
-    memory = replay.build(shape, spec)
-    rule = Rule(config, policy, critic, given.optimiser, distributions.bounds(spec.action))
+    rule = _critics.build(config, given, spec.action.shape[0])
+    practice = _critics.practice(rule, given.streams, learn)
+    memory = _memory.build(practice.plan, spec)
+    box = distributions.bounds(spec.action, np)
 
     def init(key: types.Key) -> State:
         policy_key, *keys = jax.random.split(key, 1 + config.critics)
-        params = {"policy": policy.init(policy_key), "critics": tuple(map(critic.init, keys))}
+        params = {"policy": rule.policy.init(policy_key), "critics": tuple(map(rule.critic.init, keys))}
         target = jax.tree.map(jnp.copy, params)
         statistics = normalise.init(spec.observation.shape) if config.normalise_observations else ()
         optimiser = given.optimiser.init(params["policy"])
         critics = optimise.faster(given.optimiser.init(params["critics"]), config.critic_rate)
-        zero = jnp.int32(0)
-        return State(params, target, optimiser, critics, zero, statistics, memory.init(), jnp.int32(0), _hyper(config))
+        return State(
+            params=params,
+            target=target,
+            optimiser=optimiser,
+            critic_optimiser=critics,
+            updates=jnp.int32(0),
+            normaliser=statistics,
+            memory=memory.init(),
+            env_steps=jnp.int32(0),
+            hyper=_hyper.scalars(Hyper, config),
+        )
 
     def snapshot(state: State) -> types.Policy:
         hyper = state.hyper
@@ -155,49 +144,62 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         return types.Policy(state.params["policy"], state.normaliser, jnp.float32(1.0), exploration)
 
     def act(given: types.Policy, carry: types.Carry, obs: Any, key: types.Key) -> tuple[Any, Any, types.Carry]:
+        return decide(given, {"policy": _critics.head(rule, given.params, given.normaliser, obs)}, key)[0], (), carry
+
+    def decide(given: types.Policy, outputs: Mapping[str, Any], key: types.Key) -> tuple[Any, types.Chosen]:
         noise_key, random_key = jax.random.split(key)
-        action = choose(rule, given.params, given.normaliser, obs)
+        mean = jnp.tanh(outputs["policy"])
         noise, random = given.exploration
-        explored = action + given.explore * noise * jax.random.normal(noise_key, action.shape)
-        anything = jax.random.uniform(random_key, action.shape, minval=-1.0)
-        chosen = jnp.where(given.explore * random > 0, anything, jnp.clip(explored, -1.0, 1.0))
-        return distributions.stretch(rule.bounds, chosen), (), carry
+        deviation, uniform = given.explore * noise, given.explore * random > 0
+        explored = mean + deviation * jax.random.normal(noise_key, mean.shape)
+        anything = jax.random.uniform(random_key, mean.shape, minval=-1.0)
+        chosen = jnp.where(uniform, anything, jnp.clip(explored, -1.0, 1.0))
+        return distributions.stretch(rule.bounds, chosen), types.Chosen(likely(given, mean, chosen))
 
-    def update(state: State, rollout: types.Rollout, key: types.Key) -> tuple[State, types.Metrics]:
-        steps, hyper = rollout.transitions, state.hyper
-        if config.normalise_observations:
-            seen = normalise.update(state.normaliser, steps.obs, spec.observation.shape)
-            state = state._replace(normaliser=seen)
-        remembered = memory.add(state.memory, steps._replace(reward=steps.reward * hyper.reward_scale))
-        env_steps = state.env_steps + steps.reward.size
-        practice = replay.Practice(memory, functools.partial(learn, rule, state), config.updates)
-        ready = env_steps.astype(jnp.float32) >= hyper.learning_starts
-        learner, remembered, metrics = replay.practise(
-            practice, Learner(*state[:5]), remembered, ready, hyper.discount, (), key
-        )
-        return state._replace(**learner._asdict(), memory=remembered, env_steps=env_steps), metrics
+    def likely(given: types.Policy, mean: Any, chosen: Any) -> Any:
+        noise, random = given.exploration
+        deviation, uniform = given.explore * noise, given.explore * random > 0
+        log_prob = distributions.clipped_log_prob(chosen, mean, jnp.where(deviation > 0, deviation, 1.0))
+        log_prob = jnp.where(deviation > 0, log_prob, 0.0)
+        return jnp.where(uniform, -math.log(2.0) * mean.shape[0], log_prob)
 
-    def restart(state: State) -> State:
-        return state._replace(memory=memory.cut(state.memory))
+    def log_prob(given: types.Policy, outputs: Mapping[str, Any], action: Any) -> Any:
+        return likely(given, jnp.tanh(outputs["policy"]), distributions.shrink(rule.bounds, action))
 
-    return types.Agent(init, snapshot, act, update, (), config.rollout_length, "deterministic", policy, None, restart)
+    def decide_many(
+        given: types.Policy, outputs: Mapping[str, np.ndarray], generator: np.random.Generator
+    ) -> tuple[np.ndarray, types.Chosen]:
+        noise, random = given.exploration
+        mean = np.tanh(outputs["policy"])
+        drawn = deciding.noisy(mean, given.explore * noise, given.explore * random, generator)
+        return distributions.stretch(box, drawn.action), types.Chosen(drawn.log_prob)
+
+    fields = types.Fields(
+        own_target="target", updates="updates", memory="memory", policy="policy",
+        optimisers=("optimiser", "critic_optimiser"),
+    )  # fmt: skip
+    about = types.About(
+        rollout_length=config.rollout_length,
+        head="deterministic",
+        networks={"policy": rule.policy, "critic": rule.critic},
+        acting=types.Acting(
+            network="policy", heads=("policy",), decide=decide, decide_many=decide_many, log_prob=log_prob
+        ),
+        practice=practice,
+        hyper=_hyper.leaves(Hyper, Config, fields),
+        fields=fields,
+        streams_matter=True,
+        restart=_memory.restart(memory),
+    )
+    return types.Agent(init=init, snapshot=snapshot, act=act, update=_memory.update(practice, memory), about=about)
 
 
-def choose(rule: Rule, params: types.Params, normaliser: Any, obs: Any) -> Any:
+def choose(rule: _critics.Rule, params: types.Params, normaliser: Any, obs: Any) -> Any:
     """The policy's action in [-1, 1]^d."""
-    seen = normalise.apply(normaliser, obs) if normaliser else obs
-    return jnp.tanh(rule.policy.apply(params, seen, ())[0]["policy"])
+    return jnp.tanh(_critics.head(rule, params, normaliser, obs))
 
 
-def value(rule: Rule, params: types.Params, normaliser: Any, obs: Any, action: Any) -> Any:
-    """One critic's Q of an action in [-1, 1]^d, a scalar."""
-    seen = normalise.apply(normaliser, obs) if normaliser else obs
-    return rule.critic.apply(params, jnp.concatenate([seen, action]), ())[0]["q"][0]
-
-
-def learn(
-    rule: Rule, state: State, learner: Learner, drawn: replay.Sample, key: types.Key
-) -> tuple[Learner, Any, types.Metrics]:
+def learn(rule: _critics.Rule, state: State, drawn: _memory.Sample, key: types.Key) -> tuple[State, Any, types.Metrics]:
     """One gradient step of the critics, and every so often one of the policy.
 
     y = R + γ^m min_i Q⁻_i(x', π⁻(x') + clip(N(0, σ), ±c));  critics descend Σ_i ½ (y - Q_i(x, a))²;
@@ -207,43 +209,34 @@ def learn(
     """
     hyper, seen = state.hyper, state.normaliser
     act = jax.vmap(functools.partial(choose, rule), in_axes=(None, None, 0))
-    judge = jax.vmap(functools.partial(value, rule), in_axes=(None, None, 0, 0))
-    action = distributions.shrink(rule.bounds, drawn.action)
-    following = act(learner.target["policy"], seen, drawn.next_obs)
+    following = act(state.target["policy"], seen, drawn.next_obs)
     # Behind a barrier: the compiler would put the generator into every loop that reads the noise.
     noise = hyper.target_noise * jax.lax.optimization_barrier(jax.random.normal(key, following.shape))
     noise = jnp.clip(noise, -hyper.target_noise_clip, hyper.target_noise_clip)
     following = jnp.clip(following + noise, -1.0, 1.0)
-    lowest = functools.reduce(
-        jnp.minimum, [judge(critic, seen, drawn.next_obs, following) for critic in learner.target["critics"]]
-    )
+    lowest = _critics.lowest(rule, state.target["critics"], seen, drawn.next_obs, following)
     target = drawn.reward + drawn.discount * lowest
-
-    def critic_loss(critics: Any) -> tuple[Any, Any]:
-        values = [judge(critic, seen, drawn.obs, action) for critic in critics]
-        return sum((drawn.weight * losses.squared_error(q, target)).mean() for q in values), values[0]
-
-    (loss, q), gradient = jax.value_and_grad(critic_loss, has_aux=True)(learner.params["critics"])
-    critics, critic_optimiser, norm = rule.optimiser.update(
-        gradient, learner.critic_optimiser, learner.params["critics"], state.env_steps
-    )
+    judged = _critics.descend(rule, state, drawn, target)
 
     def policy_loss(policy: types.Params) -> Any:
-        return -judge(critics[0], seen, drawn.obs, act(policy, seen, drawn.obs)).mean()
+        chosen = act(policy, seen, drawn.obs)
+        return -_critics.values(rule, judged.critics[:1], seen, drawn.obs, chosen)[0].mean()
 
     def improve(policy: types.Params, optimiser: Any, target: types.Params) -> Any:
         gradient = jax.grad(policy_loss)(policy)
-        policy, optimiser, _ = rule.optimiser.update(gradient, optimiser, policy, state.env_steps)
-        return policy, optimiser, tree.lerp(target, {"policy": policy, "critics": critics}, hyper.tau)
+        policy, optimiser, _ = _critics.apply(rule, state, gradient, optimiser, policy)
+        return policy, optimiser, tree.lerp(target, {"policy": policy, "critics": judged.critics}, hyper.tau)
 
-    updates = learner.updates + 1
+    updates = state.updates + 1
     due = updates % hyper.policy_delay.astype(jnp.int32) == 0
-    now = learner.params["policy"], learner.optimiser, learner.target
-    policy, optimiser, target_params = jax.lax.cond(due, improve, lambda *same: same, *now)
-    params = {"policy": policy, "critics": critics}
-    metrics = {"loss": loss, "q": q.mean(), "gradient_norm": norm}
-    return Learner(params, target_params, optimiser, critic_optimiser, updates), target - q, metrics
-
-
-def _hyper(config: Config) -> Hyper:
-    return Hyper(*(jnp.float32(getattr(config, name)) for name in Hyper._fields))
+    now = state.params["policy"], state.optimiser, state.target
+    policy, optimiser, slow = jax.lax.cond(due, improve, lambda *same: same, *now)
+    metrics = {"loss": judged.loss, "q": judged.q.mean(), "gradient_norm": judged.norm}
+    state = state._replace(
+        params={"policy": policy, "critics": judged.critics},
+        target=slow,
+        optimiser=optimiser,
+        critic_optimiser=judged.optimiser,
+        updates=updates,
+    )
+    return state, target - judged.q, metrics

@@ -1,4 +1,4 @@
-"""No correction: lambda-returns, right when the policy that acted is the one that learns.
+"""No correction, for every rule: lambda-returns, right when the policy that acted is the one that learns.
 
 Source: Mnih et al. 2016, arXiv:1602.01783 (lambda = 1: the n-step returns of A3C); Schulman et al. 2016,
 arXiv:1506.02438 (lambda < 1: generalised advantage estimation).
@@ -7,14 +7,17 @@ arXiv:1506.02438 (lambda < 1: generalised advantage estimation).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import options, types
+from shoal.core import options, types
 
 with epy.lazy_imports():
-    from shoal import returns
+    import jax.numpy as jnp
+    import numpy as np
+
+    from shoal.formulas import returns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +28,18 @@ class Config:
     """1: the longest return available (A3C); lower trades variance for bias (GAE)."""
 
 
+class Hyper(NamedTuple):
+    """Numbers that may change; f32 scalars."""
+
+    lambda_: Any
+
+
 def build(config: Config) -> types.Corrector:
-    """The corrector as a function of one stream ``[T]``."""
+    """The corrector."""
+    return types.Corrector(hyper=Hyper(lambda_=np.float32(config.lambda_)), of="v", needs_mu=False, correct=correct)
 
-    def correct(log_rho: Any, reward: Any, discount: Any, cut: Any, value: Any, next_value: Any) -> types.Corrected:
-        del log_rho
-        target = returns.lambda_returns(reward, discount, cut, next_value, config.lambda_)
-        return types.Corrected(target, target - value)
 
-    return correct
+def correct(hyper: Hyper, steps: types.Steps) -> types.Corrected:
+    """See `types.Corrector`."""
+    target = returns.lambda_returns(steps.reward, steps.discount, steps.cut, steps.next_value, hyper.lambda_)
+    return types.Corrected(target=target, advantage=target - steps.value, weight=jnp.ones_like(target), told={})

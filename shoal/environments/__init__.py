@@ -2,28 +2,23 @@
 
 A file here offers
 
-* ``PREFIX``: what stands before the colon in an id (``"gymnax"``), or before the slash of ``ALE/Pong-v5``; ``""`` for
-  Gymnasium's plain ids;
-* ``PURE_JAX``: whether its environments can be compiled, whole loop and all;
-* ``EXTRA``: the extra of Shoal that installs its library, ``""`` when it belongs to the core;
+* ``ADAPTER``, an `Adapter`: all that it declares of itself;
 * ``names() -> list[str]``: the ids it knows, prefix included, for `shoal list envs` and "did you mean";
-* ``open(id, config) -> Opened``: the environment as data, and the ways to run it;
-* optionally ``Config``, a subclass of `Config` here with settings of its own (`config_class`, `own`);
-* optionally ``SOURCES``, of pure-JAX environments: the packages whose code is traced, so that compiled programs may be
-  kept and are made again when it changes (``()``: Shoal's own code alone);
-* optionally ``audit(id, config, steps) -> Audit``: what its library's own checks say, for `shoal check-env`.
+* ``open(id, config) -> Opened``: the environment as data, and the ways to run it.
 
 Every environment is opened through `open`, so an unknown id, a missing package and an unsupported space are refused
-in one place, before anything is created.
+in one place, before anything is created. A process that only steps simulators is sent an `Opener`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from shoal import errors, registry, types
+from shoal.core import errors, registry, types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +43,7 @@ class Opened(NamedTuple):
     make_host: Callable[[], types.HostEnv]  # one simulator in the calling process
     make_eval: Callable[[], types.HostEnv] | None = None  # as it is evaluated, where that differs
     make_vector: Callable[[int, int], types.HostVector] | None = None  # (seed, B): where the library steps many at once
+    hands: Callable[[], types.Hands] | None = None  # where the library's observations or actions are not the agent's
 
 
 class Audit(NamedTuple):
@@ -55,6 +51,96 @@ class Audit(NamedTuple):
 
     problems: tuple[str, ...]  # broken promises
     remarks: tuple[str, ...]  # worth knowing
+
+
+def anywhere(env_id: str) -> str:
+    """Of a library whose ids are the same in every process."""
+    del env_id
+    return ""
+
+
+def no_audit(env_id: str, config: Config, steps: int) -> Audit:
+    """Of a library that has no checks."""
+    del env_id, config, steps
+    return Audit(problems=(), remarks=())
+
+
+class Adapter(NamedTuple):
+    """What an adapter declares of itself."""
+
+    prefix: str  # before the colon of an id ("gymnax"), or the slash of ALE/Pong-v5; "": Gymnasium's plain ids
+    pure_jax: bool  # its environments can be compiled, whole loop and all
+    extra: str = ""  # the extra of Shoal that installs its library; "": it belongs to the core
+    config: type[Config] = Config  # its own, where it has settings of its own (`config_class`, `own`)
+    sources: tuple[str, ...] | None = None
+    # packages whose code is traced, so that compiled programs may be kept until it changes; (): Shoal's own code alone;
+    # None: not known, and nothing is kept
+    elsewhere: Callable[[str], str] = anywhere  # id -> why another process cannot open it; "" if it can
+    audit: Callable[[str, Config, int], Audit] = no_audit  # (id, config, steps) -> what its library's checks say
+
+
+@dataclasses.dataclass(frozen=True)
+class Opener:
+    """How to open one environment, as plain data; see `types.Opener`. Each process opens it once, when first asked."""
+
+    id: str
+    """As for `open`."""
+    config: Config
+    """How it is shown to the agent."""
+    here: Opened | None = dataclasses.field(default=None, repr=False, compare=False)
+    """It is open in this process already; stays behind when the rest is sent to another."""
+
+    def __reduce__(self) -> tuple[type[Opener], tuple[str, Config]]:
+        return Opener, (self.id, self.config)
+
+    @functools.cached_property
+    def _opened(self) -> Opened:
+        return self.here or open(self.id, self.config)
+
+    def open(self) -> Opened:
+        """The environment, opened in this process.
+
+        Raises:
+            Refused: As `environments.open`.
+        """
+        return self._opened
+
+    @property
+    def steps_many(self) -> bool:
+        """See `types.Opener`."""
+        return self._opened.make_vector is not None
+
+    def host(self) -> types.HostEnv:
+        """See `types.Opener`."""
+        return self._opened.make_host()
+
+    def evaluation(self) -> types.HostEnv:
+        """See `types.Opener`."""
+        return (self._opened.make_eval or self._opened.make_host)()
+
+    def vector(self, seed: int, count: int) -> types.HostVector:
+        """See `types.Opener`."""
+        assert self._opened.make_vector is not None, "its library steps one at a time"
+        return self._opened.make_vector(seed, count)
+
+    @property
+    def elsewhere(self) -> str:
+        """See `types.Opener`."""
+        return elsewhere(self.id)
+
+    def hands(self) -> types.Hands:
+        """See `types.Opener`."""
+        return self._opened.hands() if self._opened.hands else _bare_hands(self._opened.spec)
+
+
+def _bare_hands(spec: types.EnvSpec) -> types.Hands:
+    """Of a simulator that shows what the agent sees, and takes what it does."""
+    import numpy as np  # here: not every process that opens environments needs it
+
+    def see(obs: Any) -> np.ndarray:
+        return np.asarray(obs, spec.observation.dtype).reshape(spec.observation.shape)
+
+    return types.Hands(see, int if spec.action.kind == "discrete" else np.asarray)
 
 
 def split(env_id: str) -> tuple[str, str]:
@@ -78,29 +164,29 @@ def open(env_id: str, config: Config) -> Opened:
     Raises:
         Refused: Unknown id, missing package (names the extra), unsupported space, or a wrong `config`.
     """
-    adapter, env_id = split(env_id)
-    return registry.load("environment", adapter).open(env_id, config)
+    opened: Opened = _module(env_id).open(env_id, config)
+    return opened
 
 
-def repeats(opened: Opened, steps: int = 300) -> bool:
-    """Whether the same seed and actions give the same twice; what is compiled from keys always does.
+def _module(env_id: str) -> Any:
+    """The adapter's file."""
+    return registry.load("environment", split(env_id)[0])
 
-    Args:
-        opened: The environment.
-        steps: Random actions to take, twice.
-    """
-    from shoal.environments import _walk
 
-    if opened.device is not None:
-        return True
-    walk, again = (_walk.walk(opened, steps, seed=0) for _ in range(2))
-    return not walk.raised and _walk.same(walk, again)
+def adapter(env_id: str) -> Adapter:
+    """What the adapter of an id declares; opens nothing."""
+    declared: Adapter = _module(env_id).ADAPTER
+    return declared
+
+
+def elsewhere(env_id: str) -> str:
+    """Why another process cannot open an environment; "" if it can. Opens nothing."""
+    return adapter(env_id).elsewhere(env_id)
 
 
 def config_class(env_id: str) -> type[Config]:
     """The settings an environment takes: its adapter's own class, or `Config`; opens nothing."""
-    found: type[Config] = getattr(registry.load("environment", split(env_id)[0]), "Config", Config)
-    return found
+    return adapter(env_id).config
 
 
 def own(config: Config, cls: type[C]) -> C:
@@ -108,22 +194,36 @@ def own(config: Config, cls: type[C]) -> C:
     return config if isinstance(config, cls) else cls(observe=config.observe, time_limit=config.time_limit)
 
 
+def full(env_id: str) -> str:
+    """An id with its version: ``CartPole`` is Gymnasium's ``CartPole-v1``. Others, known or not, stay as they are."""
+    if split(env_id)[0] != "gymnasium" or ":" in env_id or re.search(r"-v\d+$", env_id):
+        return env_id
+    found: str = registry.load("environment", "gymnasium").newest(env_id)
+    return found
+
+
 def pure_jax(env_id: str) -> bool:
     """Whether the environments of this id's adapter can be compiled; opens nothing."""
-    return bool(registry.load("environment", split(env_id)[0]).PURE_JAX)
+    return adapter(env_id).pure_jax
 
 
 def sources(env_id: str) -> tuple[str, ...] | None:
     """Packages whose code is traced when an environment of this id's adapter is compiled; None: not known."""
-    return getattr(registry.load("environment", split(env_id)[0]), "SOURCES", None)
+    return adapter(env_id).sources
+
+
+def plain_names() -> list[str]:
+    """The ids without a prefix, which are Gymnasium's: loads no other library."""
+    found: list[str] = registry.load("environment", "gymnasium").names()
+    return found
 
 
 def names() -> list[str]:
     """Every id of every adapter whose library is installed."""
     found: list[str] = []
-    for adapter in registry.names("environment"):
+    for name in registry.names("environment"):
         try:
-            found += registry.load("environment", adapter).names()
+            found += registry.load("environment", name).names()
         except errors.Refused:  # its package is missing: nothing to list
             continue
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epy
 
-from shoal import prng, types
+from shoal.core import prng, types
 
 with epy.lazy_imports():
     import jax

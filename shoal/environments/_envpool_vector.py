@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epy
 
-from shoal import seeds, types
+from shoal.core import seeds, types
 
 with epy.lazy_imports():
     import numpy as np

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from etils import epy
 
-from shoal import types
+from shoal.core import types
 
 with epy.lazy_imports():
     import numpy as np

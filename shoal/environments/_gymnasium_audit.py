@@ -23,12 +23,22 @@ def audit(make: Callable[[], gymnasium.Env], steps: int) -> environments.Audit:
     """
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        problems = [*_checker(make), *_containment(make, steps)]
-    remarks = dict.fromkeys(line(warning.message) for warning in said)  # each once, in order
-    return environments.Audit(tuple(problems), tuple(remarks))
+        remarks: list[str] = []
+        problems = [*_checker(make, remarks), *_containment(make, steps, remarks)]
+    remarks = [line(warning.message) for warning in said] + remarks
+    return environments.Audit(tuple(problems), tuple(dict.fromkeys(remarks)))  # each once, in order
 
 
-def _checker(make: Callable[[], gymnasium.Env]) -> list[str]:
+def closed(env: gymnasium.Env) -> list[str]:
+    """Release a simulator; what it raised then, in a line worth knowing: a run tells it and goes on."""
+    try:
+        env.close()
+    except Exception as problem:  # noqa: BLE001 what was done with it is done
+        return [f"closing it raised {type(problem).__name__}: {line(problem)}; a run tells that and goes on"]
+    return []
+
+
+def _checker(make: Callable[[], gymnasium.Env], remarks: list[str]) -> list[str]:
     """The first complaint of Gymnasium's checker that it raises; its warnings are left to the caller."""
     env = make()
     try:
@@ -38,11 +48,11 @@ def _checker(make: Callable[[], gymnasium.Env]) -> list[str]:
     except Exception as problem:  # noqa: BLE001 whatever the environment raises is the finding
         return [f"Gymnasium's checker: {type(problem).__name__}: {line(problem)}"]
     finally:
-        env.close()
+        remarks += closed(env)
     return []
 
 
-def _containment(make: Callable[[], gymnasium.Env], steps: int) -> list[str]:
+def _containment(make: Callable[[], gymnasium.Env], steps: int, remarks: list[str]) -> list[str]:
     """The first observation outside the declared space."""
     env = make()
     env.action_space.seed(0)
@@ -57,7 +67,7 @@ def _containment(make: Callable[[], gymnasium.Env], steps: int) -> list[str]:
     except Exception as problem:  # noqa: BLE001
         return [f"random actions end with {type(problem).__name__}: {line(problem)}"]
     finally:
-        env.close()
+        remarks += closed(env)
     return []
 
 

@@ -6,12 +6,12 @@ simulators hand out the buffer they overwrite at the next step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from etils import epy
 
-from shoal import types
+from shoal.core import errors, types
 from shoal.environments import _spaces
 
 with epy.lazy_imports():
@@ -31,18 +31,44 @@ def layout(env_id: str, space: Any) -> _spaces.Layout:
     """
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Box):
-        low, high = (float(space.low.min()), float(space.high.max())) if space.low.size else (0.0, 0.0)
-        return _spaces.box(space.shape, np.dtype(space.dtype).name, low, high)
+        return _spaces.box(space.shape, np.dtype(space.dtype).name, space.low, space.high)
     if isinstance(space, spaces.Discrete):
         return _spaces.choice(int(space.n))
     if not _flattens(space):
-        raise _spaces.unsupported_observation(env_id, space)
+        raise _unsupported(env_id, space)
     size = spaces.flatdim(space)
     parts = ""
     if isinstance(space, spaces.Dict):
         parts = " in the order " + ", ".join(f"{key} ({spaces.flatdim(part)})" for key, part in space.spaces.items())
     kind = type(space).__name__
-    return _spaces.vector(size, f"{kind} observation flattened to {size} features{parts}; choices become one-hot")
+    shown = _spaces.vector(size, f"{kind} observation flattened to {size} features{parts}; choices become one-hot")
+    bounds = list(_bounds(space))
+    return _spaces.within(shown, *zip(*bounds, strict=True)) if bounds else shown
+
+
+def _bounds(space: Any) -> Iterator[tuple[float, float]]:
+    """Of each feature of a flattened space: the bounds of bytes, 0 and 1 of all others, which are not scaled."""
+    spaces = gymnasium.spaces
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        for part in space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces:
+            yield from _bounds(part)
+    elif isinstance(space, spaces.Box) and space.dtype == np.uint8:
+        yield from zip(space.low.reshape(-1).tolist(), space.high.reshape(-1).tolist(), strict=True)
+    else:
+        yield from ((0.0, 1.0),) * spaces.flatdim(space)
+
+
+def _unsupported(env_id: str, space: Any) -> errors.Refused:
+    """The refusal; of a dictionary it names the keys to leave out, where that would do."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        keys = [key for key, part in space.spaces.items() if not _flattens(part)]
+        if len(keys) < len(space.spaces):
+            kinds = ", ".join(f"{key} ({type(space.spaces[key]).__name__})" for key in keys)
+            return errors.Refused(
+                f"{env_id}: its observation has parts that no network can be given: {kinds}; leave them out by "
+                f"--environment.ignore {' '.join(keys)}"
+            )
+    return _spaces.unsupported_observation(env_id, space)
 
 
 def _flattens(space: Any) -> bool:
@@ -97,21 +123,41 @@ def action_spec(env_id: str, space: Any) -> tuple[types.ActionSpec, tuple[str, .
     """What the agent may do, and notes.
 
     Raises:
-        Refused: Neither Discrete nor Box.
+        Refused: Neither Discrete, MultiDiscrete, MultiBinary nor Box.
     """
+    if isinstance(space, (gymnasium.spaces.MultiDiscrete, gymnasium.spaces.MultiBinary)) and all(space.shape):
+        return _several(space)
     if isinstance(space, gymnasium.spaces.Discrete):
         n, start = int(space.n), int(space.start)
         notes = (f"actions 0 to {n - 1} stand for {start} to {start + n - 1}",)
-        return _spaces.actions(n), notes if start else ()
+        return _spaces.actions(n, start), notes if start else ()
     if not isinstance(space, gymnasium.spaces.Box):
         raise _spaces.unsupported_action(env_id, space)
-    spec = _spaces.bounded(space.low.reshape(-1), space.high.reshape(-1))
+    spec = _spaces.bounded(space.low.reshape(-1), space.high.reshape(-1), space.shape, np.dtype(space.dtype).name)
     notes = (f"Box {space.shape} actions are given as one vector of {spec.shape[0]}",)
     return spec, () if len(space.shape) == 1 else notes
 
 
+def _several(space: Any) -> tuple[types.ActionSpec, tuple[str, ...]]:
+    sizes, starts = _choices(space)
+    spec = _spaces.several(sizes.reshape(-1), starts.reshape(-1), space.shape, np.dtype(space.dtype).name)
+    shaped = f"{type(space).__name__} {space.shape} actions are given as {len(spec.sizes)} choices in a row"
+    shifted = "actions are counted from 0; the first of each choice stands for " + ", ".join(map(str, spec.starts))
+    return spec, (*([] if len(space.shape) == 1 else [shaped]), *([shifted] if any(spec.starts) else []))
+
+
+def _choices(space: Any) -> tuple[np.ndarray, np.ndarray]:
+    """How many there are for each choice of a MultiDiscrete or MultiBinary, and the numbers of the first of each."""
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        return space.nvec, space.start
+    return np.full(space.shape, 2), np.zeros(space.shape, int)
+
+
 def actor(space: Any) -> Act:
     """The conversion of one action: shifted to the space's start, or clipped into its bounds and shaped."""
+    if isinstance(space, (gymnasium.spaces.MultiDiscrete, gymnasium.spaces.MultiBinary)):
+        shape, dtype, starts = space.shape, space.dtype, _choices(space)[1]
+        return lambda action: (np.reshape(action, shape) + starts).astype(dtype)
     if isinstance(space, gymnasium.spaces.Discrete):
         start = int(space.start)
         return (lambda action: int(action) + start) if start else int
@@ -141,8 +187,13 @@ def batch_seer(space: Any, layout: _spaces.Layout) -> See:
 def batch_actor(space: Any) -> Act:
     """As `actor`, for the actions of many environments at once, ``[B, ...]``."""
     dtype = space.dtype
+    if isinstance(space, (gymnasium.spaces.MultiDiscrete, gymnasium.spaces.MultiBinary)):
+        starts = _choices(space)[1]
+        return lambda actions: (np.reshape(actions, (len(actions), *starts.shape)) + starts).astype(dtype)
     if isinstance(space, gymnasium.spaces.Discrete):
         start = int(space.start)
         return lambda actions: np.asarray(actions).astype(dtype) + dtype.type(start)
     low, high, shape = space.low, space.high, space.shape
+    if dtype.kind in "iub":
+        return lambda actions: np.rint(actions).reshape(len(actions), *shape).clip(low, high).astype(dtype)
     return lambda actions: np.asarray(actions, dtype).reshape(len(actions), *shape).clip(low, high)

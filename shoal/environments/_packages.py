@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from shoal import errors
+from shoal.core import errors
 
 
 def need(what: str, extra: str, *packages: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import environments, types
+from shoal import environments
+from shoal.core import types
 
 with epy.lazy_imports():
     import numpy as np
@@ -21,17 +23,19 @@ class Walk(NamedTuple):
     outcomes: list[types.Outcome]  # [T]
     seconds: float
     raised: str  # the exception that ended it early, "" if none did
+    begun: bool = True  # the reset came back
 
 
 def walk(opened: environments.Opened, steps: int, seed: int) -> Walk:
     """Random actions from a seed; ends early where the environment raises."""
     env, chance = opened.make_host(), np.random.default_rng(seed)
-    first, raised = np.zeros(0, np.float32), ""
+    first, raised, begun = np.zeros(0, np.float32), "", False
     obs: list[np.ndarray] = []
     outcomes: list[types.Outcome] = []
     start = time.perf_counter()
     try:
         first = env.reset(seed)
+        begun = True
         start = time.perf_counter()  # the reset of a pure-JAX environment compiles
         for _ in range(steps):
             seen, outcome = env.step(action(opened.spec.action, chance))
@@ -42,12 +46,15 @@ def walk(opened: environments.Opened, steps: int, seed: int) -> Walk:
     except Exception as problem:  # noqa: BLE001 whatever the environment raises is the finding
         raised = " ".join(f"{type(problem).__name__}: {problem}".split())
     finally:
-        env.close()
-    return Walk(first, obs, outcomes, time.perf_counter() - start, raised)
+        with contextlib.suppress(Exception):  # its library's own audit tells
+            env.close()
+    return Walk(first, obs, outcomes, time.perf_counter() - start, raised, begun)
 
 
 def action(spec: types.ActionSpec, chance: np.random.Generator) -> Any:
     """A random action; unbounded components are drawn from a standard normal."""
+    if spec.sizes:
+        return chance.integers(spec.sizes, dtype=np.int32)
     if spec.discrete:
         return int(chance.integers(spec.n))
     low, high = np.array(spec.low), np.array(spec.high)

@@ -15,7 +15,8 @@ from typing import Any
 
 from etils import epy
 
-from shoal import environments, errors, options, types
+from shoal import environments
+from shoal.core import errors, options, types
 from shoal.environments import _frames, _packages, _spaces
 
 with epy.lazy_imports():
@@ -25,7 +26,6 @@ with epy.lazy_imports():
     import numpy as np
 
 PREFIX = "ALE"
-PURE_JAX = False
 EXTRA = "atari"
 
 
@@ -41,6 +41,9 @@ class Config(environments.Config):
     """Probability that a raw frame repeats the action of the frame before instead; 0.25 in Machado et al. (2018)."""
     episodic_life: bool = False
     """A lost life ends the episode for learning, and the game goes on; evaluation plays whole games."""
+
+
+ADAPTER = environments.Adapter(prefix=PREFIX, pure_jax=False, extra=EXTRA, config=Config)
 
 
 class AtariEnv:
@@ -160,11 +163,12 @@ def open(env_id: str, config: environments.Config) -> environments.Opened:
         solved_at=None,
         on_device=False,
         notes=_frames.notes(chosen.repeat, chosen.episodic_life),
+        shown=_frames.notes(chosen.repeat, False),
     )
     whole = dataclasses.replace(chosen, episodic_life=False)
     return environments.Opened(
-        spec,
-        None,
-        lambda: AtariEnv(game, spec, chosen),
-        (lambda: AtariEnv(game, spec, whole)) if chosen.episodic_life else None,
+        spec=spec,
+        device=None,
+        make_host=lambda: AtariEnv(game, spec, chosen),
+        make_eval=(lambda: AtariEnv(game, spec, whole)) if chosen.episodic_life else None,
     )

@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 from etils import epy
 
-from shoal import environments, errors, types
+from shoal import environments
+from shoal.core import errors, types
 from shoal.environments import _device, _mujoco, _packages, _spaces
 
 with epy.lazy_imports():
@@ -26,9 +27,7 @@ with epy.lazy_imports():
     import numpy as np
 
 PREFIX = "brax"
-PURE_JAX = True
 EXTRA = "brax"
-SOURCES = ("brax", "mujoco/mjx")
 
 TASKS = (  # brax's own list, which costs seconds to import
     "ant",
@@ -61,6 +60,9 @@ class Config(environments.Config):
     backend: Literal["generalized", "positional", "spring", "mjx"] = "generalized"
     """The physics; brax's own default is the most accurate of its three, spring the fastest.
     Returns of different ones do not compare."""
+
+
+ADAPTER = environments.Adapter(prefix=PREFIX, pure_jax=True, extra=EXTRA, config=Config, sources=("brax", "mujoco/mjx"))
 
 
 class State(NamedTuple):
@@ -98,9 +100,10 @@ def open(env_id: str, config: environments.Config) -> environments.Opened:
         solved_at=None,
         on_device=True,
         notes=(f"physics: {chosen.backend}", *layout.notes),
+        shown=layout.notes,
     )
     env = _truthful(simulator, spec, layout.chosen or tuple(range(begun.obs.shape[0])))
-    return environments.Opened(spec, env, _device.host(env))
+    return environments.Opened(spec=spec, device=env, make_host=_device.host(env))
 
 
 def _make(env_id: str, name: str, backend: str) -> Any:

@@ -15,7 +15,8 @@ from typing import Any
 
 from etils import epy
 
-from shoal import environments, errors, options, types
+from shoal import environments
+from shoal.core import errors, options, types
 from shoal.environments import _envpool_vector, _frames, _gymnasium_spaces, _packages, _spaces
 
 with epy.lazy_imports():
@@ -23,7 +24,6 @@ with epy.lazy_imports():
     import gymnasium
 
 PREFIX = "envpool"
-PURE_JAX = False
 EXTRA = "envpool"
 
 # Ids of other families open too, but a list of 1,600 helps nobody.
@@ -46,6 +46,9 @@ class Config(environments.Config):
     """Atari: probability that a raw frame repeats the action of the frame before instead."""
     episodic_life: bool = False
     """Atari: a lost life ends the episode for learning, and the game goes on; evaluation plays whole games."""
+
+
+ADAPTER = environments.Adapter(prefix=PREFIX, pure_jax=False, extra=EXTRA, config=Config)
 
 
 def names() -> list[str]:
@@ -71,11 +74,11 @@ def open(env_id: str, config: environments.Config) -> environments.Opened:
     kind = (_game if families[name] == GAMES else _plain)(env_id, name, chosen)
     whole = kind._replace(episodic_life=False)
     return environments.Opened(
-        kind.spec,
-        None,
-        lambda: _envpool_vector.PoolEnv(kind),
-        (lambda: _envpool_vector.PoolEnv(whole)) if kind.episodic_life else None,
-        lambda seed, count: _envpool_vector.Vector(kind, seed, count, chosen.threads),
+        spec=kind.spec,
+        device=None,
+        make_host=lambda: _envpool_vector.PoolEnv(kind),
+        make_eval=(lambda: _envpool_vector.PoolEnv(whole)) if kind.episodic_life else None,
+        make_vector=lambda seed, count: _envpool_vector.Vector(kind, seed, count, chosen.threads),
     )
 
 
@@ -128,7 +131,8 @@ def _plain(env_id: str, name: str, config: Config) -> _envpool_vector.Kind:
     action, notes = _gymnasium_spaces.action_spec(env_id, action_space)
     limit = _spaces.time_limit(config.time_limit, declared.config.max_episode_steps)
     threshold = getattr(declared.config, "reward_threshold", None)
-    spec = types.EnvSpec(env_id, layout.spec, action, limit, threshold, False, (*layout.notes, *notes))
+    notes = (*layout.notes, *notes)
+    spec = types.EnvSpec(env_id, layout.spec, action, limit, threshold, False, notes, shown=layout.notes)
     see = _gymnasium_spaces.batch_seer(observation_space, layout)
     return _envpool_vector.Kind(
         spec, _maker(name, limit), see, lambda _, raw: see(raw), _gymnasium_spaces.batch_actor(action_space), False
@@ -141,9 +145,8 @@ def _game(env_id: str, name: str, config: Config) -> _envpool_vector.Kind:
     layout = _spaces.select(_spaces.Layout(_frames.SPEC), config.observe)  # refuses to pick features of a picture
     limit = _spaces.time_limit(config.time_limit, max(1, _frames.LONGEST // config.repeat))
     action = _spaces.actions(int(action_space.n))
-    spec = types.EnvSpec(
-        env_id, layout.spec, action, limit, None, False, _frames.notes(config.repeat, config.episodic_life)
-    )
+    notes, shown = (_frames.notes(config.repeat, lives) for lives in (config.episodic_life, False))
+    spec = types.EnvSpec(env_id, layout.spec, action, limit, None, False, notes, shown)
     make = _maker(
         name,
         limit,

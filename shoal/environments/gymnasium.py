@@ -1,4 +1,4 @@
-"""Gymnasium environments (https://gymnasium.farama.org): plain ids, and ``module:Env-v0`` for your own.
+"""Gymnasium environments (https://gymnasium.farama.org): plain ids, ``module:Env-v0`` or ``module:Class`` for your own.
 
 The habits hidden here: an environment that ended must be reset by hand, termination and truncation may come together,
 observations may be views of a buffer the simulator overwrites, actions must lie within bounds and start anywhere.
@@ -7,28 +7,25 @@ observations may be views of a buffer the simulator overwrites, actions must lie
 from __future__ import annotations
 
 import contextlib
-import importlib
+import dataclasses
 import importlib.util
 import math
-import os
-import sys
 import warnings
+from collections.abc import Callable
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from etils import epy
 
-from shoal import environments, errors, types
-from shoal.environments import _gymnasium_audit, _gymnasium_spaces, _mujoco, _spaces
+from shoal import environments
+from shoal.core import errors, importing, options, types
+from shoal.environments import _gymnasium_audit, _gymnasium_spaces, _gymnasium_wrappers, _mujoco, _spaces
 
 with epy.lazy_imports():
     import gymnasium
 
 if TYPE_CHECKING:
     import numpy as np
-
-PREFIX = ""
-PURE_JAX = False
-EXTRA = ""
 
 MUJOCO = "gymnasium.envs.mujoco"
 PACKAGES = {  # where an environment's class lives -> (package it needs, extra of Shoal that installs it)
@@ -37,6 +34,44 @@ PACKAGES = {  # where an environment's class lives -> (package it needs, extra o
 }
 MOVED = "gymnasium.envs"  # entries made by this module itself only say where an environment has gone
 ATARI = "ale_py"  # whose entries show raw colour frames; `atari.py` opens the games
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(environments.Config):
+    """How the simulator is made, and how it is shown to the agent."""
+
+    kwargs: str = options.keywords()
+    """Keyword arguments of the environment's constructor, as JSON: '{"is_slippery": false}'."""
+    wrappers: tuple[str, ...] = options.later(())
+    """Functions that take the environment and return it wrapped, as module:name, the innermost first:
+    gymnasium.wrappers:RecordEpisodeStatistics."""
+    ignore: tuple[str, ...] = options.later(())
+    """Keys of a dictionary observation to leave out, such as texts; if one is left, the agent sees it as it is."""
+
+
+def _audit(env_id: str, config: environments.Config, steps: int) -> environments.Audit:
+    """What Gymnasium's own checker, and the environment's spaces, say about it."""
+    return _gymnasium_audit.audit(lambda: make(env_id, config)[0], steps)
+
+
+def _elsewhere(env_id: str) -> str:
+    """What was registered or defined at a prompt or in a notebook is known to that process alone."""
+    if importing.runs_again():
+        return ""  # workers run the script again, and register what it registers
+    module, colon, name = env_id.rpartition(":")
+    entry = gymnasium.registry.get(name)
+    place = module if colon else _place(entry.entry_point) if entry else ""
+    plugins = {one.value.partition(":")[0].partition(".")[0] for one in metadata.entry_points(group="gymnasium.envs")}
+    known = colon and module != "__main__"
+    if known or not place or place.partition(".")[0] in {"gymnasium", *plugins}:
+        return ""
+    return (
+        f"{env_id} is known to this prompt or notebook alone: put it into a module, say my_envs.py, and give "
+        f"my_envs:{name}"
+    )
+
+
+ADAPTER = environments.Adapter(prefix="", pure_jax=False, config=Config, elsewhere=_elsewhere, audit=_audit)
 
 
 class GymnasiumEnv:
@@ -52,13 +87,30 @@ class GymnasiumEnv:
             self._limit, env = spec.time_limit or math.inf, env.env
         if type(env) is gymnasium.wrappers.OrderEnforcing:
             env = env.env
-        self._reset, self._step = env.reset, env.step
+        self._reset, self._plain = env.reset, env.step
+        self._step: Callable[[Any], Any] = self._first_step
         self._elapsed = 0
+
+    def _first_step(self, action: Any) -> Any:
+        """The first step of all, looked at; those that follow are not."""
+        given = self._plain(action)
+        if not isinstance(given, tuple) or len(given) != 5:
+            raise TypeError(
+                f"step returned {_described(given)}, not (observation, reward, terminated, truncated, info) as since "
+                "Gymnasium 0.26"
+            )
+        if shape := getattr(given[1], "shape", ()):
+            raise TypeError(f"the reward is an array of shape {shape}, not a number")
+        self._step = self._plain
+        return given
 
     def reset(self, seed: int) -> np.ndarray:
         """Begin anew, all randomness from `seed`."""
         self._elapsed = 0
-        return self._see(self._reset(seed=seed)[0])
+        given = self._reset(seed=seed)
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise TypeError(f"reset returned {_described(given)}, not (observation, info) as since Gymnasium 0.26")
+        return self._see(given[0])
 
     def step(self, action: Any) -> tuple[np.ndarray, types.Outcome]:
         """Act once; after an end the returned observation is the first of the next episode."""
@@ -79,9 +131,20 @@ class GymnasiumEnv:
             outer.close()
 
 
+def _described(given: Any) -> str:
+    """A return value of the wrong kind in few words."""
+    return f"{len(given)} values" if isinstance(given, tuple) else f"one {type(given).__name__}"
+
+
 def names() -> list[str]:
     """The ids registered in this process whose packages are installed."""
     return [env_id for env_id in _registered() if not _missing(gymnasium.registry[env_id].entry_point)]
+
+
+def newest(name: str) -> str:
+    """The newest version of an id that was given without one, as Gymnasium itself would take; else the name."""
+    version = None if name in gymnasium.registry else gymnasium.envs.registration.find_highest_version(None, name)
+    return name if version is None else f"{name}-v{version}"
 
 
 def open(env_id: str, config: environments.Config) -> environments.Opened:
@@ -98,10 +161,17 @@ def open(env_id: str, config: environments.Config) -> environments.Opened:
         time_limit=_spaces.time_limit(config.time_limit, limit),
         solved_at=entry.reward_threshold if entry else None,
         on_device=False,
-        notes=(*notes, *layout.notes, *action_notes),
+        notes=(*notes, *layout.notes, *action_notes, *_gymnasium_audit.closed(env)),
+        shown=layout.notes,
     )
-    env.close()
-    return environments.Opened(spec, None, lambda: GymnasiumEnv(make(env_id, config)[0], spec, layout))
+    see, act = _gymnasium_spaces.seer(env.observation_space, layout), _gymnasium_spaces.actor(env.action_space)
+    ignore = environments.own(config, Config).ignore
+    return environments.Opened(
+        spec=spec,
+        device=None,
+        make_host=lambda: GymnasiumEnv(make(env_id, config)[0], spec, layout),
+        hands=lambda: types.Hands(lambda obs: see(_gymnasium_wrappers.left(obs, ignore)), act),
+    )
 
 
 def make(env_id: str, config: environments.Config) -> tuple[gymnasium.Env, tuple[str, ...]]:
@@ -110,14 +180,16 @@ def make(env_id: str, config: environments.Config) -> tuple[gymnasium.Env, tuple
     Raises:
         Refused: Unknown id, a missing package, or a module that cannot be imported.
     """
-    limit = _spaces.time_limit(config.time_limit, None)
-    _import_module(env_id)
+    chosen = environments.own(config, Config)
+    limit = _spaces.time_limit(chosen.time_limit, None)
+    given = options.read_keywords(chosen.kwargs, "environment.kwargs")
+    named = _named(env_id)
     _refuse_atari(env_id)
     with warnings.catch_warnings(record=True) as said, _loading(env_id):
         warnings.simplefilter("always")
         try:
             # The passive checker of `make` costs speed; `shoal check-env` does its work once.
-            env = gymnasium.make(env_id, max_episode_steps=limit, disable_env_checker=True)
+            env = gymnasium.make(named, max_episode_steps=limit, disable_env_checker=True, **given)
         except gymnasium.error.DependencyNotInstalled as problem:
             raise _needs_package(env_id, problem) from problem
         except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as problem:
@@ -129,6 +201,13 @@ def make(env_id: str, config: environments.Config) -> tuple[gymnasium.Env, tuple
             ) from problem
         except ImportError as problem:
             raise _needs_package(env_id, problem) from problem
+        except Exception as problem:  # whatever a constructor raises
+            story = f"{type(problem).__name__}: {_gymnasium_audit.line(problem)}"
+            raise errors.Refused(
+                f"{env_id} cannot be made: {story}; mend its constructor, or give what it needs by "
+                "--environment.kwargs '{\"name\": value}'"
+            ) from problem
+    env = _gymnasium_wrappers.wrap(env, env_id, chosen.wrappers, chosen.ignore)
     return env, tuple(_gymnasium_audit.line(warning.message) for warning in said if "\x1b" in str(warning.message))
 
 
@@ -139,30 +218,20 @@ def _loading(env_id: str) -> Any:
     return _mujoco.quiet() if robots else contextlib.nullcontext()
 
 
-def audit(env_id: str, config: environments.Config, steps: int) -> environments.Audit:
-    """What Gymnasium's own checker, and the environment's spaces, say about it."""
-    return _gymnasium_audit.audit(lambda: make(env_id, config)[0], steps)
-
-
 # ------------------------------------------------------------------------------------------------ refusals
 
 
-def _import_module(env_id: str) -> None:
-    """Import the module of ``module:Env-v0``, also from the working directory."""
+def _named(env_id: str) -> Any:
+    """What Gymnasium makes for an id: a registered name, or of ``module:Class`` that class (or function) itself."""
     module, colon, name = env_id.partition(":")
     if not colon:
-        return
+        return env_id
     if ":" in name:
         raise errors.Refused(f"{env_id} has more than one colon; your own environments are given as module:Env-v0")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that nothing installed is shadowed
-    try:
-        importlib.import_module(module)
-    except (ImportError, ValueError) as problem:  # ValueError: an empty name
-        raise errors.Refused(
-            f"{env_id}: module {module!r} cannot be imported ({_gymnasium_audit.line(problem)}); "
-            "run where it can be found, or install it, and check what it imports"
-        ) from problem
+    found = importing.attribute(module, name, env_id)
+    if name in gymnasium.registry or not callable(found):
+        return env_id
+    return gymnasium.envs.registration.EnvSpec(id=name, entry_point=found)
 
 
 def _refuse_atari(env_id: str) -> None:

@@ -7,12 +7,14 @@ parameters, and rewards, observations and weak types differ from one environment
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from etils import epy
 
-from shoal import environments, errors, types
+from shoal import environments
+from shoal.core import errors, options, types
 from shoal.environments import _device, _spaces
 
 with epy.lazy_imports():
@@ -23,9 +25,17 @@ with epy.lazy_imports():
     from shoal.environments import _gymnax
 
 PREFIX = "gymnax"
-PURE_JAX = True
-EXTRA = ""
-SOURCES = ("gymnax",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(environments.Config):
+    """How the simulator is made, and how it is shown to the agent."""
+
+    kwargs: str = options.keywords()
+    """Keyword arguments of the environment's constructor, as JSON: '{"size": 5}'."""
+
+
+ADAPTER = environments.Adapter(prefix=PREFIX, pure_jax=True, config=Config, sources=("gymnax",))
 
 SOLVED_AT = {  # gymnax keeps no thresholds; these are Gymnasium's for the same tasks
     "CartPole-v1": 475.0,
@@ -46,7 +56,10 @@ def open(env_id: str, config: environments.Config) -> environments.Opened:
     if name not in _gymnax.registered_envs:
         raise errors.unknown("environment", env_id, names(), "`shoal list envs` shows all.")
     try:
-        simulator, params = _gymnax.make(name)
+        given = options.read_keywords(environments.own(config, Config).kwargs, "environment.kwargs")
+        simulator, params = _gymnax.make(name, **given)
+    except TypeError as problem:
+        raise errors.Refused(f"{env_id} cannot be made with these environment.kwargs: {problem}") from problem
     except OSError as problem:  # MNISTBandit downloads its images
         raise errors.Refused(
             f"{env_id} needs data that could not be fetched ({problem}); connect, or pick another"
@@ -64,9 +77,16 @@ def open(env_id: str, config: environments.Config) -> environments.Opened:
         solved_at=SOLVED_AT.get(name),
         on_device=True,
         notes=layout.notes,
+        shown=layout.notes,
     )
-    env = _truthful(simulator, params, spec, _seer(layout), _actor(action_space))
-    return environments.Opened(spec, env, _device.host(env))
+    see, act = _seer(layout), _actor(action_space)
+    env = _truthful(simulator, params, spec, see, act)
+    return environments.Opened(
+        spec=spec,
+        device=env,
+        make_host=_device.host(env),
+        hands=lambda: types.Hands(lambda obs: np.asarray(see(obs)), lambda action: np.asarray(act(action))),
+    )
 
 
 def _truthful(simulator: Any, params: Any, spec: types.EnvSpec, see: Callable, act: Callable) -> types.Env:
@@ -101,8 +121,7 @@ def _layout(env_id: str, space: Any) -> _spaces.Layout:
         return _spaces.choice(space.n)
     if not isinstance(space, spaces.Box):
         raise _spaces.unsupported_observation(env_id, space)
-    low, high = float(np.min(space.low)), float(np.max(space.high))
-    return _spaces.box(tuple(space.shape), np.dtype(space.dtype).name, low, high)
+    return _spaces.box(tuple(space.shape), np.dtype(space.dtype).name, space.low, space.high)
 
 
 def _seer(layout: _spaces.Layout) -> Callable:
@@ -127,7 +146,7 @@ def _action_spec(env_id: str, space: Any) -> types.ActionSpec:
     if not isinstance(space, spaces.Box):
         raise _spaces.unsupported_action(env_id, space)
     low, high = (np.broadcast_to(bound, space.shape).reshape(-1) for bound in (space.low, space.high))
-    return _spaces.bounded(low, high)
+    return _spaces.bounded(low, high, tuple(space.shape), np.dtype(space.dtype).name)
 
 
 def _actor(space: Any) -> Callable:
@@ -135,4 +154,6 @@ def _actor(space: Any) -> Callable:
     if isinstance(space, _gymnax.spaces.Discrete):
         return lambda action: action
     shape, dtype = tuple(space.shape), space.dtype
+    if np.dtype(dtype).kind in "iub":  # whole steps: round before the cast, which would cut
+        return lambda action: jnp.clip(jnp.rint(action).reshape(shape), space.low, space.high).astype(dtype)
     return lambda action: jnp.clip(jnp.asarray(action, dtype).reshape(shape), space.low, space.high)

@@ -10,6 +10,7 @@ thing. After Andy Jones, "Debugging RL, Without the Agonizing Pain", and the pro
 | discount    | two steps, reward 1 at the end                              | bootstrapping and the discount       |
 | action      | one step, reward 1 for action 1, else -1                    | the policy gradient, the advantage   |
 | match       | one step, reward 1 if the action names the observation      | policies depend on observations      |
+| pair        | the same with two choices: paid only if both name it        | several choices at once              |
 | truncated   | reward 1 for ever, cut after 10 steps                       | truncation bootstraps                |
 | target      | one step, reward falls with the distance to half the cue    | continuous actions                   |
 | memory      | a cue at the first step must be named four steps later      | recurrence; chance without a memory  |
@@ -22,7 +23,8 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import environments, errors, types
+from shoal import environments
+from shoal.core import errors, types
 from shoal.environments import _device, _spaces
 
 with epy.lazy_imports():
@@ -31,12 +33,11 @@ with epy.lazy_imports():
     import numpy as np
 
 PREFIX = "probe"
-PURE_JAX = True
-EXTRA = ""
-SOURCES = ()
+ADAPTER = environments.Adapter(prefix=PREFIX, pure_jax=True, sources=())
 
 RECALL = 4  # steps from the cue of `memory` to the question
 CHOICE = _spaces.actions(2)
+PAIR = _spaces.several([2, 3])
 REACH = _spaces.bounded([-2.0], [2.0])
 
 
@@ -87,6 +88,11 @@ def _names_cue(state: State, action: Any) -> Any:
     return jnp.where((action == 1) == (state.cue > 0), 1.0, -1.0)
 
 
+def _both_name_cue(state: State, action: Any) -> Any:
+    """The last of each for a cue of 1, the first for one of -1."""
+    return jnp.where(jnp.all(action == jnp.where(state.cue > 0, jnp.array([1, 2]), 0)), 1.0, -1.0)
+
+
 def _recalls_cue(state: State, action: Any) -> Any:
     return jnp.where(state.time == RECALL, _names_cue(state, action), 0.0)
 
@@ -117,6 +123,7 @@ PROBES = {
     "discount": Probe(_clock, lambda state, _: state.time, 1, 2, True, CHOICE, Truth(1.0, _until_second_step)),
     "action": Probe(_blank, lambda _, action: 2.0 * action - 1.0, 1, 1, True, CHOICE, Truth(1.0, _one)),
     "match": Probe(_cue, _names_cue, 1, 1, True, CHOICE, Truth(1.0, _one)),
+    "pair": Probe(_cue, _both_name_cue, 1, 1, True, PAIR, Truth(1.0, _one)),
     "truncated": Probe(_blank, lambda *_: 1.0, 1, 10, False, CHOICE, Truth(10.0, _for_ever)),
     "target": Probe(_cue, _near_target, 1, 1, True, REACH, Truth(0.0, lambda obs, _: 0.0 * obs[..., 0])),
     "memory": Probe(_cue_then_question, _recalls_cue, 2, RECALL + 1, True, CHOICE, Truth(1.0, _until_question)),
@@ -137,9 +144,9 @@ def open(env_id: str, config: environments.Config) -> environments.Opened:
     probe = PROBES[name]
     limit = _spaces.time_limit(config.time_limit, None if probe.terminates else probe.steps)
     layout = _spaces.select(_spaces.vector(probe.features), config.observe)
-    spec = types.EnvSpec(env_id, layout.spec, probe.action, limit, None, True, layout.notes)
+    spec = types.EnvSpec(env_id, layout.spec, probe.action, limit, None, True, layout.notes, layout.notes)
     env = _truthful(probe, spec, layout.chosen)
-    return environments.Opened(spec, env, _device.host(env))
+    return environments.Opened(spec=spec, device=env, make_host=_device.host(env))
 
 
 def _truthful(probe: Probe, spec: types.EnvSpec, index: tuple[int, ...]) -> types.Env:

@@ -22,19 +22,17 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import environments, errors, options, types
+from shoal import environments
+from shoal.core import errors, options, types
 from shoal.environments import _device, _spaces
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
 
-    from shoal import prng
+    from shoal.core import prng
 
 PREFIX = "task"
-PURE_JAX = True
-EXTRA = ""
-SOURCES = ()
 SIZES = {"Multiplexer": (5, 10), "Regression": (8, 1024)}  # the published size, the largest
 
 
@@ -44,6 +42,9 @@ class Config(environments.Config):
 
     weights_seed: int = options.number(11, low=0, high=2**31 - 1)
     """Seed of the fixed weights that make the answers of a regression; answers of 11 have variance 2.5, the median."""
+
+
+ADAPTER = environments.Adapter(prefix=PREFIX, pure_jax=True, config=Config, sources=())
 
 
 class State(NamedTuple):
@@ -82,9 +83,10 @@ def open(env_id: str, config: environments.Config) -> environments.Opened:
         solved_at=None,
         on_device=True,
         notes=layout.notes,
+        shown=layout.notes,
     )
     env = _truthful(task, spec, layout.chosen or tuple(range(task.features)))
-    return environments.Opened(spec, env, _device.host(env))
+    return environments.Opened(spec=spec, device=env, make_host=_device.host(env))
 
 
 def multiplexer(k: int) -> Task:

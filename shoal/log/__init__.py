@@ -12,34 +12,49 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from shoal import types
+from shoal.core import types
 from shoal.log import sinks
-from shoal.log.console import Console, Plain, Quiet, Status, Together, pick
+from shoal.log.console import Console, Status, Together
+from shoal.log.picking import pick
+from shoal.log.plain import Plain, Quiet
+from shoal.log.sinks import Evaluated
 
-__all__ = ["Console", "Log", "Plain", "Quiet", "Status", "Together", "pick"]
+__all__ = ["Console", "Evaluated", "Log", "Plain", "Quiet", "Status", "Together", "pick"]
 
 
 class Log:
     """The sinks of one run, behind one set of calls; a context manager."""
 
-    def __init__(self, folder: pathlib.Path, console: Console, resume_at: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        console: Console,
+        resume_at: Mapping[str, int] | None = None,
+        *,
+        evaluations: bool = False,
+    ) -> None:
         """Opens the files.
 
         Args:
             folder: The run folder.
             console: What a person sees, usually `pick()`.
             resume_at: None for a new run; else what `lengths` said at the checkpoint: files are cut there.
+            evaluations: There will be some on the way.
         """
         self._console: Console = console
         keep = resume_at or {}
         self._lines = sinks.JsonLines(folder, keep.get("metrics.jsonl", 0))
         self._episodes = sinks.Csv(folder, keep.get("episodes.csv", 0))
-        self._sinks: list[sinks.Sink] = [self._lines, self._episodes]
+        self._evaluations = sinks.Evaluations(folder, keep.get("evaluations.csv", 0)) if evaluations else None
+        self._files = [file for file in (self._lines, self._episodes, self._evaluations) if file]
+        self._sinks: list[sinks.Sink] = [*self._files]
         self.dropped: list[str] = []  # names of sinks that broke
         self._each(lambda sink: sink.start())
-        board = sinks.TensorBoard(folder, None if resume_at is None else self._resumes_after() + 1)
-        self._sinks.append(board)
-        self._each(lambda sink: sink.start() if sink is board else None)
+        # Events of a life that ended before it was saved are hidden as those after a checkpoint are.
+        fresh = resume_at is None and not any(folder.glob("events.out.tfevents.*"))
+        self._board = sinks.TensorBoard(folder, None if fresh else self._resumes_after() + 1)
+        self._sinks.append(self._board)
+        self._each(lambda sink: sink.start() if sink is self._board else None)
 
     def write(self, step: int, wall_s: float, metrics: Mapping[str, Any]) -> None:
         """Records scalars.
@@ -57,6 +72,12 @@ class Log:
         if episodes:
             self._each(lambda sink: sink.episodes(episodes, wall_s))
 
+    def evaluation(self, evaluated: Evaluated, wall_s: float) -> None:
+        """Records an evaluation on the way; `wall_s` as in `write`."""
+        kept, shown = self._evaluations, {"eval/return_mean": evaluated.return_mean}
+        self._each(lambda sink: kept.take(evaluated, wall_s) if kept and sink is kept else None)
+        self._each(lambda sink: sink.write(evaluated.env_steps, wall_s, shown) if sink is self._board else None)
+
     def tick(self, status: Status) -> None:
         """Shows the status, if it is time to; call it as often as convenient."""
         self._tell(lambda shown: shown.show(status))
@@ -69,9 +90,16 @@ class Log:
         """Says that something failed: a headline and the traceback."""
         self._tell(lambda shown: shown.fault(kind, traceback_text))
 
+    def earlier(self, name: str) -> tuple[tuple[int, float], ...]:
+        """(step, value) of a scalar in the lines that a resumed run kept, oldest first; none if it cannot be read."""
+        try:
+            return tuple(self._lines.column(name))
+        except OSError:
+            return ()
+
     def lengths(self) -> dict[str, int]:
-        """Bytes of whole lines in ``metrics.jsonl`` and ``episodes.csv``: belongs into every checkpoint."""
-        return {lines.name: lines.length for lines in (self._lines, self._episodes)}
+        """Bytes of whole lines in ``metrics.jsonl`` and the CSV files: belongs into every checkpoint."""
+        return {lines.name: lines.length for lines in self._files}
 
     def sync(self) -> None:
         """Returns when what was recorded is on the disk; call it before a checkpoint."""

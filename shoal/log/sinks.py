@@ -8,17 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import importlib
+import importlib.util
 import io
 import json
 import math
 import os
 import pathlib
 import secrets
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from shoal import types
+from shoal.core import types
+
+
+class Evaluated(NamedTuple):
+    """An evaluation on the way: whole, greedy episodes with the policy of that moment."""
+
+    env_steps: int
+    return_mean: float
+    return_std: float
+    episodes: int
 
 
 class Sink(Protocol):
@@ -114,6 +127,15 @@ class JsonLines(Lines):
             lines = file.read(min(self.length, 65536)).splitlines()
         return json.loads(lines[-1])["step"] if lines else None
 
+    def column(self, name: str) -> Iterator[tuple[int, float]]:
+        """(step, value) of every line that has a number of this name."""
+        with open(self._path, "rb") as file:
+            for line in file.read(self.length).splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged line
+                    row = json.loads(line)
+                    if row.get(name) is not None:
+                        yield int(row["step"]), float(row[name])
+
 
 class Csv(Lines):
     """``episodes.csv``: one finished episode a line."""
@@ -133,6 +155,24 @@ class Csv(Lines):
         self.append("".join(rows))
 
 
+class Evaluations(Lines):
+    """``evaluations.csv``: one evaluation a line."""
+
+    def __init__(self, folder: pathlib.Path, at: int) -> None:
+        super().__init__(folder / "evaluations.csv", at, "env_steps,return_mean,return_std,episodes,wall_s\n")
+
+    def write(self, step: int, wall_s: float, metrics: Mapping[str, float | int | None]) -> None:
+        """Not kept here."""
+
+    def episodes(self, episodes: Sequence[types.Episode], wall_s: float) -> None:
+        """Not kept here."""
+
+    def take(self, evaluated: Evaluated, wall_s: float) -> None:
+        """One line; returns in full precision."""
+        e = evaluated
+        self.append(f"{e.env_steps},{e.return_mean!r},{e.return_std!r},{e.episodes},{wall_s:.3f}\n")
+
+
 class TensorBoard:
     """``events.out.tfevents.*``; tags without a group belong to ``train/``.
 
@@ -150,9 +190,7 @@ class TensorBoard:
 
     def start(self) -> None:
         """Opens a file of its own; TensorBoard reads all of a folder as one run."""
-        from tensorboardX import event_file_writer
-        from tensorboardX.proto import event_pb2
-
+        event_file_writer, event_pb2, _ = _tensorboard()
         # The library's names have a resolution of one second: two files of one second would overwrite each other.
         suffix = f".{os.getpid()}.{secrets.token_hex(4)}"
         self._writer = event_file_writer.EventsWriter(str(self._folder / "events"), suffix)
@@ -163,10 +201,9 @@ class TensorBoard:
 
     def write(self, step: int, wall_s: float, metrics: Mapping[str, float | int | None]) -> None:
         """One event with all scalars that were measured; the wall time of TensorBoard is that of the clock."""
-        from tensorboardX.proto import event_pb2, summary_pb2
-
         if self._writer is None:
             return
+        _, event_pb2, summary_pb2 = _tensorboard()
         values = [
             summary_pb2.Summary.Value(tag=name if "/" in name else f"train/{name}", simple_value=float(value))
             for name, value in metrics.items()
@@ -189,6 +226,25 @@ class TensorBoard:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()
+
+
+@functools.cache
+def _tensorboard() -> list[Any]:
+    """The modules of tensorboardX that write events, without their package, which imports PyTorch where that is.
+
+    It takes seconds in which nothing is answered, and nothing of it is used. Whoever imports the package afterwards
+    gets the real one.
+    """
+    package, wanted = "tensorboardX", ("event_file_writer", "proto.event_pb2", "proto.summary_pb2")
+    spec = None if package in sys.modules else importlib.util.find_spec(package)
+    stand_in = importlib.util.module_from_spec(spec) if spec else None  # not executed
+    if stand_in is not None:
+        sys.modules[package] = stand_in
+    try:
+        return [importlib.import_module(f"{package}.{name}") for name in wanted]
+    finally:
+        if stand_in is not None and sys.modules.get(package) is stand_in:
+            del sys.modules[package]
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float | int | None]:

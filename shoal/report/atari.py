@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from shoal import errors
+from shoal.core import errors
 
 PUBLISHED = ("a3c_ff_1d", "a3c_ff_4d", "a3c_lstm_4d", "gorila")
 ORIGINAL = {"video_pinball": 0.0}  # what differs from the listed random scores where A3C's published rows come out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,25 @@ def text(summary: Mapping[str, Any], folder: Path) -> str:
     rows = [
         ("return", _spread(summary, "return", "last 100 training episodes")),
         ("evaluation", _spread(summary, "eval_return", f"{summary['eval_episodes']} greedy episodes")),
-        ("steps", f"{summary['env_steps']:,} in {summary['episodes']:,} episodes, {summary['updates']:,} updates"),
+        ("steps", _steps(summary)),
         ("time", _time(summary)),
         ("memory", _number(summary["peak_rss_mb"], "{:,.0f} MB")),
     ]
-    restarts = summary["faults"].get("restarts", 0)
-    if restarts:
-        rows.append(("faults", f"{restarts} restart{'s' * (restarts > 1)}; the tracebacks are above"))
+    rows += [("faults", told) for told in _faults(summary["faults"])]
     interrupted = summary["status"] == "interrupted"
     rows.append(("resume", f"shoal resume {folder}") if interrupted else ("report", str(folder / "report.html")))
     width = max(len(name) for name, _ in rows)
     return "\n".join([_headline(summary), *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _faults(counts: Mapping[str, int]) -> list[str]:
+    """What a person is told of them, a line each."""
+    restarts, dropped = counts.get("restarts", 0), counts.get("non_finite", 0)
+    told = [f"{restarts} restart{'s' * (restarts > 1)}; the tracebacks are above"] if restarts else []
+    for what, becomes in (("rewards", "taken as 0"), ("observations", "taken as they were a step before")):
+        if bad := counts.get(f"non_finite_{what}", 0):
+            told.append(f"the simulator gave {bad:,} {what} that are not finite, {becomes}")
+    return [*told, f"{dropped:,} gradients were not finite, and dropped"] if dropped else told
 
 
 def group(summary: Mapping[str, Any], folder: Path) -> str:
@@ -38,7 +46,7 @@ def group(summary: Mapping[str, Any], folder: Path) -> str:
         folder: The group's folder.
     """
     seeds, runs = summary["seeds"], summary["runs"]
-    done = {"completed": "completed", "interrupted": f"interrupted by {summary['stopped_by']}, saved"}
+    done = {"completed": "completed", "interrupted": _interrupted(summary, runs)}
     what = f"{summary['preset']} on {summary['env']} (seeds {seeds[0]} to {seeds[-1]})"
     solved = f"; {summary['solved']} of {len(seeds)} reached {summary['goal']:g}" if summary["goal"] is not None else ""
     rows = [
@@ -56,6 +64,13 @@ def group(summary: Mapping[str, Any], folder: Path) -> str:
     width = max(len(name) for name, _ in rows)
     headline = f"{what}: {done.get(summary['status'], summary['status'])}{solved}"
     return "\n".join([headline, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _steps(summary: Mapping[str, Any]) -> str:
+    """The steps taken; told where whole updates made more of them than were asked for."""
+    taken, asked = summary["env_steps"], summary.get("steps")
+    rounded = f" ({asked:,} asked for: updates are whole)" if asked and taken > asked else ""
+    return f"{taken:,}{rounded} in {summary['episodes']:,} episodes, {summary['updates']:,} updates"
 
 
 def _seed(run: Mapping[str, Any]) -> str:
@@ -76,9 +91,15 @@ def _headline(summary: Mapping[str, Any]) -> str:
     what = f"{summary['preset']} on {summary['env']} (seed {summary['seed']})"
     if summary["solved_at_step"] is not None:
         return f"{what}: reached {summary['goal']:g} after {summary['solved_at_step']:,} steps"
-    ending = {"completed": "completed", "interrupted": f"interrupted by {summary['stopped_by']}, saved"}
+    ending = {"completed": "completed", "interrupted": _interrupted(summary, [summary])}
     missed = f"; the goal of {summary['goal']:g} was not reached" if summary["goal"] is not None else ""
     return f"{what}: {ending.get(summary['status'], summary['status'])}{missed}"
+
+
+def _interrupted(summary: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+    """By what, and whether there was anything to save: a run that took no step in this life left no parameters."""
+    begun = any(run["params_sha256"] for run in runs)
+    return f"interrupted by {summary['stopped_by']}{', saved' if begun else ' before the first step'}"
 
 
 def _spread(summary: Mapping[str, Any], key: str, over: str) -> str:
@@ -88,6 +109,8 @@ def _spread(summary: Mapping[str, Any], key: str, over: str) -> str:
 
 
 def _time(summary: Mapping[str, Any]) -> str:
+    if summary["train_s"] is None and summary["status"] == "interrupted":
+        return f"{_number(summary['wall_s'], '{:.1f} s')} start-up, no training"
     speed = _number(summary["env_steps_per_s"], "{:,.0f} steps/s")
     startup = _number(summary["startup_s"], "{:.1f} s")
     return f"{_number(summary['train_s'], '{:.1f} s')} training ({speed}), {startup} start-up"

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shoal import errors
-from shoal.report import figures, groups, markup, page, picture, statistics, svg, tables, words
+from shoal.core import errors, files
+from shoal.report import acting, figures, groups, markup, page, picture, statistics, svg, tables, words
 from shoal.report import runs as run_folders
 
 FILES = {"figure": "comparison.png", "figure_svg": "comparison.svg", "report": "report.html"}
@@ -148,6 +148,9 @@ def write(folder: Path, made: Mapping[str, Any]) -> dict[str, str]:
 
     Returns:
         ``figure``, ``figure_svg`` and ``report``: their paths.
+
+    Raises:
+        OSError: One cannot be written.
     """
     told = _told(folder)
     found = groups.split(run_folders.read_all([Path(run) for row in made["presets"].values() for run in row["runs"]]))
@@ -158,7 +161,7 @@ def write(folder: Path, made: Mapping[str, Any]) -> dict[str, str]:
     for key in ("figure", "figure_svg"):
         _picture(curves, told, paths[key])
     body = _page(found, curves, told, made)
-    paths["report"].write_bytes(body.encode("utf-8", "replace"))
+    files.replace(paths["report"], body.encode("utf-8", "replace"))
     return {key: str(path) for key, path in paths.items()}
 
 
@@ -252,6 +255,7 @@ def _page(found: Sequence[groups.Group], curves: Sequence[figures.Series], told:
         header,
         page.section("Learning curves", drawn),
         page.section("Presets", _table(found, made)),
+        page.section(acting.TITLE, *acting.content(found), class_="acting"),
         page.section("Settings that differ", _settings(found)),
         page.section("Versions and machine", _versions(found)),
         page.commands([told.command]),

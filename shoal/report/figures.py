@@ -36,6 +36,15 @@ class Series(NamedTuple):
     legend: str = ""  # what the legend calls it; "": it is not in the legend
 
 
+class Moment(NamedTuple):
+    """Something that happened to a run at one place of x."""
+
+    x: float
+    hue: int
+    label: str = ""
+    told: str = ""  # the label is but a number, and this is said of it
+
+
 class Chart(NamedTuple):
     """What a line chart shows besides its curves."""
 
@@ -47,6 +56,7 @@ class Chart(NamedTuple):
     zero: bool = False  # y begins at 0 where that is near
     goal_name: str = "goal"
     named: bool = False  # bold curves are named at their ends, in sizes with room for it
+    moments: tuple[Moment, ...] = ()
 
 
 def figure(title: str, body: markup.Markup, caption: Any = None, class_: str = "") -> markup.Markup:
@@ -69,6 +79,7 @@ def plot(series: Sequence[Series], chart: Chart) -> markup.Markup:
     scale, unit = (1.0, "") if chart.axis == "step" else _time_unit(max(float(np.nanmax(one.x)) for one in drawn))
     drawn = [one._replace(x=one.x / scale) for one in drawn]
     dots = chart.dots and (chart.dots[0] / scale, chart.dots[1])
+    chart = chart._replace(moments=tuple(one._replace(x=one.x / scale) for one in chart.moments))
     label = AXES[chart.axis] + (f" ({unit})" if unit else "")
     ys = [one for s in drawn for one in (s.y, s.low, s.high) if one is not None] + ([dots[1]] if dots else [])
     if chart.goal is not None:
@@ -85,6 +96,8 @@ def _picture(
 ) -> markup.Markup:
     size = frame.size
     parts = [svg.axes(frame, (label, chart.label), (words.short, words.short))]
+    parts += [svg.moment(frame, one.x, f"hue{one.hue}", one.label) for one in chart.moments if not one.told]
+    parts.append(svg.numbered(frame, [(one.x, one.label, one.told) for one in chart.moments if one.told]))
     parts += [svg.dots(frame, *dots, f"hue{series[0].hue}")] if dots else []
     bands = [s for s in series if s.low is not None and s.high is not None]
     parts += [
@@ -211,6 +224,25 @@ def learning_series(found: Sequence[experiments.Group], axis: str) -> list[Serie
     return runs + middles
 
 
+def evaluation_series(found: Sequence[experiments.Group], axis: str) -> list[Series]:
+    """The evaluations on the way of every run that had some, dotted; the band is a deviation of the returns."""
+    series = []
+    alone = sum(len(group.runs) for group in found) == 1
+    for run, style in _styled(found, ()):
+        x, y = (
+            run.evaluations.get(name, np.zeros(0)) for name in ("env_steps" if axis == "step" else axis, "return_mean")
+        )
+        if not np.isfinite(x).any():
+            continue
+        one = style._replace(name=f"{style.name}, greedy evaluations", x=x, y=y, dash="2 3", legend="")
+        if alone:
+            name, std = "greedy evaluations", run.evaluations["return_std"]
+            hue = (style.hue + 1) % svg.HUES
+            one = one._replace(name=name, place=style.place + 1, hue=hue, low=y - std, high=y + std, legend=name)
+        series.append(one)
+    return series
+
+
 def learning(found: Sequence[experiments.Group], key: str) -> markup.Markup:
     """The learning curves of groups that share an environment, over steps or (a switch) over wall time.
 
@@ -221,12 +253,16 @@ def learning(found: Sequence[experiments.Group], key: str) -> markup.Markup:
     goal = next((group.goal for group in found if group.goal is not None), None)
     only = found[0].runs[0] if len(found) == 1 and len(found[0].runs) == 1 else None
     bodies, every, series = [], 1, []
+    moments: tuple[Moment, ...] = ()
     for axis in AXES:
         dots = None
         if only is not None:
             dots, every = _dots(only, axis)
-        chart = Chart(axis, "return, mean of the last 100 episodes", (WIDE, NARROW), goal, dots, zero=True)
-        series = learning_series(found, axis)
+        moments = tuple(_resumed(found, axis))
+        chart = Chart(
+            axis, "return, mean of the last 100 episodes", (WIDE, NARROW), goal, dots, zero=True, moments=moments
+        )
+        series = learning_series(found, axis) + evaluation_series(found, axis)
         bodies.append(markup.tag("div", plot(series, chart), class_=f"by-{axis}"))
     switches = [
         markup.join(
@@ -238,7 +274,21 @@ def learning(found: Sequence[experiments.Group], key: str) -> markup.Markup:
         for axis in AXES
     ]
     caption = _learning_caption(found, every if only is not None else None)
+    if any(len(run.evaluations.get("env_steps", ())) for group in found for run in group.runs):
+        caption += " Dotted: greedy evaluations on the way, whole episodes with the policy of that moment"
+        caption += "; the band is their deviation." if only is not None else "."
+    if moments:
+        caption += " Vertical lines: there a run was stopped and resumed."
     return figure(f"Learning on {found[0].env}", markup.join(legend(series), *switches, *bodies), caption, "switched")
+
+
+def _resumed(found: Sequence[experiments.Group], axis: str) -> Iterator[Moment]:
+    """Where runs were resumed; of a single one it is written beside the line, unless the lines are many."""
+    alone = sum(len(group.runs) for group in found) == 1
+    for run, style in _styled(found, ()):
+        places = run.resumed(axis)
+        for x in places[np.isfinite(places)].tolist():
+            yield Moment(x, style.hue, "resumed" if alone and len(places) <= NAMED else "")
 
 
 def _dots(run: run_folders.Run, axis: str) -> tuple[tuple[np.ndarray, np.ndarray] | None, int]:

@@ -1,4 +1,4 @@
-"""Runs of one experiment belong together: same preset, environment and settings, different seeds.
+"""Runs of one experiment belong together: they differ in nothing but the seed.
 
 What the page and the picture draw comes from here: labels, learning curves, aggregates over seeds.
 """
@@ -16,6 +16,17 @@ from shoal.report import statistics, words
 
 WINDOW = 100  # episodes in a "mean of the last episodes", as in summary.json
 GRID = 200  # points of an aggregated curve
+ABOUT = {  # keys of config.json that say how a run came about, not what it is; any other makes another experiment
+    "schema",
+    "seed",
+    "seeds",
+    "experiment_sha256",
+    "command",
+    "versions",
+    "machine",
+    "evaluate_every",  # looking on changes nothing of what is learned
+    "evaluate_episodes",
+}
 OVERSHOOT = 1.02  # runs of one budget end within a rollout of each other: their last value counts that much longer
 
 
@@ -32,6 +43,11 @@ class Group(NamedTuple):
     def title(self) -> str:
         """E.g. ``a3c on CartPole-v1 (workers 2)``."""
         return f"{self.preset} on {self.env}" + (f" ({self.variant})" if self.variant else "")
+
+    @property
+    def called(self) -> str:
+        """The title without the environment."""
+        return self.preset + (f" ({self.variant})" if self.variant else "")
 
     @property
     def seeds(self) -> int:
@@ -70,8 +86,8 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 def split(found: Sequence[run_folders.Run]) -> list[Group]:
     """Sort runs into groups, in the order of their first run; seeds ascend within a group.
 
-    Runs of one preset and environment with different settings are different experiments: an average over them would
-    describe neither. Only the seed may differ.
+    Runs of one preset and environment with other settings, steps or goals are different experiments: an average over
+    them would describe neither. Only the seed may differ.
     """
     families: dict[tuple[str, str], list[run_folders.Run]] = {}
     for run in found:
@@ -85,7 +101,7 @@ def split(found: Sequence[run_folders.Run]) -> list[Group]:
 
 
 def _variants(members: Sequence[run_folders.Run]) -> dict[str, list[run_folders.Run]]:
-    settings = [flatten(run.config.get("parts", {})) for run in members]
+    settings = [_settings(run.config) for run in members]
     keys = {key: None for flat in settings for key in flat if key.rpartition(".")[2] != "seed"}
     differing = [key for key in keys if len({repr(flat.get(key)) for flat in settings}) > 1]
     short = [key.rpartition(".")[2] for key in differing]
@@ -97,6 +113,21 @@ def _variants(members: Sequence[run_folders.Run]) -> dict[str, list[run_folders.
         label = ", ".join(f"{name} {words.setting(flat.get(key))}" for name, key in zip(named, differing, strict=True))
         variants.setdefault(label, []).append(run)
     return variants
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is, its seed apart: ``{"steps": 40_000, "goal": "475", "runtime.workers": 2}``."""
+    flat = flatten({key: value for key, value in config.items() if key not in {*ABOUT, "parts", "goal"}})
+    return {**flat, "goal": _goal(config.get("goal")), **flatten(config.get("parts", {}))}
+
+
+def _goal(given: Any) -> str:
+    """E.g. ``475``; of another window than usual, ``475 over 10 episodes``."""
+    if not isinstance(given, Mapping):
+        return "none" if given is None else str(given)
+    target, window = given.get("target"), given.get("window", WINDOW)
+    shown = f"{target:g}" if isinstance(target, int | float) else str(target)
+    return shown if window == WINDOW else f"{shown} over {window} episodes"
 
 
 def learning(run: run_folders.Run, axis: str) -> statistics.Curve:

@@ -55,7 +55,9 @@ function follow(plot, svg, data) {
 }
 
 for (const plot of document.querySelectorAll(".plot")) {
-  const data = JSON.parse(plot.querySelector("script").textContent);
+  const script = plot.querySelector("script");
+  if (!script) continue; // columns tell their numbers themselves
+  const data = JSON.parse(script.textContent);
   for (const svg of plot.querySelectorAll("svg")) follow(plot, svg, data);
 }
 

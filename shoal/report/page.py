@@ -6,14 +6,14 @@ import importlib.resources
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from shoal.report import figures, headline, lags, markup, tables, words
+from shoal.report import acting, figures, headline, lags, markup, tables, words
 from shoal.report import groups as experiments
 
 # Columns with a figure or a table of their own; every other column of the metrics is a learning metric.
 KNOWN = frozenset(
     {
         *("step", "wall_s", "env_steps_per_s", "return_mean", "rss_mb", "restarts", "episodes", "updates"),
-        *("lag_mean", "lag_max", "overlapped", "contended_share", "stale"),
+        *("lag_mean", "lag_max", "overlapped", "contended_share", "stale", "life"),
     }
 )
 FIRST = ("loss", "policy_loss", "value_loss", "entropy", "gradient_norm", "learning_rate")
@@ -56,6 +56,7 @@ def render(found: Sequence[experiments.Group]) -> str:
         _learning(found),
         _system(found),
         _asynchrony(found),
+        section(acting.TITLE, *acting.content(found), class_="acting"),
         _metrics(found),
         _runs(found),
         _faults(found),
@@ -102,25 +103,13 @@ def _header(found: Sequence[experiments.Group]) -> markup.Markup:
         "header",
         markup.tag("h1", title(found)),
         markup.tag("div", *said, class_="verdict"),
-        _tiles(found[0]) if len(found) == 1 else tables.side_by_side(found),
+        tables.tiles(headline.tiles(found[0])) if len(found) == 1 else tables.side_by_side(found),
     )
 
 
 def _badge(group: experiments.Group) -> markup.Markup:
     outcome = headline.outcome(group)
     return markup.tag("span", BADGES[outcome], class_=f"badge {outcome}")
-
-
-def _tiles(group: experiments.Group) -> markup.Markup:
-    tiles = [
-        markup.tag(
-            "div",
-            markup.tag("dt", tile.label),
-            markup.tag("dd", tables.shown(tile.value), markup.tag("small", tile.note) if tile.note else None),
-        )
-        for tile in headline.tiles(group)
-    ]
-    return markup.tag("dl", *tiles, class_="tiles")
 
 
 def _learning(found: Sequence[experiments.Group]) -> markup.Markup | None:
@@ -169,7 +158,8 @@ def _present(found: Iterable[experiments.Group], column: str) -> bool:
 
 def _metrics(found: Sequence[experiments.Group]) -> markup.Markup | None:
     logged = {name: None for group in found for run in group.runs for name in run.metrics}
-    ours = [name for name in logged if name not in KNOWN and not name.startswith("split_") and _present(found, name)]
+    known = KNOWN | acting.drawn(found)
+    ours = [name for name in logged if name not in known and not name.startswith("split_") and _present(found, name)]
     names = sorted(ours, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     charts = []
     for name in names[:MOST]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from shoal import errors
+from shoal.core import errors
 from shoal.report import figures, groups, words
 from shoal.report import runs as run_folders
 

@@ -9,14 +9,16 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from shoal import errors
+from shoal.core import errors
 
-SCHEMA = 1
+SCHEMA = 2
 EPISODE_COLUMNS = ("env_steps", "episode_return", "wall_s")
+EVALUATION_COLUMNS = ("env_steps", "return_mean", "return_std", "wall_s")
 CONTENTS = "a run folder holds config.json, metrics.jsonl, episodes.csv and, once finished, summary.json"
 
 # Summary key -> the metrics column that stands in for it while there is no summary, and how it is reduced.
@@ -38,6 +40,7 @@ class Run(NamedTuple):
     metrics: Mapping[str, np.ndarray]  # column -> [rows]; NaN where a row has no number
     episodes: Mapping[str, np.ndarray]  # EPISODE_COLUMNS -> [episodes], in the order of env_steps
     damaged: int  # lines that could not be read
+    evaluations: Mapping[str, np.ndarray] = MappingProxyType({})  # EVALUATION_COLUMNS -> [evaluations], on the way
 
     @property
     def preset(self) -> str:
@@ -96,12 +99,25 @@ class Run(NamedTuple):
         counts = {"restarts": self.restarts, **(given if isinstance(given, Mapping) else {})}
         return {str(kind): value for kind, count in counts.items() if (value := number(count))}
 
+    def resumed(self, axis: str) -> np.ndarray:
+        """Where it was resumed, ``[resumes]``: what a metrics column held in the last line before each.
+
+        Args:
+            axis: The column.
+        """
+        life = np.nan_to_num(self.metrics.get("life", np.zeros(0)))  # the first life does not say
+        return self.metrics[axis][np.flatnonzero(np.diff(life) > 0)] if len(life) else life
+
     def value(self, key: str) -> float | None:
         """A number of the summary; without a summary, the latest one of the metrics. None: not measured."""
         if self.summary:
             return number(self.summary.get(key))
         column, how = STAND_INS.get(key, ("", ""))
         return _reduced(self.metrics.get(column), how)
+
+    def inner(self, *keys: str) -> Any:
+        """What stands inside the summary's objects, e.g. ``inner("actor", "engine")``; None: nothing."""
+        return _nested(self.summary, *keys)
 
     def latest(self, column: str) -> float | None:
         """The last number of a metrics column. None: never measured."""
@@ -165,8 +181,10 @@ def read(path: Path) -> Run:
     """
     config = _config(path)
     rows, bad_rows = _metrics(path / "metrics.jsonl")
-    episodes, bad_episodes = _episodes(path / "episodes.csv")
-    return Run(path, config, _object(path / "summary.json") or {}, rows, episodes, bad_rows + bad_episodes)
+    episodes, bad_episodes = _columns(path / "episodes.csv", EPISODE_COLUMNS)
+    evaluations, bad_evaluations = _columns(path / "evaluations.csv", EVALUATION_COLUMNS)
+    damaged = bad_rows + bad_episodes + bad_evaluations
+    return Run(path, config, _object(path / "summary.json") or {}, rows, episodes, damaged, evaluations)
 
 
 def _config(path: Path) -> Mapping[str, Any]:
@@ -227,17 +245,18 @@ def _metrics(path: Path) -> tuple[Mapping[str, np.ndarray], int]:
     return {name: column[kept].astype(float) for name, column in columns.items()}, damaged
 
 
-def _episodes(path: Path) -> tuple[Mapping[str, np.ndarray], int]:
+def _columns(path: Path, columns: Sequence[str]) -> tuple[Mapping[str, np.ndarray], int]:
+    """The columns of a CSV file in the order of steps; the first two are needed. And how many lines were damaged."""
     lines, damaged = _lines(path)
     header = [name.strip() for name in lines[0].split(",")] if lines else []
-    wanted = [name for name in EPISODE_COLUMNS if name in header]
+    wanted = [name for name in columns if name in header]
     places = [header.index(name) for name in wanted]
-    rows, bad = _table(lines[1:], places, len(header)) if {"env_steps", "episode_return"} <= {*wanted} else ([], 0)
+    rows, bad = _table(lines[1:], places, len(header)) if {*columns[:2]} <= {*wanted} else ([], 0)
     table = np.reshape(rows, (-1, len(wanted))) if len(rows) else np.zeros((0, len(wanted)))
     table = table[np.isfinite(table).all(axis=1)]
     table = table[np.argsort(table[:, wanted.index("env_steps")], kind="stable")] if len(table) else table
-    columns = {name: table[:, i] for i, name in enumerate(wanted)}
-    return {name: columns.get(name, np.full(len(table), np.nan)) for name in EPISODE_COLUMNS}, damaged + bad
+    found = {name: table[:, i] for i, name in enumerate(wanted)}
+    return {name: found.get(name, np.full(len(table), np.nan)) for name in columns}, damaged + bad
 
 
 def _table(lines: Sequence[str], places: Sequence[int], width: int) -> tuple[Any, int]:

@@ -149,6 +149,17 @@ def level(frame: Frame, y: float, label: str) -> markup.Markup:
     )
 
 
+def moment(frame: Frame, x: float, class_: str, label: str = "") -> markup.Markup:
+    """A vertical line through the plot, such as where a run was resumed; its name runs along it."""
+    at, bottom = round(float(frame.px(x)), 1), frame.size.height - BOTTOM
+    name = markup.tag(
+        "text", label, x=at + 4, y=bottom - 6, transform=f"rotate(-90 {at + 4} {bottom - 6})", class_="moment-label",
+        dominant_baseline="hanging",
+    )  # fmt: skip
+    line = markup.tag("line", x1=at, x2=at, y1=frame.size.top, y2=bottom, class_=f"moment {class_}")
+    return markup.join(line, name if label else None)
+
+
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places for labels near where they are wanted, no two closer than `gap`, within a range where that is possible.
 
@@ -222,10 +233,32 @@ def scale(frame: Frame, name: str, show: Callable[[float], str]) -> markup.Marku
     return markup.join(*parts)
 
 
-def label(frame: Frame, x: float, text: str) -> markup.Markup:
+def label(frame: Frame, x: float, text: str, strong: bool = False) -> markup.Markup:
     """What stands below a place on x."""
-    at = round(float(frame.px(x)), 1)
-    return markup.tag("text", text, x=at, y=frame.size.height - BOTTOM + 18, text_anchor="middle")
+    at, class_ = round(float(frame.px(x)), 1), "goal-label" if strong else None
+    return markup.tag("text", text, x=at, y=frame.size.height - BOTTOM + 18, text_anchor="middle", class_=class_)
+
+
+def above(frame: Frame, x: float, y: float, text: str) -> markup.Markup:
+    """What stands above a point."""
+    at = {"x": round(float(frame.px(x)), 1), "y": round(float(frame.py(y)) - 5, 1)}
+    return markup.tag("text", text, text_anchor="middle", **at)
+
+
+def numbered(frame: Frame, found: Sequence[tuple[float, str, str]]) -> markup.Markup:
+    """Moments as vertical lines: (x, short name, what is told when it is pointed at) each.
+
+    A name that would touch the one before is left out; its line is drawn.
+    """
+    size, parts, free = frame.size, [], -math.inf
+    for x, name, told in sorted(found):
+        at = round(float(frame.px(x)), 1)
+        line = markup.tag("line", x1=at, x2=at, y1=size.top, y2=size.height - BOTTOM, class_="moment decided")
+        named = at >= free
+        flag = markup.tag("text", name, x=at + 3, y=size.top + 9, class_="moment-label decided") if named else None
+        parts.append(markup.tag("g", markup.tag("title", told), line, flag))
+        free = at + 8 + 7 * len(name) if named else free
+    return markup.join(*parts)
 
 
 def named(frame: Frame, name: str) -> markup.Markup:

@@ -32,6 +32,19 @@ def shown(text: str) -> Any:
     return markup.tag("span", text, class_="missing") if text == words.MISSING else text
 
 
+def tiles(made: Sequence[headline.Tile]) -> markup.Markup:
+    """Key figures as a row of tiles."""
+    drawn = [
+        markup.tag(
+            "div",
+            markup.tag("dt", tile.label),
+            markup.tag("dd", shown(tile.value), markup.tag("small", tile.note) if tile.note else None),
+        )
+        for tile in made
+    ]
+    return markup.tag("dl", *drawn, class_="tiles")
+
+
 def runs(found: Sequence[experiments.Group]) -> markup.Markup:
     """One row for each run."""
     head = (
@@ -100,30 +113,51 @@ def time_split(found: Sequence[experiments.Group]) -> markup.Markup | None:
         }
         totals = {part: sum(values) if values else None for part, values in spent.items()}
         if any(totals.values()):
-            bars.append(_bar(name, totals))
+            bars.append(_split(name, totals))
     if not bars:
         return None
-    key = [markup.tag("li", markup.tag("i", class_=_hatch(part)), part.replace("_", " ")) for part in parts]
-    return markup.join(markup.tag("ul", *key, class_="legend"), markup.tag("div", *bars, class_="bars"))
+    key = [(part.replace("_", " "), _hatch(part)) for part in parts]
+    return markup.join(swatches(key), markup.tag("div", *bars, class_="bars"))
+
+
+def swatches(parts: Sequence[tuple[str, str]]) -> markup.Markup:
+    """What the patterns of bars mean: name and class of each."""
+    key = [markup.tag("li", markup.tag("i", class_=class_), name) for name, class_ in parts]
+    return markup.tag("ul", *key, class_="legend")
 
 
 def _hatch(part: str) -> str:
     return f"part {part if part in SPLIT else 'other'}"
 
 
-def _bar(name: str, spent: Mapping[str, float | None]) -> markup.Markup:
-    pieces, told = [], []
+def _split(name: str, spent: Mapping[str, float | None]) -> markup.Markup:
     total = sum(value or 0.0 for value in spent.values())
+    pieces = []
     for part, value in spent.items():
-        if value is None:
-            continue
-        share = 100 * value / total
-        told.append(f"{part.replace('_', ' ')} {share:.0f} % ({words.seconds(value)})")
-        label = f"{share:.0f} %" if share >= 7 else ""
-        style = f"flex:{share:.2f} 0 0"
-        pieces.append(markup.tag("span", label, class_=_hatch(part), style=style, title=told[-1]))
-    bar = markup.tag("div", *pieces, class_="bar", role="img", aria_label=f"{name}: {', '.join(told)}")
-    return markup.join(markup.tag("p", markup.tag("b", name), " ", markup.tag("small", ", ".join(told))), bar)
+        if value is not None:
+            share = 100 * value / total
+            told = f"{part.replace('_', ' ')} {share:.0f} % ({words.seconds(value)})"
+            pieces.append((share, _hatch(part), told))
+    return bar(name, pieces)
+
+
+def bar(name: str, pieces: Sequence[tuple[float, str, str]], width: float = 100.0) -> markup.Markup:
+    """One bar of several parts, with its name above.
+
+    Args:
+        name: Whose it is.
+        pieces: Of each part its percents, the class of its pattern, and what it says.
+        width: Percents of the page's width; parts of bars with other widths are of one scale where it is their sum.
+    """
+    total = sum(percents for percents, _, _ in pieces)
+    told = ", ".join(said for _, _, said in pieces)
+    spans = []
+    for percents, class_, said in pieces:
+        label = f"{percents:.0f} %" if percents * width / total >= 9 else ""
+        spans.append(markup.tag("span", label, class_=class_, style=f"flex:{percents:.2f} 0 0", title=said))
+    style = f"width:{width:.2f}%" if width < 100 else None
+    drawn = markup.tag("div", *spans, class_="bar", style=style, role="img", aria_label=f"{name}: {told}")
+    return markup.join(markup.tag("p", markup.tag("b", name), " ", markup.tag("small", told)), drawn)
 
 
 def faults(found: Sequence[experiments.Group]) -> markup.Markup | None:

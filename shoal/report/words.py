@@ -14,6 +14,10 @@ FAULTS = {
     "stale": ("stale gradient dropped", "stale gradients dropped"),
     "dropped_updates": ("dropped update", "dropped updates"),
     "non_finite": ("non-finite value", "non-finite values"),
+    "not_saved": ("checkpoint not saved", "checkpoints not saved"),
+    "rollouts_dropped": ("rollout dropped", "rollouts dropped"),
+    "snapshots_refused": ("snapshot refused", "snapshots refused"),
+    "not_compressed": ("policy not compressed", "policies not compressed"),
     "left_out": ("sample left out", "samples left out"),
 }
 
@@ -48,6 +52,46 @@ def megabytes(value: float | None) -> str:
     if value is None:
         return MISSING
     return f"{value / 1000:.2f} GB" if value >= 1000 else f"{value:.0f} MB"
+
+
+def three(value: float | None) -> str:
+    """Three significant digits: 12.3, 0.0218, 1,290."""
+    return number(None if value is None else float(f"{value:.3g}"))
+
+
+def percent(share: float | None) -> str:
+    """A share: 58 %, 4.1 %, 0.03 %; what is not quite all is not told as 100 %."""
+    if share is None:
+        return MISSING
+    value = 100 * share
+    places = 1 if 99 <= value < 99.95 else 0
+    shown = f"{value:.{places}f} %" if abs(value) >= 9.95 or not value else f"{value:.2g} %"
+    return shown.replace("-", "−")
+
+
+def factor(value: float | None) -> str:
+    """How many times: 6.2×."""
+    return MISSING if value is None else f"{three(value)}×"
+
+
+def brief(value: float | None) -> str:
+    """A short duration: 7.4 µs, 3.1 ms, 2.4 s."""
+    if value is None:
+        return MISSING
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= scale or unit == "µs":
+            break
+    return f"{three(value / scale)} {unit}"
+
+
+def size(value: float | None) -> str:
+    """Bytes: 740 B, 38.2 kB, 16.9 MB (powers of 1,000)."""
+    if value is None:
+        return MISSING
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= scale:
+            return f"{three(value / scale)} {unit}"
+    return f"{number(round(value))} B"
 
 
 def short(value: float) -> str:

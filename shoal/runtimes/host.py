@@ -14,14 +14,15 @@ from typing import Any
 
 from etils import epy
 
-from shoal import optimise, options, prng, seeds, types
-from shoal.runtimes import _threads
+from shoal.core import options, seeds, types
+from shoal.runtimes.crew import threads
 
 with epy.lazy_imports():
     import jax
     import numpy as np
 
-    from shoal.runtimes import _lane, _rollout, _words
+    from shoal.runtimes.crew import beside
+    from shoal.runtimes.members import compiled, lanes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,25 +36,18 @@ class Config:
     Simulators with threads of their own (EnvPool) step here unless processes are asked for."""
 
 
-SMALL = 100_000  # words up to which a learner enters and leaves a compiled call as one array, which is a copy
-CAPTURES = False
-EXACT_RESUME = False  # simulators cannot be saved: episodes begin anew
-SEEDS = True  # several in lock-step: `Host.run_many`
+def ways(config: Config) -> types.Ways:
+    """See `types.Ways`; simulators cannot be saved, so a resumed run is another."""
+    processes = max(0, min(config.processes, config.environments))
+    return types.Ways(
+        streams=config.environments, seeds=True, threads=0, processes=processes, process_mb=threads.STEPS,
+        measures=config.processes < 0,
+    )  # fmt: skip
 
 
 def check(config: Config, experiment: Any, opened: Any) -> None:
     """Every environment has a host side; nothing to refuse."""
     del config, experiment, opened
-
-
-def prepare(config: Config, algorithm: Any, network: Any) -> None:
-    """See `_threads`."""
-    _threads.prepare(0, config.environments, algorithm, network)
-
-
-def streams(config: Config) -> int:
-    """Environments that one learner learns from at a time."""
-    return config.environments
 
 
 def build(config: Config) -> types.Runtime:
@@ -69,7 +63,7 @@ class Host:
 
     def like(self, parts: types.Parts, seed: int) -> types.Tree:
         """See `types.Runtime`."""
-        return jax.eval_shape(parts.agent.init, seeds.key(seed, "init")), _lane.counters(0, 0, 0)
+        return jax.eval_shape(parts.agent.init, seeds.key(seed, "init")), lanes.counters(0, 0, 0)
 
     def policy(self, parts: types.Parts, seed: int, saved: types.Tree) -> types.Policy:
         """See `types.Runtime`."""
@@ -94,20 +88,26 @@ class Host:
         """See `types.ManySeeds`: one decision and one update of all seeds, each with simulators of its own."""
         del goal  # the observers see every update and decide
         began, places = time.monotonic(), [place for place in places if place.observe]
-        remembers = hasattr(jax.eval_shape(parts.agent.init, seeds.key(0, "init")), "memory")
+        remembers = parts.agent.about.fields.memory is not None
+        look = beside.together([lanes.looking(place) for place in places])
         with contextlib.ExitStack() as stack:
-            lanes = [_lane.Lane(parts, place) for place in places]
-            for lane in lanes:
+            every = beside.done(lambda: [lanes.Lane(parts, place) for place in places], beside.COMPILING, look)
+            for lane in every:
                 stack.callback(lane.close)
-                lane.begin(self._config.environments, self._config.processes, alone=len(lanes) == 1)
-            groups = _groups(lanes, apart=remembers)
-            compiled = {several: _Compiled(parts.agent, several) for several in {len(group) > 1 for group in groups}}
-            loops = [_Loop(compiled[len(group) > 1], group, self._config.environments, began) for group in groups]
+                lane.begin(self._config.environments, self._config.processes, look, alone=len(every) == 1)
+
+            def make() -> list[_Loop]:
+                groups, streams = _groups(every, apart=remembers), self._config.environments
+                kinds = {len(group) > 1 for group in groups}
+                made = {several: compiled.Compiled(parts.agent, several) for several in kinds}
+                return [_Loop(made[len(group) > 1], group, streams, began, look) for group in groups]
+
+            loops = beside.done(make, beside.COMPILING, look)
             while loops := [loop for loop in loops if loop.turn(steps)]:
                 pass
 
 
-def _groups(lanes: Sequence[_lane.Lane], *, apart: bool) -> list[Sequence[_lane.Lane]]:
+def _groups(lanes: Sequence[lanes.Lane], *, apart: bool) -> list[Sequence[lanes.Lane]]:
     """What goes through a compiled call together.
 
     Two groups, so that one's simulators are stepped while the other's update is computed; or every lane apart, for a
@@ -119,54 +119,24 @@ def _groups(lanes: Sequence[_lane.Lane], *, apart: bool) -> list[Sequence[_lane.
     return [group for group in (lanes[:half], lanes[half:]) if group]
 
 
-class _Compiled:
-    """What is compiled of an agent; with several lanes, for trees with an axis over them in front.
-
-    A learner of a hundred small arrays costs a call more than the arithmetic in it; so it is kept as one vector.
-    """
-
-    def __init__(self, agent: types.Agent, several: bool) -> None:
-        self.agent = agent
-        every = jax.vmap if several else (lambda one: one)
-        like = jax.eval_shape(agent.init, seeds.key(0, "init"))
-        small = _words.fits(like) and _words.size(like) <= SMALL
-        pack, unpack = (_words.pack, _words.make(like)[2]) if small else (_same, _same)
-
-        def act(kept: Any, carry: types.Carry, obs: Any, words: Any) -> Any:
-            keys = jax.random.split(prng.counted(words), obs.shape[0])
-            return _rollout.act_all(agent, agent.snapshot(unpack(kept)), carry, obs, keys)
-
-        def update(kept: Any, rollout: types.Rollout, words: Any) -> Any:
-            state, metrics = agent.update(unpack(kept), rollout, prng.counted(words))
-            return pack(state), metrics
-
-        self.keep = jax.jit(every(pack))
-        self.state = jax.jit(every(unpack))
-        self.act = jax.jit(every(act))
-        self.update = jax.jit(every(update), donate_argnums=0)
-        self.told = jax.jit(every(lambda kept: optimise.skipped(unpack(kept))))
-        self.snapshot = jax.jit(every(lambda kept: agent.snapshot(unpack(kept))))
-        self.share = jax.jit(lambda tree, at: jax.tree.map(lambda leaf: leaf[at], tree))
-
-
-def _same(tree: Any) -> Any:
-    return tree
-
-
 class _Loop:
     """Rollout, update, report, until it is enough; of one seed, or of several in lock-step.
 
     Below, ``[K]`` is an axis over the lanes, which is not there if there is but one.
     """
 
-    def __init__(self, compiled: _Compiled, lanes: Sequence[_lane.Lane], streams: int, began: float) -> None:
-        agent = compiled.agent
-        self._agent, self._compiled, self._lanes, self._began = agent, compiled, lanes, began
+    def __init__(
+        self, made: compiled.Compiled, lanes: Sequence[lanes.Lane], streams: int, began: float, look: beside.Look
+    ) -> None:
+        agent = made.agent
+        self._look, self._looked = look, began  # until training has begun
+        self._act: Any = self._first_act
+        self._agent, self._compiled, self._lanes, self._began = agent, made, lanes, began
         self._several = len(lanes) > 1
-        self._kept = compiled.keep(self._joined([lane.state for lane in lanes]))
+        self._kept = made.keep(self._joined([lane.state for lane in lanes]))
         for lane in lanes:
             lane.state = None  # the loop's from now on
-        self._carry = self._joined([_spread(agent.carry, streams) for _ in lanes])
+        self._carry = self._joined([_spread(agent.about.carry, streams) for _ in lanes])
         self._times = {"environment": 0.0, "inference": 0.0, "learning": 0.0}
         self._started: float | None = None
         self._startup = 0.0
@@ -196,9 +166,26 @@ class _Loop:
         rollout = self._collect()
         before = time.perf_counter()
         words = self._joined([lane.learning() for lane in self._lanes])
-        self._kept, self._metrics = self._compiled.update(self._kept, rollout, words)
+        update = self._compiled.update if self._started is not None else self._first_update
+        self._kept, self._metrics = update(self._kept, rollout, words)
         self._times["learning"] += time.perf_counter() - before
         return True
+
+    def _first_act(self, *given: Any) -> Any:
+        """The first decision compiles what makes it."""
+        made = beside.done(lambda: self._compiled.act(*given), beside.COMPILING, self._look)
+        self._act = self._compiled.act
+        return made
+
+    def _first_update(self, *given: Any) -> Any:
+        """Likewise; if it is left, what it was given is gone, and nobody wants it."""
+        return beside.done(lambda: jax.block_until_ready(self._compiled.update(*given)), beside.COMPILING, self._look)
+
+    def _tell(self, t: int, of: int) -> None:
+        """The first rollout of slow simulators takes a while."""
+        if self._started is None and time.monotonic() - self._looked >= beside.LOOK:
+            self._looked = time.monotonic()
+            beside.asked(self._look, types.Stage("taking the first steps", t, of))
 
     def _finish(self) -> None:
         before = time.perf_counter()
@@ -219,11 +206,11 @@ class _Loop:
         agent, clock = self._agent, time.perf_counter
         carry, steps = self._carry, []
         keys = self._joined([lane.acting() for lane in self._lanes])
-        for t in range(agent.rollout_length):
+        for t in range(agent.about.rollout_length):
             a = clock()
             keys[..., 2] = t
             obs = self._joined([lane.obs for lane in self._lanes])
-            action, extras, after = self._compiled.act(self._kept, self._carry, obs, keys)
+            action, extras, after = self._act(self._kept, self._carry, obs, keys)
             action = np.asarray(action)
             b = clock()
             each = action if self._several else [action]
@@ -232,9 +219,10 @@ class _Loop:
             ]
             self._times["inference"] += b - a
             self._times["environment"] += clock() - b
+            self._tell(t + 1, agent.about.rollout_length)
             reward, discount, truncated, next_obs = self._joined(outcomes)
             steps.append(types.Transition(obs, action, reward, discount, truncated, next_obs, extras))
-            self._carry = _restart(agent.carry, after, truncated | (discount == 0)) if agent.carry else ()
+            self._carry = _restart(agent.about.carry, after, truncated | (discount == 0)) if agent.about.carry else ()
         axis = 1 if self._several else 0
         if len(steps) == 1:
             transitions = jax.tree.map(lambda leaf: np.expand_dims(np.asarray(leaf), axis), steps[0])
@@ -254,11 +242,14 @@ class _Loop:
             self._times,
             int(skipped),
             lambda: jax.device_get(self._mine(self._compiled.state(self._kept), at)),
+            lambda: self._policy(at),
         )
 
+    def _policy(self, at: int) -> types.Policy:
+        return jax.device_get(self._mine(self._compiled.snapshot(self._kept), at))
+
     def _end(self, at: int) -> None:
-        policy = jax.device_get(self._mine(self._compiled.snapshot(self._kept), at))
-        self._lanes[at].end(policy, self._progress(at), self._startup)
+        self._lanes[at].end(self._policy(at), self._progress(at), self._startup)
 
 
 def _spread(carry: types.Carry, count: int) -> types.Carry:

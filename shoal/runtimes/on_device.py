@@ -10,22 +10,23 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import errors, optimise, options, programs, seeds, types
-from shoal.runtimes import _threads
+from shoal.core import errors, options, programs, seeds, types
+from shoal.formulas import optimise
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from shoal.runtimes import _chunks, _rollout
+    from shoal.runtimes.crew import beside
+    from shoal.runtimes.experience import rollouts
+    from shoal.runtimes.members import chunks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +41,12 @@ class Config:
     """Environment steps between two looks of the host: progress, checkpoints, and the goal are seen this often."""
 
 
-EXACT_RESUME = True
-CAPTURES = False
-SEEDS = True  # several in one program: `OnDevice.run_many`
+def ways(config: Config) -> types.Ways:
+    """See `types.Ways`."""
+    return types.Ways(
+        streams=config.environments, seeds=True, exact_resume=True, threads=config.threads, spreads=True, ahead=True,
+        simulates=True,
+    )  # fmt: skip
 
 
 def check(config: Config, experiment: Any, opened: Any) -> None:
@@ -59,23 +63,6 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
         )
 
 
-def prepare(config: Config, algorithm: Any, network: Any) -> None:
-    """See `_threads`."""
-    _threads.prepare(config.threads, config.environments, algorithm, network)
-
-
-def prepare_seeds(seeds: int) -> None:
-    """A device for each core that several seeds can be spread over; JAX reads it when it is imported."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if seeds > 1 and cores > 1:
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(min(seeds, cores)))
-
-
-def streams(config: Config) -> int:
-    """Environments that one learner learns from at a time."""
-    return config.environments
-
-
 def build(config: Config) -> types.Runtime:
     """The runtime."""
     return OnDevice(config)
@@ -85,7 +72,7 @@ class Loop(NamedTuple):
     """All that makes the next update what it is; exactly this is checkpointed."""
 
     state: Any  # the learner
-    actors: _rollout.Actors  # [B]
+    actors: rollouts.Actors  # [B]
     update: Any  # scalar u32, updates done; keys are folded from it
 
 
@@ -116,13 +103,19 @@ class OnDevice:
         """See `types.Runtime`."""
         del goal  # the observer sees every chunk and decides
         began = time.monotonic()
-        plan = _plan(self._config, parts.agent.rollout_length, steps)
-        init, key = seeds.key(seed, "init"), seeds.key(seed, "run")
-        start = self._starting(parts, init)
-        with _beside(lambda: start.load()(init) if saved is None else jax.tree.map(jnp.asarray, saved)) as loop:
-            chunk = _compiled(parts, "chunk", _chunk(parts, plan), start.returns, key)
+        done = int(saved.update) if saved is not None else 0
+        plan = _plan(self._config, parts.agent.about.rollout_length, steps, done)
+
+        def make() -> tuple[Loop, Chunk]:
+            init, key = seeds.key(seed, "init"), seeds.key(seed, "run")
+            start = self._starting(parts, init)
+            with _beside(lambda: start.load()(init) if saved is None else jax.tree.map(jnp.asarray, saved)) as loop:
+                chunk = _compiled(parts, "chunk", _chunk(parts, plan), start.returns, key)
+            return loop.result(), chunk
+
+        loop, chunk = beside.done(make, beside.COMPILING, beside.first(observe, done * plan.per_update, done))
         results: list[types.Result] = []
-        _chunks.Drive(_program(parts, plan, chunk), [(observe, results.append)], began)(loop.result())
+        chunks.Drive(_program(parts, plan, chunk), [(observe, results.append)], began)(loop)
         return results[0]
 
     def _starting(self, parts: types.Parts, key: Any) -> programs.Compiled:
@@ -139,20 +132,31 @@ class OnDevice:
         """See `types.ManySeeds`: `run` with an axis over the seeds in front of everything."""
         del goal
         began = time.monotonic()
-        plan = _plan(self._config, parts.agent.rollout_length, steps)
+        done = [int(place.saved.update) if place.saved is not None else 0 for place in places]
+        plan = _plan(self._config, parts.agent.about.rollout_length, steps, min(done))
         lane = jax.jit(lambda tree, at: jax.tree.map(lambda leaf: leaf[at], tree))
-        init = _keys(places, "init")
-        start = _shelf(parts).compiled("starts", jax.vmap(_start(parts, self._config.environments)), init)
-        # Under vmap a replay memory is copied at every step, and a rule that learns now and then learns always.
-        remembers = hasattr(start.returns.state, "memory")
-        cut = _Cut(len(places), fill=not remembers)
-        keys = cut.put(_keys(places, "run"))
-        with _beside(lambda: cut.put(_joined(lambda: start.load()(init), places, lane))) as loop:
-            every = cut.over((_in_turn if remembers else jax.vmap)(_chunk(parts, plan)))
-            chunk = _compiled(parts, "chunks", every, cut.like(start.returns), keys)
+
+        def make() -> tuple[Loop, Chunk, _Cut]:
+            init = _keys(places, "init")
+            start = _shelf(parts).compiled("starts", jax.vmap(_start(parts, self._config.environments)), init)
+            # Under vmap a replay memory is copied at every step, and a rule that learns now and then learns always.
+            remembers = parts.agent.about.fields.memory is not None
+            cut = _Cut(len(places), fill=not remembers)
+            keys = cut.put(_keys(places, "run"))
+            with _beside(lambda: cut.put(_joined(lambda: start.load()(init), places, lane))) as loop:
+                every = cut.over((_in_turn if remembers else jax.vmap)(_chunk(parts, plan)))
+                chunk = _compiled(parts, "chunks", every, cut.like(start.returns), keys)
+            return loop.result(), chunk, cut
+
+        looks = [
+            beside.first(place.observe, updates * plan.per_update, updates)
+            for place, updates in zip(places, done, strict=True)
+            if place.observe
+        ]
+        loop, chunk, cut = beside.done(make, beside.COMPILING, beside.together(looks))
         observers = [(place.observe, place.ended) if place.observe else None for place in places]
         program = _program(parts, plan, chunk)._replace(lane=lambda tree, at: lane(*cut.share(tree, at)))
-        _chunks.Drive(program, observers, began)(loop.result())
+        chunks.Drive(program, observers, began)(loop)
 
 
 class _Cut:
@@ -223,13 +227,13 @@ def _shelf(parts: types.Parts) -> types.Programs:
 class Chunk(NamedTuple):
     """A chunk's program."""
 
-    run: Callable[[Loop, Any], tuple[Loop, _chunks.Told]]
+    run: Callable[[Loop, Any], tuple[Loop, chunks.Told]]
     key: Any
-    ahead: bool  # see `_chunks.Program`
+    ahead: bool  # see `chunks.Program`
 
 
 def _compiled(parts: types.Parts, what: str, chunk: Callable[[Loop, Any], Any], like: Loop, key: Any) -> Chunk:
-    ahead = _chunks.fits_twice(like)
+    ahead = chunks.fits_twice(like)
     return Chunk(_shelf(parts).compiled(what, chunk, like, key, donate=not ahead).load(), key, ahead)
 
 
@@ -267,47 +271,69 @@ class Plan(NamedTuple):
 
     per_update: int  # environment steps
     per_chunk: int  # updates
-    chunks: int
+    updates: int  # in all, whole chunks
 
 
-def _plan(config: Config, rollout_length: int, steps: int) -> Plan:
-    """Equal chunks, so that one program serves all; the total is rounded up to whole chunks."""
+def _plan(config: Config, rollout_length: int, steps: int, done: int = 0) -> Plan:
+    """Equal chunks, so that one program serves all; the total is rounded up to whole chunks.
+
+    Args:
+        config: Of the runtime.
+        rollout_length: Of the agent.
+        steps: Environment steps in all.
+        done: Updates of earlier lives. Where they are no whole chunks the run was to end there and goes on now, and
+            what is left is cut up by itself.
+    """
     per_update = config.environments * rollout_length
     updates = math.ceil(steps / per_update)
-    chunks = math.ceil(updates / max(1, config.chunk_steps // per_update))
-    return Plan(per_update, math.ceil(updates / chunks), chunks)
+
+    def cut(updates: int) -> tuple[int, int]:
+        count = math.ceil(updates / max(1, config.chunk_steps // per_update))
+        return math.ceil(updates / count), count
+
+    per_chunk, count = cut(updates)
+    if done % per_chunk == 0 or done >= updates:
+        return Plan(per_update, per_chunk, per_chunk * count)
+    per_chunk, count = cut(updates - done)
+    return Plan(per_update, per_chunk, done + per_chunk * count)
 
 
 def _start(parts: types.Parts, batch: int) -> Callable[[Any], Loop]:
     def start(key: Any) -> Loop:
         learner, world = jax.random.split(key)
         assert parts.device_env is not None
-        actors = _rollout.start(parts.agent, parts.device_env, batch, world)
+        actors = rollouts.start(parts.agent, parts.device_env, batch, world)
         return Loop(parts.agent.init(learner), actors, jnp.uint32(0))
 
     return start
 
 
-def _chunk(parts: types.Parts, plan: Plan) -> Callable[[Loop, Any], tuple[Loop, _chunks.Told]]:
+def _chunk(parts: types.Parts, plan: Plan) -> Callable[[Loop, Any], tuple[Loop, chunks.Told]]:
     agent, env = parts.agent, parts.device_env
+    simulate = parts.compressor.simulate if parts.compressor else None
     assert env is not None
 
     def one(loop: Loop, key: Any) -> tuple[Loop, Any]:
         act_key, learn_key = jax.random.split(jax.random.fold_in(key, loop.update))
-        actors, rollout, ended = _rollout.collect(agent, env, agent.snapshot(loop.state), loop.actors, act_key)
+        policy = agent.snapshot(loop.state)
+        if simulate is not None:  # who acts has what a compressor would have made of it
+            act_key, simulate_key = jax.random.split(act_key)
+            policy = simulate(policy, simulate_key)
+        actors, rollout, ended = rollouts.collect(agent, env, policy, loop.actors, act_key)
         state, metrics = agent.update(loop.state, rollout, learn_key)
+        ended = ended._replace(unfit=ended.unfit.sum(axis=(0, 1), dtype=jnp.int32))
         return Loop(state, actors, loop.update + 1), (metrics, ended)
 
-    def chunk(loop: Loop, key: Any) -> tuple[Loop, _chunks.Told]:
+    def chunk(loop: Loop, key: Any) -> tuple[Loop, chunks.Told]:
         loop, (metrics, ended) = jax.lax.scan(lambda at, _: one(at, key), loop, None, plan.per_chunk)
-        told = _chunks.Told(jax.tree.map(lambda leaf: leaf.mean(), metrics), ended, optimise.skipped(loop.state))
+        told = chunks.Told(jax.tree.map(lambda leaf: leaf.mean(), metrics), ended, optimise.skipped(loop.state))
         return loop, told
 
     return chunk
 
 
-def _program(parts: types.Parts, plan: Plan, chunk: Chunk) -> _chunks.Program:
-    updates, policy = plan.chunks * plan.per_chunk, lambda loop: parts.agent.snapshot(loop.state)
-    return _chunks.Program(
+def _program(parts: types.Parts, plan: Plan, chunk: Chunk) -> chunks.Program:
+    updates, policy = plan.updates, lambda loop: parts.agent.snapshot(loop.state)
+    return chunks.Program(
         lambda loop: chunk.run(loop, chunk.key), None, policy, chunk.ahead, plan.per_update, plan.per_chunk, updates
     )

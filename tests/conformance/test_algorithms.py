@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,15 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import algorithms, checkpoint, environments, experiment, networks, optimise, options, registry, types
-from shoal.runtimes import _rollout
-from tests import faults  # noqa: F401  its compilation cache
+from shoal import algorithms, environments, experiment, networks
+from shoal.algorithms import _memory, ppo
+from shoal.core import errors, options, registry, tree, types
+from shoal.experiment import counting, presets
+from shoal.formulas import optimise
+from shoal.runs import checkpoint, training
+from shoal.runtimes.experience import rollouts
+from tests import conftest
 
 BATCH = 3
-ENVS = {"discrete": "probe:match", "continuous": "probe:target"}
+ENVS = {"discrete": "probe:match", "multi_discrete": "probe:pair", "continuous": "probe:target"}
 MEMORY = {"none": 0, "lstm": 4}
 SMALL = {  # what a config has of these is set to them
-    "rollout_length": 8, "minibatches": BATCH, "capacity": 256, "batch": 8, "learning_starts": 0,
+    "rollout_length": 8, "minibatches": BATCH, "capacity": 256, "batch": 8, "learning_starts": 0, "steps": 4,
 }  # fmt: skip
 ONE_STEP = {"epochs": 1, "minibatches": 1}  # settings with which an update is one gradient step
 
@@ -34,7 +40,8 @@ def opened(kind: str) -> types.Env:
 
 def suits(name: str, kind: str, memory: str) -> bool:
     module = registry.load("algorithm", name)
-    return kind in module.ACTIONS and not module.fits(small(module), network(memory), opened(kind).spec)
+    suited = kind in experiment.traits(name).actions
+    return suited and not module.fits(small(module), network(memory), opened(kind).spec)
 
 
 def network(memory: str) -> networks.Config:
@@ -45,11 +52,12 @@ def one_step(name: str) -> Any:
     """The rule's config with which its gradient can be left to somebody else, None if there is none."""
     module = registry.load("algorithm", name)
     tried = (small(module, **ONE_STEP), small(module, **ONE_STEP, rollout_length=1))  # some learn at every step
-    return next((config for config in tried if not module.shareable(config)), None)
+    return next((config for config in tried if not experiment.traits(name, config).unshareable), None)
 
 
-ROLLOUTS = [name for name in registry.names("algorithm") if experiment.learns("algorithm", name) == "rollouts"]
+ROLLOUTS = [name for name in registry.names("algorithm") if experiment.traits(name).learns == "rollouts"]
 OTHERS = sorted({*registry.names("algorithm")} - {*ROLLOUTS})  # they learn as their runtime's contract says
+SETTINGS = {name: registry.load("algorithm", name).Config.__dataclass_fields__ for name in ROLLOUTS}
 ALL = [(n, k, m) for n in ROLLOUTS for k in ENVS for m in MEMORY if suits(n, k, m)]
 SHARED = [each for each in ALL if one_step(each[0]) and each[2] == "none"]
 
@@ -70,13 +78,19 @@ class Case:
 
     def __init__(self, case: tuple[str, str, str], *, capture: bool = False) -> None:
         experiment.cache()
-        self.agent, self.env, self.traces = build(case, capture=capture), opened(case[1]), 0
-        self.init, self.update = jax.jit(self.agent.init), jax.jit(self._update)
+        self.name, self.traces = case[0], 0
+        self.agent, self.env = build(case, capture=capture), opened(case[1])
+        self.init, self.update = jax.jit(self.agent.init), jax.jit(self.agent.update)
+        self.compiled = jax.jit(self._update, donate_argnums=0)  # as runtimes do
         self.experience = jax.jit(functools.partial(experience, self.agent, self.env))
 
     def _update(self, state: Any, rollout: types.Rollout, key: Any) -> Any:
         self.traces += 1
         return self.agent.update(state, rollout, key)
+
+    def update(self, state: Any, rollout: types.Rollout, key: Any) -> Any:
+        """By the same program, but the state that is given stays."""
+        return self.compiled(jax.device_put(state, may_alias=False), rollout, key)
 
 
 @functools.cache
@@ -84,14 +98,20 @@ def made(case: tuple[str, str, str], capture: bool = False) -> Case:
     return Case(case, capture=capture)
 
 
-@pytest.fixture(scope="module", params=ALL, ids="-".join)
+def plain(case: tuple[str, str, str]) -> Any:
+    """Several choices with a memory tell least beyond each of the two: they are left to `make test-slow`."""
+    return pytest.param(case, marks=pytest.mark.slow if case[1:] == ("multi_discrete", "lstm") else ())
+
+
+@pytest.fixture(scope="module", params=[plain(each) for each in ALL], ids="-".join)
 def case(request):
-    return made(request.param)
+    yield made(request.param)
+    conftest.give_back_memory()  # the programs of a case are of no use to the next
 
 
 def experience(agent: types.Agent, env: types.Env, state: Any, key: Any) -> types.Rollout:
-    actors = _rollout.start(agent, env, BATCH, key)
-    return _rollout.collect(agent, env, agent.snapshot(state), actors, key)[1]
+    actors = rollouts.start(agent, env, BATCH, key)
+    return rollouts.collect(agent, env, agent.snapshot(state), actors, key)[1]
 
 
 def shapes(given: Any) -> Any:
@@ -126,14 +146,37 @@ def at_rate(state: Any, rate: Any) -> Any:
 @pytest.mark.parametrize("name", registry.names("algorithm"))
 def test_it_declares_what_the_wiring_reads(name):
     module = registry.load("algorithm", name)
-    assert set(module.ACTIONS) <= set(ENVS)
-    assert module.ACTIONS, "it learns something"
+    declared = experiment.traits(name, small(module))
+    assert set(declared.actions) <= set(ENVS)
+    assert declared.actions, "it learns something"
     assert name in OTHERS or any(each[0] == name for each in ALL), "and in one of the environments of these tests"
     assert module.Config.__doc__
-    assert isinstance(module.shareable(small(module)), str)
-    for kind in module.ACTIONS:
+    assert isinstance(declared.unshareable, str)
+    assert declared.samples(BATCH) >= 1, "rows of its largest product"
+    for kind in declared.actions:
         for memory in MEMORY:
             assert isinstance(module.fits(small(module), network(memory), opened(kind).spec), str)
+
+
+@pytest.mark.parametrize("name", registry.names("algorithm"))
+def test_a_run_longer_than_it_can_count_is_refused(name):
+    preset = next(each for each, found in presets.PRESETS.items() if found.algorithm == name)
+    with pytest.raises(errors.Refused, match=r"steps=2,000,000,001.*at most 2,000,000,000"):
+        presets.resolve(presets.Request(preset, steps=counting.MOST + 1))
+    assert presets.resolve(presets.Request(preset, steps=counting.MOST))[0].steps == counting.MOST
+    assert experiment.traits(name, small(registry.load("algorithm", name))).gradients >= 1
+
+
+def test_so_is_one_with_more_gradient_steps_than_it_can_count():
+    counting.check_gradients(counting.MOST, 32, 32)
+    with pytest.raises(errors.Refused, match=r"more gradient steps than 32 bits count; give at most 2,000,000,000 "):
+        counting.check_gradients(counting.MOST + 64, 32, 32)
+    config = options.build(ppo.Config, {"epochs": 20, "minibatches": 8, "rollout_length": 8}, "algorithm")
+    made = presets.resolve(presets.Request("ppo", steps=counting.MOST))[0]
+    made = dataclasses.replace(made, configs={**made.configs, "algorithm": config})
+    agent = types.Agent(*[None] * 4, about=types.About(8, head="categorical", networks={}))
+    with pytest.raises(errors.Refused, match="steps=2,000,000,000 with 160 gradient steps for every 64 environment"):
+        training.checked(made, agent, None, 1)
 
 
 RANGES = {"low": (-1.0,), "high": (1.0,)}  # of what the probes show, for rules that need to know
@@ -141,16 +184,18 @@ RANGES = {"low": (-1.0,), "high": (1.0,)}  # of what the probes show, for rules 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_one_that_does_not_learn_from_rollouts_says_how_and_has_a_runtime(name):
-    how, module = experiment.learns("algorithm", name), registry.load("algorithm", name)
-    assert how in {experiment.learns("runtime", runtime) for runtime in registry.names("runtime")}
-    assert module.METRICS
-    assert module.shareable(small(module)), "it leaves no gradient"
-    config, spec = small(module, **RANGES), opened(module.ACTIONS[0]).spec
+    module = registry.load("algorithm", name)
+    declared = experiment.traits(name, small(module))
+    how = declared.learns
+    assert how in {experiment.ways(runtime).learns for runtime in registry.names("runtime")}
+    assert declared.metrics
+    assert declared.unshareable, "it leaves no gradient"
+    config, spec = small(module, **RANGES), opened(declared.actions[0]).spec
     assert module.fits(config, networks.Config(), spec) == ""
     assert "--network" in module.fits(config, networks.Config(hidden=(3,)), spec), "a network would change nothing"
     given = algorithms.Ingredients(spec, networks.Config(), optimise.local(optimise.Config(), 1000), None)
     agent = module.build(config, given)
-    assert getattr(agent, how) is not None
+    assert tree.field(agent.about, how) is not None
     state = agent.init(jax.random.key(0))
     assert {"params", "optimiser", "normaliser", "env_steps"} <= set(state._fields)
     with pytest.raises(TypeError, match=how):
@@ -175,6 +220,19 @@ def test_its_policy_is_compiled_and_greedy_when_it_is_to_be(name):
     assert len(set(greedy.tolist())) == 1
 
 
+def test_what_it_counts_holds_the_longest_run(case):
+    state = case.agent.init(jax.random.key(0))
+    rollout = case.experience(state, jax.random.key(1))
+    late = state._replace(env_steps=jnp.int32(counting.MOST))
+    after, metrics = case.update(late, rollout, jax.random.key(2))
+    assert int(after.env_steps) == counting.MOST + rollout.transitions.reward.size, "and the last update, beyond it"
+    counts = [leaf for leaf in jax.tree.leaves(after) if jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.ndim == 0]
+    assert all(leaf.dtype.itemsize >= 4 and leaf >= 0 for leaf in counts)
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert 0 <= metrics.get("epsilon", 0.0) <= 1
+    assert 0 <= optimise.rate(after.optimiser.hyper, after.env_steps.astype(jnp.float32)) <= 1
+
+
 def test_the_state_is_arrays_and_has_the_fields_of_the_contract(case):
     state = case.agent.init(jax.random.key(0))
     assert {"params", "optimiser", "normaliser", "env_steps", "hyper"} <= set(state._fields)
@@ -184,7 +242,7 @@ def test_the_state_is_arrays_and_has_the_fields_of_the_contract(case):
         assert not leaf.weak_type, "a weak type would compile twice"
         assert not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key), "keys are consumed, never stored"
     assert int(state.env_steps) == 0
-    other = case.agent.init(jax.random.key(1))
+    other = case.init(jax.random.key(1))
     assert shapes(other) == shapes(state)
     assert not equal(state.params, other.params)
 
@@ -195,37 +253,100 @@ def test_it_acts_within_the_actions_and_by_the_key_alone(case):
     _, obs = env.init(jax.random.key(1))
     act = jax.jit(agent.act)
     for i in range(5):
-        action, extras, carry = act(policy, agent.carry, obs, jax.random.key(i))
-        again = act(policy, agent.carry, obs, jax.random.key(i))[0]
+        action, extras, carry = act(policy, agent.about.carry, obs, jax.random.key(i))
+        again = act(policy, agent.about.carry, obs, jax.random.key(i))[0]
         assert np.array_equal(action, again)
-        assert jax.tree.map(jnp.shape, carry) == jax.tree.map(jnp.shape, agent.carry)
+        assert jax.tree.map(jnp.shape, carry) == jax.tree.map(jnp.shape, agent.about.carry)
         for leaf in jax.tree.leaves(extras):
             assert np.isfinite(leaf).all()
         if env.spec.action.discrete:
-            assert (action.shape, action.dtype) == ((), jnp.int32)
-            assert 0 <= int(action) < env.spec.action.n
+            assert (action.shape, action.dtype) == (env.spec.action.shape, jnp.int32)
+            assert (action >= 0).all()
+            assert (action < np.array(env.spec.action.sizes or env.spec.action.n)).all()
         else:
             assert (action.shape, action.dtype) == (env.spec.action.shape, jnp.float32)
     greedy = policy._replace(explore=jnp.float32(0.0))
     assert np.array_equal(
-        act(greedy, agent.carry, obs, jax.random.key(0))[0], act(greedy, agent.carry, obs, jax.random.key(9))[0]
+        act(greedy, agent.about.carry, obs, jax.random.key(0))[0],
+        act(greedy, agent.about.carry, obs, jax.random.key(9))[0],
     ), "greedy actions do not depend on the key"
 
 
+def test_every_number_that_may_change_is_told(case):
+    """Each is read and written where it lies, and nothing else is touched."""
+    about, state = case.agent.about, case.init(jax.random.key(0))
+    before = tree.host(state)
+    assert about.hyper, "something may change"
+    hyper = {f"algorithm.{name}" for name in state.hyper._fields}
+    assert {name for name in about.hyper if name.startswith("algorithm.")} == hyper, "all that the state holds"
+    config = registry.load("algorithm", case.name).Config.__dataclass_fields__
+    for name, leaf in about.hyper.items():
+        part, _, field = name.partition(".")
+        known = config if part == "algorithm" else optimise.Config.__dataclass_fields__
+        assert field in known, "an option"
+        assert part == "algorithm" or part in about.fields.optimisers
+        value = np.asarray(leaf.get(state))
+        assert (value.shape, value.dtype) == ((), np.float32)
+        assert np.isfinite([leaf.low, leaf.high]).all()
+        assert leaf.low <= float(value) <= leaf.high, name
+        assert leaf.scale in ("linear", "log", "integer")
+        assert leaf.scale != "log" or leaf.low >= 0.0
+        other = float(np.float32(value * 0.5 + 0.125))
+        changed = leaf.put(state, other)
+        assert shapes(changed) == shapes(state)
+        assert float(leaf.get(changed)) == other
+        after = tree.host(changed)
+        moved = [path for path in before if not np.array_equal(before[path], after[path])]
+        assert len(moved) == 1, name
+        assert moved[0].endswith(f".{field}")
+        assert equal(leaf.put(changed, value), state), "there and back"
+
+
+def test_every_optimiser_of_the_state_is_named(case):
+    state = case.init(jax.random.key(0))
+    named = [tree.field(state, field) for field in case.agent.about.fields.optimisers]
+    assert len(named) == len(optimisers(state))
+    assert all(isinstance(each, optimise.OptimiserState) for each in named)
+
+
+def test_an_update_from_memory_is_its_practice_with_a_memory_that_somebody_else_keeps(case):
+    practice, field = case.agent.about.practice, case.agent.about.fields.memory
+    assert (practice is None) == (field is None)
+    if practice is None:
+        return
+    state, memory = case.init(jax.random.key(0)), _memory.build(practice.plan, case.env.spec)
+    rollout, key = case.experience(state, jax.random.key(1)), jax.random.key(2)
+    expected = case.update(state, rollout, key)[0]
+
+    def step(bare, kept):
+        assert tree.field(bare, field) == ()
+        bare, steps = practice.prepare(bare, rollout)
+        kept = memory.add(kept, steps)
+        drawn = memory.sample(kept, *practice.drawing(bare), jax.random.split(key)[0])
+        after, errors, metrics = practice.learn(bare, drawn, jax.random.split(key)[1])
+        return after, errors, metrics, practice.ready(bare)
+
+    after, errors, metrics, ready = jax.jit(step)(tree.replaced(state, field, ()), tree.field(state, field))
+    assert practice.updates == 1
+    assert ready
+    assert tree.field(after, field) == ()
+    assert errors.shape == (practice.plan.batch,)
+    assert np.isfinite(metrics["loss"])
+    for found, wanted in pairs(after, tree.replaced(expected, field, ())):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    not_yet = tree.replaced(state, "hyper", state.hyper._replace(learning_starts=jnp.float32(1e9)))
+    assert not practice.ready(not_yet)
+
+
 def test_an_update_keeps_shapes_counts_steps_and_is_compiled_once(case):
-    traces = []
-
-    def counted(state, rollout, key):
-        traces.append(1)
-        return case.agent.update(state, rollout, key)
-
-    update, state = jax.jit(counted, donate_argnums=0), case.init(jax.random.key(0))  # as runtimes do
+    state, sizes = case.init(jax.random.key(0)), []
     first, params = shapes(state), jax.device_get(state.params)
     for i in range(3):
-        state, metrics = update(state, case.experience(state, jax.random.key(i)), jax.random.key(10 + i))
-    assert (len(traces), update._cache_size()) == (1, 1)
+        state, metrics = case.compiled(state, case.experience(state, jax.random.key(i)), jax.random.key(10 + i))
+        sizes.append(case.compiled._cache_size())
+    assert (case.traces, sizes) == (1, [sizes[0]] * 3), "what it returns is given to the same program"
     assert shapes(state) == first
-    assert int(state.env_steps) == 3 * BATCH * case.agent.rollout_length
+    assert int(state.env_steps) == 3 * BATCH * case.agent.about.rollout_length
     assert all(leaf.shape == () and np.isfinite(leaf) for leaf in metrics.values())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     assert not equal(state.params, params)
@@ -251,7 +372,7 @@ def test_hyperparameters_are_leaves_that_change_the_update_without_compiling_aga
 
 
 def test_seeds_and_hyperparameters_are_swept_by_vmap(case):
-    if case.agent.carry:
+    if case.agent.about.carry:
         return  # the sweep of the network without memory says it all
     keys, rates = jax.random.split(jax.random.key(0), 4), jnp.array([1e-2, 1e-3, 1e-3, 1e-4])
 
@@ -292,7 +413,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_count(case):
     for after, before in zip(optimisers(state), optimisers(start), strict=True):
         assert equal(after.rule, before.rule)
     assert equal(getattr(state, "target", ()), getattr(start, "target", ()))
-    assert int(state.env_steps) == BATCH * case.agent.rollout_length, "what was seen is counted all the same"
+    assert int(state.env_steps) == BATCH * case.agent.about.rollout_length, "what was seen is counted all the same"
 
 
 def test_one_reward_that_is_not_finite_leaves_no_trace_in_the_parameters(case, tmp_path):

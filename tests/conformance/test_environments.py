@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+
 import jax
 import numpy as np
 import pytest
 
-from shoal import environments, registry, types
+from shoal import environments
+from shoal.core import registry, types
 from shoal.environments import _device, _walk
 
 STEPS = 120
 GYMNASIUM = ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Blackjack-v1", "tests.scripted:ChannelFirst-v0"]
+GYMNASIUM += ["tests.scripted:Orders-v0"]
 SAMPLE = {
     "atari": ["ALE/Breakout-v5"],
     "brax": ["brax:inverted_pendulum"],  # the quickest to compile; the others differ in numbers
@@ -18,7 +22,7 @@ SAMPLE = {
     "gymnasium": [*GYMNASIUM, "Hopper-v5", "LunarLander-v3", "LunarLanderContinuous-v3"],
     "gymnax": ["gymnax:CartPole-v1", "gymnax:Pendulum-v1", "gymnax:Breakout-MinAtar", "gymnax:FrozenLake-misc"],
     "task": ["task:Multiplexer-3", "task:Regression-8"],
-    "probe": [f"probe:{name}" for name in ("constant", "match", "truncated", "target", "memory")],
+    "probe": [f"probe:{name}" for name in ("constant", "match", "truncated", "target", "memory", "pair")],
 }
 IDS = [env_id for ids in SAMPLE.values() for env_id in ids]
 DEVICE_IDS = SAMPLE["brax"] + SAMPLE["gymnax"] + SAMPLE["probe"] + SAMPLE["task"]
@@ -37,6 +41,12 @@ def opened(request):
 
 
 @pytest.fixture(scope="module")
+def compiled(opened):
+    """Its device view's two functions; step by step an environment is a hundred small programs."""
+    return jax.jit(opened.device.init), jax.jit(opened.device.step)
+
+
+@pytest.fixture(scope="module")
 def walk(opened):
     return _walk.walk(opened, STEPS, seed=1)
 
@@ -48,11 +58,40 @@ def test_every_adapter_is_sampled():
 @pytest.mark.parametrize("adapter", registry.names("environment"))
 def test_adapters_list_ids_that_lead_back_to_them(adapter):
     module = registry.load("environment", adapter)
-    assert isinstance(module.EXTRA, str)
+    prefix = module.ADAPTER.prefix
+    assert isinstance(module.ADAPTER.extra, str)
     for env_id in module.names():
         assert environments.split(env_id)[0] == adapter
-        assert env_id.startswith(module.PREFIX)
-        assert not module.PREFIX or env_id[len(module.PREFIX)] in ":/"
+        assert environments.adapter(env_id) is module.ADAPTER
+        assert env_id.startswith(prefix)
+        assert not prefix or env_id[len(prefix)] in ":/"
+
+
+@pytest.mark.parametrize("adapter", registry.names("environment"))
+def test_what_an_adapter_declares_is_all_there_is(adapter):
+    """Nothing is looked for by name in its file: what has a place in the record is nowhere else."""
+    module = registry.load("environment", adapter)
+    declared = module.ADAPTER
+    assert isinstance(declared, environments.Adapter)
+    assert declared.config is vars(module).get("Config", environments.Config)
+    assert issubclass(declared.config, environments.Config)
+    assert not {"PURE_JAX", "SOURCES", "audit"} & vars(module).keys()
+    assert vars(module).get("EXTRA", "") == declared.extra
+    assert vars(module).get("PREFIX", "") == declared.prefix
+
+
+def test_an_opener_can_be_sent(opened):
+    """What arrives opens the same environment; what is open already stays behind."""
+    env_id = opened.spec.id
+    config = environments.config_class(env_id)(time_limit=25, **QUICK.get(env_id, {}))
+    opener = environments.Opener(env_id, config, here=opened)
+    assert opener.open() is opened
+    sent = pickle.loads(pickle.dumps(opener))
+    assert sent == opener
+    assert sent.here is None
+    assert sent.steps_many == (opened.make_vector is not None)
+    assert sent.open().spec == opened.spec
+    assert sent.open() is sent.open(), "opened once"
 
 
 def test_spec_is_data(opened):
@@ -64,7 +103,9 @@ def test_spec_is_data(opened):
     assert spec.time_limit == 25
     size = 0 if spec.action.discrete else spec.action.shape[0]
     assert len(spec.action.low) == len(spec.action.high) == size
-    assert (spec.action.n > 0) == spec.action.discrete
+    assert (spec.action.n > 0) == (spec.action.kind == "discrete")
+    assert (len(spec.action.sizes) > 0) == (spec.action.kind == "multi_discrete")
+    assert len(spec.action.sizes) == len(spec.action.starts)
 
 
 def test_adapters_own_settings_have_defaults_and_help():
@@ -126,11 +167,12 @@ def test_outcomes_are_plain_and_truthful(walk):
 
 
 @pytest.mark.parametrize("opened", DEVICE_IDS, indirect=True)  # Gymnasium's: tests/test_environments.py, by hand
-def test_the_last_observation_is_never_that_of_a_reset(opened, walk):
+def test_the_last_observation_is_never_that_of_a_reset(opened, compiled, walk):
     """Play up to each end again, and step by hand from there: the successor cannot depend on the coming reset."""
     ends = [index for index, outcome in enumerate(walk.outcomes) if _walk.over(outcome)]
-    state, _ = opened.device.init(_device.key_of_step(1, 0))
-    chance, step = np.random.default_rng(1), jax.jit(opened.device.step)
+    init, step = compiled
+    state, _ = init(_device.key_of_step(1, 0))
+    chance = np.random.default_rng(1)
     endless = jax.jit(short(opened.spec.id, 10**6).device.step)
     compared = 0
     for index in range(ends[-1] + 1):
@@ -149,17 +191,17 @@ def test_same_seed_same_walk(opened, walk):
 
 
 @pytest.mark.parametrize("opened", DEVICE_IDS, indirect=True)
-def test_host_view_equals_device_view(opened, walk):
-    chance = np.random.default_rng(1)
+def test_host_view_equals_device_view(opened, compiled, walk):
+    chance, step = np.random.default_rng(1), compiled[1]
     state, obs = opened.device.init(_device.key_of_step(1, 0))
     np.testing.assert_array_equal(walk.first, obs)
-    step = jax.jit(opened.device.step)
     for index, (seen, outcome) in enumerate(zip(walk.obs, walk.outcomes, strict=True)):
         action = _walk.action(opened.spec.action, chance)
         state, obs, told = step(state, action, _device.key_of_step(1, index + 1))
         np.testing.assert_allclose(seen, obs, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(outcome.next_obs, told.next_obs, rtol=1e-6, atol=1e-6)
-        assert outcome[:3] == (float(told.reward), float(told.discount), bool(told.truncated))
+        np.testing.assert_allclose(outcome.reward, told.reward, rtol=1e-6, atol=1e-6)
+        assert outcome[1:3] == (float(told.discount), bool(told.truncated))
 
 
 @pytest.mark.parametrize("opened", DEVICE_IDS, indirect=True)

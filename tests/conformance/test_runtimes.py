@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from shoal import experiment, presets, registry, tree, types
-from tests import faults  # noqa: F401  its compilation cache
+from shoal import experiment
+from shoal.core import errors, registry, tree, types
+from shoal.experiment import presets
 
 STEPS = 600
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # how a runtime learns -> a preset it runs, and its settings
@@ -51,7 +52,7 @@ class Done(NamedTuple):
 def made(runtime: str, env: str = "probe:constant", steps: int = STEPS) -> experiment.Experiment:
     cls = experiment.config_class("runtime", runtime)
     settings = {name: value for name, value in SMALL.items() if name in cls.__dataclass_fields__}
-    preset, more = PRESETS[experiment.learns("runtime", runtime)]
+    preset, more = PRESETS[experiment.ways(runtime).learns]
     request = presets.Request(preset, env, steps, runtime=runtime, settings={"runtime": settings, **more})
     return presets.resolve(request)[0]
 
@@ -74,8 +75,10 @@ def done(runtime):
 
 def test_it_declares_what_the_wiring_reads(runtime):
     module = registry.load("runtime", runtime)
-    assert isinstance(module.CAPTURES, bool)
-    assert isinstance(module.EXACT_RESUME, bool)
+    declared = experiment.ways(runtime)
+    assert isinstance(declared, types.Ways)
+    assert isinstance(declared.captures, bool)
+    assert isinstance(declared.exact_resume, bool)
     assert module.Config.__doc__
     module.check(module.Config(), made(runtime), None if runtime != "on_device" else _opened("probe:constant"))
 
@@ -94,6 +97,19 @@ def test_it_does_the_steps_it_was_asked_for(done):
     assert done.result.startup_s > 0
 
 
+def test_asked_to_end_before_its_first_step_it_has_learned_nothing(runtime):
+    observer = Observer(stop_at=0)
+    built = experiment.build(made(runtime))
+    try:
+        result = built.runtime.run(built.parts, 0, STEPS, None, observer, None)
+    except errors.NotBegun:
+        assert all(told.stage is not None for told in observer.told), "what it was doing then"
+        assert all(told.train_s == 0 for told in observer.told), "that is no training"
+    else:
+        assert result.final.updates == 0
+    assert len(observer.told) <= 2, "one no is enough"
+
+
 def test_progress_only_grows(done):
     told = [*done.observer.told, done.result.final]
     assert done.observer.told, "the observer was told"
@@ -109,10 +125,10 @@ def test_progress_is_plain_data(done):
     final = done.result.final
     assert type(final.env_steps) is type(final.updates) is int
     assert all(type(value) is float and np.isfinite(value) for value in final.metrics.values())
-    learns = experiment.learns("runtime", done.runtime)
+    learns = experiment.ways(done.runtime).learns
     wanted = {"loss", "entropy", "gradient_norm"}
     if learns != "rollouts":
-        wanted = set(registry.load("algorithm", presets.find(PRESETS[learns][0]).algorithm).METRICS)
+        wanted = set(experiment.traits(presets.find(PRESETS[learns][0]).algorithm).metrics)
     assert wanted <= set(final.metrics)
     assert set(final.split) <= {"environment", "inference", "learning", "waiting", "on_device"}
     assert sum(final.split.values()) > 0
@@ -144,7 +160,7 @@ def test_the_policy_is_the_agents_and_acts(done):
         assert np.isfinite(leaf).all()
     first = jax.device_get(agent.init(jax.random.key(0)).params)
     assert tree.sha256(policy.params) != tree.sha256(first), "something was learned"
-    action, _, _ = agent.act(policy, agent.carry, np.ones(1, np.float32), jax.random.key(1))
+    action, _, _ = agent.act(policy, agent.about.carry, np.ones(1, np.float32), jax.random.key(1))
     assert int(action) in (0, 1)
 
 

@@ -17,14 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shoal import cli
+from shoal.command import cli
 
 ROOT = Path(__file__).parents[2]
 MARK = "SHOAL_TEST_RUN"
 LONGEST = 90.0  # seconds any wait may take on a busy machine
 ENDING = 5.0  # seconds in which a run's processes are gone once its parent is
-
-os.environ.setdefault("SHOAL_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))  # compiled once for all tests
 
 
 class Ended(NamedTuple):
@@ -59,13 +57,14 @@ def train(capsys: Any, out: Path, *arguments: object, evaluate: int = 0) -> dict
 class Process:
     """One command in a process of its own; killed with all its descendants when the block ends."""
 
-    def __init__(self, *arguments: object, **environment: object) -> None:
+    def __init__(self, *arguments: object, module: str = "shoal", **environment: object) -> None:
         self.mark = uuid.uuid4().hex
         given = {name: str(value) for name, value in environment.items()}
+        inherited = {name: value for name, value in os.environ.items() if name != "SHOAL_PROGRAMS"}  # as a user's
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "shoal", *map(str, arguments)],
+            [sys.executable, "-m", module, *map(str, arguments)],
             cwd=ROOT,
-            env={**os.environ, MARK: self.mark, **given},
+            env={**inherited, MARK: self.mark, **given},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -74,6 +74,67 @@ class RaisesAlways(Calm):
         raise RuntimeError(f"{STORY} at {action}")
 
 
+class Row(Calm):
+    """Declares [2] and gives [1, 2]."""
+
+    def see(self):
+        return super().see()[None]
+
+
+class RowLater(Calm):
+    """The same, from the first step on."""
+
+    def see(self):
+        return super().see()[None] if self.steps else super().see()
+
+
+class ResetOnly(Calm):
+    """`reset` as before Gymnasium 0.26."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed, options=options)[0]
+
+
+class FourValues(Calm):
+    """`step` as before Gymnasium 0.26."""
+
+    def step(self, action):
+        return super().step(action)[:4]
+
+
+class Unseedable(Calm):
+    """`reset` that takes no seed."""
+
+    def reset(self):
+        return super().reset()
+
+
+class RewardArray(Calm):
+    """Pays arrays of one number."""
+
+    def step(self, action):
+        seen, reward, *rest = super().step(action)
+        return seen, np.array([reward]), *rest
+
+
+class NeedsScenario(Calm):
+    """Cannot be made without an argument."""
+
+    def __init__(self, scenario):
+        super().__init__()
+        self.scenario = scenario
+
+
+class NoConstructor(Calm):
+    """Cannot be made."""
+
+    def __init__(self):
+        raise FileNotFoundError("no such scene: kitchen.xml")
+
+
+WRONG = (Row, RowLater, ResetOnly, FourValues, Unseedable, RewardArray, NeedsScenario, NoConstructor)
+
+
 class NeverResets(Calm):
     """Can be made and looked at, but not begun."""
 
@@ -145,6 +206,15 @@ class Stuck(Calm):
         return super().step(action)
 
 
+class OpensSlowly(Calm):
+    """Takes a minute to be made, but only in a worker: it can be looked at before."""
+
+    def __init__(self):
+        super().__init__()
+        if multiprocessing.parent_process() is not None:
+            time.sleep(60.0)
+
+
 class PaysNaN(Calm):
     """Every 50th step pays NaN, every 70th shows infinity."""
 
@@ -180,6 +250,16 @@ class PaysMuch(Calm):
         return seen, reward * (1000.0 if self.steps == 500 else 1.0), *rest
 
 
+class NeverCloses(Calm):
+    """Raises whenever it is closed, looked at or stepped; how often is counted in this process."""
+
+    closed = 0
+
+    def close(self):
+        type(self).closed += 1
+        raise RuntimeError("the viewer is gone")
+
+
 def only_in_the_parent():
     """An environment whose code is not there for worker processes."""
     if multiprocessing.parent_process() is not None:
@@ -193,14 +273,17 @@ KINDS = (
     RaisesInReset,
     RaisesAlways,
     NeverResets,
+    *WRONG,
     Dies,
     DiesAtWork,
     Forgetful,
     Slow,
     Viscous,
     Stuck,
+    OpensSlowly,
     PaysNaN,
     PaysMuch,
+    NeverCloses,
 )
 for kind in KINDS:
     gymnasium.register(f"{kind.__name__}-v0", kind)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import shoal
+from shoal.environments import _check
 from tests import faults
 from tests.faults import envs
 
@@ -96,8 +97,9 @@ def test_a_worker_killed_from_outside_is_restarted(way, tmp_path):
         ("host-processes", "OnlyInTheParent", "no module named 'simulator'"),
     ],
 )
-def test_a_crash_loop_ends_with_3_and_its_traceback(way, env, story, capsys, tmp_path, once):
+def test_a_crash_loop_ends_with_3_and_its_traceback(way, env, story, capsys, tmp_path, once, monkeypatch):
     del once
+    monkeypatch.setattr(_check, "first", lambda _: None)  # as if it had worked when it was looked at
     alone = ("--workers", 1) if way == "hogwild" else ()
     ended = train(capsys, tmp_path / "run", way, env, *alone)
     assert ended.code == 3, ended.err
@@ -115,13 +117,17 @@ def test_a_crash_loop_ends_with_3_and_its_traceback(way, env, story, capsys, tmp
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_numbers_that_are_not_finite_are_dropped_and_counted(way, capsys, tmp_path, once):
+def test_numbers_that_are_not_finite_are_kept_out_counted_and_called_the_simulator_s(way, capsys, tmp_path, once):
     del once
     ended = train(capsys, tmp_path / "run", way, "PaysNaN")
     assert ended.code == 0, ended.err
-    dropped = ended.json["faults"]["non_finite"]
-    assert 0 < dropped < ended.json["updates"] + dropped
-    assert ended.json["faults"]["restarts"] == 0
+    told = ended.json["faults"]
+    assert 18 <= told["non_finite_rewards"] <= ended.json["env_steps"] // 50, "of each simulator every 50th"
+    assert 12 <= told["non_finite_observations"] <= ended.json["env_steps"] // 70
+    assert told["non_finite"] == told["restarts"] == 0, "nothing is left for the learner to drop"
+    assert ended.err.count("fault: the simulator gives rewards that are not finite") == 1
+    assert ended.err.count("fault: the simulator gives observations that are not finite") == 1
+    assert f"the simulator gave {told['non_finite_rewards']} rewards that are not finite, taken as 0" in ended.err
     policy = shoal.load(tmp_path / "run").policy
     for leaves in policy.params.values():
         for leaf in leaves.values():

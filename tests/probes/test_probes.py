@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import environments, evaluation, experiment, networks, presets, registry, types
+from shoal import environments, experiment, networks
+from shoal.core import types
 from shoal.environments import probe
-from tests import faults  # noqa: F401  its compilation cache
+from shoal.experiment import presets
+from shoal.runs import evaluation
 
 GAMMA = 0.9
 TOLERANCE = 0.01  # of values on the scale of 1
@@ -25,6 +27,7 @@ SEEN = {  # probe -> observations whose value is known
     "discount": [[0.0], [1.0]],
     "action": [[1.0]],
     "match": [[-1.0], [1.0]],
+    "pair": [[-1.0], [1.0]],
     "truncated": [[1.0]],
     "target": [[-1.0], [1.0]],
 }
@@ -131,7 +134,7 @@ def values(learned, name):
             action = agent.act(greedy, (), seen, jax.random.key(0))[0] / probe.REACH.high[0]
             critic = networks.critic(networks.Config(hidden=(32,)), learned.parts.spec)
             return critic.apply(learned.params["critics"][0], jnp.concatenate([seen, action]), ())[0]["q"][0]
-        outputs = agent.network.apply(learned.params, seen, ())[0]
+        outputs = agent.about.networks["policy"].apply(learned.params, seen, ())[0]
         return outputs["value"][0] if "value" in outputs else outputs["q"].max()
 
     return np.asarray(jax.jit(jax.vmap(one))(obs)), np.asarray(probe.TRUTHS[name].value(obs, GAMMA))
@@ -141,8 +144,9 @@ def greedy_return(learned):
     return float(np.mean(evaluation.evaluate(learned.parts, learned.policy, 64, 0).returns))
 
 
-CHOOSERS = [name for name in RULES if "discrete" in registry.load("algorithm", presets.find(name).algorithm).ACTIONS]
-REACHERS = [name for name in RULES if "continuous" in registry.load("algorithm", presets.find(name).algorithm).ACTIONS]
+ACTIONS = {name: experiment.traits(presets.find(name).algorithm).actions for name in RULES}
+CHOOSERS = [name for name in RULES if "discrete" in ACTIONS[name]]
+REACHERS = [name for name in RULES if "continuous" in ACTIONS[name]]
 BOXED = [name for name in REACHERS if name not in CHOOSERS]  # they learn what the others do with an action to ignore
 
 
@@ -176,6 +180,15 @@ def test_values_and_actions_become_those_known(preset, name):
     np.testing.assert_allclose(found, true, atol=TOLERANCE)
     if name in ("action", "match"):
         assert greedy_return(learned) == probe.TRUTHS[name].optimal_return
+
+
+@pytest.mark.parametrize("preset", [name for name in RULES if "multi_discrete" in ACTIONS[name]])
+def test_several_choices_at_once_are_each_learned(preset):
+    """Only where both are right is anything paid: chance earns -2/3."""
+    learned = learn(preset, "pair")
+    found, true = values(learned, "pair")
+    np.testing.assert_allclose(found, true, atol=TOLERANCE)
+    assert greedy_return(learned) == probe.TRUTHS["pair"].optimal_return
 
 
 @pytest.mark.parametrize(

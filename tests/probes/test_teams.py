@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal import evaluation, experiment, presets
+from shoal import experiment
 from shoal.environments import probe
-from tests import faults  # noqa: F401  its compilation cache
+from shoal.experiment import presets
+from shoal.runs import evaluation
 from tests.probes.test_probes import GAMMA, SEEN, Watch
 
 STEPS, STREAMS = 40_000, 16

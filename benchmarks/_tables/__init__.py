@@ -1,0 +1,1 @@
+"""One table a benchmark, by subject; `table` puts them on the pages."""

@@ -1,0 +1,122 @@
+"""Speed beside peers, and start-up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from _tables import show
+
+HELPS = {"--help": "help_s", "train --help": "train_help_s"}
+
+
+def hogwild(results: Mapping[str, Any]) -> str:
+    """Steps per second, and our two workers over each side; of both tasks."""
+    tables = [against_peers(results, "CartPole-v1", "its own CartPole settings, 8 environments")]
+    if results["atari"]["steps_per_s_2"] is not None:
+        own = "its own Atari settings, 16 environments"
+        told = (
+            f"`{results['atari']['command']}` · {results['atari']['date'][:10]} · commit {results['atari']['commit']}"
+        )
+        tables += [against_peers(results["atari"], "Pong, four frames a step", own), f"Pong: {told}. CartPole-v1:"]
+    return "\n\n".join(tables)
+
+
+def against_peers(results: Mapping[str, Any], task: str, own: str) -> str:
+    """One task."""
+    sides = {
+        "Shoal `a3c`, 2 workers": ("steps_per_s_2", None),
+        "Shoal `a3c`, 1 worker": ("steps_per_s_1", "scaling_2"),
+        f"SB3 A2C, {own}": ("sb3_a2c_steps_per_s", "ratio_sb3"),
+        "SB3 A2C, our rollout length and network": ("sb3_a2c_ours_steps_per_s", "ratio_sb3_ours"),
+        "PFRL A3C, 2 processes": ("pfrl_a3c_steps_per_s", "ratio_pfrl"),
+    }
+    rows = [
+        [side, show.spread(results, key), show.spread(results, ratio, "x") if ratio else ""]
+        for side, (key, ratio) in sides.items()
+    ]
+    if results["threads_steps_per_s_2"] is not None:
+        rows.insert(
+            2, ["the same workers as 2 threads of one process", show.spread(results, "threads_steps_per_s_2"), ""]
+        )
+    return show.grid([task, "env steps/s", "Shoal's 2 workers over it"], rows)
+
+
+def on_device(results: Mapping[str, Any]) -> str:
+    """Speed of PPO, time to the score and start-up, speed of SAC and TD3."""
+    told = {"cold cache": "cold_start_s", "warm cache": "warm_start_s", "saved by the cache": "compile_s"}
+    start = "; ".join(f"{name}: {show.spread(results, key)} s" for name, key in told.items())
+    return "\n\n".join(
+        [
+            ppo_speed(results),
+            time_to_score(results),
+            f"Of that until Shoal's first learning step, {start}.",
+            off_policy(results),
+        ]
+    )
+
+
+def ppo_speed(results: Mapping[str, Any]) -> str:
+    """PPO's steps per second at every setting."""
+    rows = []
+    for one in results["ppo"].values():
+        work = "{environments} x {rollout}, {epochs} x {minibatches}".format(**one["work"])
+        rates = [
+            show.spread(one, "ours_steps_per_s"),
+            show.spread(one, "peer_steps_per_s"),
+            show.spread(one, "ratio", "x"),
+        ]
+        rows.append([f"{one['peer']}, {one['settings']}", work, *rates, show.number(one["peer_compile_s"])])
+    for peer in ("purejaxrl", "rejax"):
+        ratio = results[f"ratio_{peer}"]
+        rows.append([f"smallest against {peer}", "", "", "", "–" if ratio is None else f"{show.number(ratio)}x", ""])
+    head = ["PPO, env steps/s", "environments x steps, passes x minibatches", "Shoal", "peer", "ratio"]
+    return show.grid([*head, "its compiling, s"], rows)
+
+
+def time_to_score(results: Mapping[str, Any]) -> str:
+    """Seconds to 475, and the ratios."""
+    rows = []
+    for one in results["time_to_475"].values():
+        reached = f"{one['reached']} of {one['of']}" if one["of"] else "–"
+        rows.append(
+            [
+                one["name"],
+                reached,
+                show.number(one["steps"]),
+                show.spread(one, "total_s"),
+                show.spread(one, "cold_total_s"),
+            ]
+        )
+    best = [f"{show.spread(results, f'ratio_time_to_475{end}', 'x')}" for end in ("", "_cold")]
+    names = {results[f"best_peer_to_475{end}"] for end in ("", "_cold")} - {None}
+    rows.append([f"best peer ({', '.join(sorted(names)) or '–'}) over Shoal", "", "", *best])
+    return show.grid(["seconds from the command to 475", "reached", "steps", "warm cache", "cold cache"], rows)
+
+
+def off_policy(results: Mapping[str, Any]) -> str:
+    """Steps per second of SAC and TD3."""
+    sides = {"Shoal": "shoal", "sbx": "sbx", "SB3": "sb3", "SB3, one thread": "sb3_1"}
+    rows = [
+        [
+            name,
+            *[show.spread(results["off_policy"][f"{algorithm}_{side}"], "steps_per_s") for algorithm in ("sac", "td3")],
+        ]
+        for name, side in sides.items()
+    ]
+    for name, peer in {"Shoal over sbx": "sbx", "Shoal over SB3": "sb3"}.items():
+        rows.append([name, *[show.spread(results, f"ratio_{peer}_{algorithm}", "x") for algorithm in ("sac", "td3")]])
+    return show.grid(["Pendulum-v1, env steps/s", "SAC", "TD3"], rows)
+
+
+def startup(results: Mapping[str, Any]) -> str:
+    """Seconds to the first learning step."""
+    rows = [
+        [f"`{preset}`", show.spread(one, "warm_s"), show.spread(one, "cold_s"), show.spread(one, "warm_outside_s")]
+        for preset, one in results["presets"].items()
+    ]
+    table = show.grid(
+        ["seconds to the first learning step", "warm cache", "cold cache", "run less training, warm"], rows
+    )
+    asked = [f"`shoal {words}`: {show.spread(results, key)} s" for words, key in HELPS.items()]
+    return f"{table}\n\n{'; '.join(asked)}."

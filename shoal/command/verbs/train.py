@@ -1,0 +1,167 @@
+"""`shoal train PRESET`: its own options, and a group of them for each of the preset's parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+from etils import epy
+
+from shoal import experiment
+from shoal.command import arguments
+from shoal.command.verbs import output
+from shoal.core import errors, registry
+from shoal.experiment import presets
+
+with epy.lazy_imports():
+    import tyro
+
+    from shoal import log
+    from shoal.runs import training
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Train a preset; `shoal train PRESET --help` adds the options of its parts."""
+
+    preset: tyro.conf.Positional[str]
+    """One of `shoal list presets`."""
+    env: str | None = None
+    """Environment id: CartPole-v1, module:Env-v0, gymnax:ID or probe:NAME."""
+    steps: int | None = None
+    """Environment steps in all."""
+    seed: int = 0
+    """Seed of everything random."""
+    seeds: int | None = None
+    """Train so many seeds, from --seed on, in one program (runtimes on_device and host)."""
+    workers: int | None = None
+    """Worker processes (short for --runtime.workers, or --runtime.bundles of a parameter server)."""
+    replayable: bool = False
+    """Record the order of the workers' updates, for `shoal replay` (short for --runtime.replayable)."""
+    runtime: str | None = None
+    """How to run: one of `shoal list runtimes`; the preset and the environment decide when not given."""
+    corrector: str | None = None
+    """How off-policy experience is corrected: one of `shoal list correctors`."""
+    compressor: str | None = None
+    """How the policy is made smaller for those who act: one of `shoal list compressors`."""
+    until: str | None = None
+    """Stop early at this mean return of the last 100 episodes; "solved" takes the environment's own number."""
+    start: Annotated[Path | None, tyro.conf.arg(name="from")] = dataclasses.field(
+        default=None, metadata={"flag": "from"}
+    )
+    """A run whose policy, with its statistics of observations, this one starts from; shapes must be the same."""
+    out: Path | None = None
+    """The run folder; must not exist. Default: runs/PRESET-ENV-SEED-TIME (of several seeds: FIRSTtoLAST)."""
+    episodes: int | None = None
+    """Stop after so many training episodes (of each seed), or at --steps if that comes first."""
+    evaluate_every: int | None = None
+    """Also evaluate while it trains, every so many environment steps; the best policy is kept (`eval --best`)."""
+    evaluate_episodes: int | None = None
+    """Episodes of each of these evaluations; 10 if not given."""
+    eval_episodes: int = 20
+    """Episodes of the evaluation at the end; 0 for none."""
+    quiet: bool = False
+    """Show nothing while training."""
+    json: bool = False
+    """Print the summary as one JSON object."""
+
+
+def run(typed: list[str]) -> int:
+    """The verb.
+
+    Args:
+        typed: What stands after ``train``.
+
+    Returns:
+        The exit code: 0, 75 if a signal ended it.
+
+    Raises:
+        Refused: In one line, before anything is made.
+    """
+    since = output.process_start()
+    first = arguments.peek(typed)
+    if first is None:
+        if {"-h", "--help"} & set(typed):
+            arguments.parse(TrainOptions, "train", ["--help"])
+        raise errors.Refused("give a preset, e.g. `shoal train a3c`; `shoal list presets` describes them")
+    request = chosen(first, typed)
+    given = arguments.parse(options(request), f"train {first}", [first, *arguments.without_first(typed, first)])
+    configs = _configs(request, given)
+    if given.eval_episodes < 0:
+        raise errors.Refused(f"--eval-episodes {given.eval_episodes} is negative; 0 turns the evaluation off")
+    request = request._replace(
+        steps=given.steps, seed=given.seed, until=given.until, episodes=given.episodes, start=given.start,
+        configs=configs,
+        evaluate_every=given.evaluate_every, evaluate_episodes=given.evaluate_episodes,
+    )  # fmt: skip
+    asked: dict[str, Any] = {
+        "console": log.pick(given.quiet),
+        "eval_episodes": given.eval_episodes,
+        "since": since,
+        "command": shlex.join(["shoal", "train", *typed]),
+    }
+    made = (
+        training.train(request, given.out, **asked)
+        if given.seeds is None
+        else training.train_seeds(request, given.seeds, given.out, **asked)
+    )
+    return output.ended(made, as_json=given.json, quiet=given.quiet)
+
+
+def chosen(preset: str, typed: list[str]) -> presets.Request:
+    """The parts that were typed, which decide what options there are.
+
+    Args:
+        preset: Its name.
+        typed: What stands after ``train``.
+    """
+    return presets.Request(
+        preset=preset,
+        env=arguments.value(typed, "--env"),
+        runtime=arguments.value(typed, "--runtime"),
+        corrector=arguments.value(typed, "--corrector"),
+        compressor=arguments.value(typed, "--compressor"),
+    )
+
+
+def options(request: presets.Request) -> type:
+    """`TrainOptions` with a group of options for each of the preset's parts, defaults as the preset has them."""
+    fields = []
+    for kind in experiment.kinds():
+        config = presets.config(request, kind)
+        annotation: Any = Annotated[type(config), tyro.conf.arg(name=kind)]
+        fields.append((f"{kind}_config", annotation, dataclasses.field(default=config, metadata={"flag": kind})))
+    made = dataclasses.make_dataclass("TrainOptions", fields, bases=(TrainOptions,), frozen=True)
+    preset = presets.find(request.preset)
+    made.__doc__ = f"{request.preset}: {preset.summary}.\n\nSource: {preset.source}."
+    return made
+
+
+def _configs(request: presets.Request, given: TrainOptions) -> dict[str, Any]:
+    """The settings of every part, short options included."""
+    configs = {kind: getattr(given, f"{kind}_config") for kind in experiment.kinds()}
+    for name, value in ((presets.workers(request), given.workers), ("replayable", given.replayable or None)):
+        if value is None:
+            continue
+        if not hasattr(configs["runtime"], name):
+            raise errors.Refused(_lacking(request, value, configs))
+        configs["runtime"] = dataclasses.replace(configs["runtime"], **{name: value})
+    return configs
+
+
+def _lacking(request: presets.Request, value: int | bool, configs: dict[str, Any]) -> str:
+    """What is said of --replayable (True) or --workers where the runtime lacks it, with the runtimes that would do."""
+    parts = presets.parts(request)
+    lacks = ("--replayable", "does not record updates"), (f"--workers {value}", "has no workers")
+    shown, reason = lacks[value is not True]
+
+    def would_do(other: str) -> bool:
+        field = "replayable" if value is True else presets.workers(request._replace(runtime=other))
+        has = field in experiment.config_class("runtime", other).__dataclass_fields__  # type: ignore[attr-defined]
+        return has and experiment.serves(other, parts["algorithm"], configs)
+
+    others = " or ".join(filter(would_do, registry.names("runtime")))
+    instead = f", or use --runtime {others}" if others else ""
+    return f"{shown}: the {parts['runtime']} runtime {reason}; leave it out{instead}"

@@ -1,0 +1,30 @@
+"""An experiment as data, checked, and built into the parts a runtime receives; presets, and what they will take."""
+
+from shoal.core.compilation import folder as cache_folder
+from shoal.core.compilation import share as cache
+from shoal.experiment.wiring import (
+    NAMED,
+    SCHEMA,
+    Built,
+    Experiment,
+    build,
+    check_environment,
+    config_class,
+    from_json,
+    keep_programs,
+    kinds,
+    prepare,
+    prepare_seeds,
+    rebuild,
+    serves,
+    traits,
+    unshareable,
+    validate,
+    ways,
+)
+
+__all__ = [
+    "NAMED", "SCHEMA", "Built", "Experiment", "build", "cache", "cache_folder", "check_environment", "config_class",
+    "from_json", "keep_programs", "kinds", "prepare", "prepare_seeds", "rebuild", "serves", "traits", "unshareable",
+    "validate", "ways",
+]  # fmt: skip

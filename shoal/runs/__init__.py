@@ -1,0 +1,1 @@
+"""One run, or several, in its folder: training, resuming, evaluating, comparing, replaying."""

@@ -1,0 +1,408 @@
+"""One run as its parent sees it: it takes rollouts, updates, publishes, watches the crew and reports."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from shoal.core import errors, seeds, types
+from shoal.formulas import optimise
+from shoal.monitor import control
+from shoal.runtimes.actor_learner import accounts, actor, publisher, queue, sampling, shared, watching
+from shoal.runtimes.crew import beside, crew, life, turns
+from shoal.runtimes.experience import finite
+from shoal.runtimes.members import compiled, lanes
+
+if TYPE_CHECKING:
+    from shoal.runtimes import actor_learner
+
+REPORT_S = 0.1  # seconds between two reports, at least
+ONE_ROUND = 1e-5  # seconds in which workers that take turns here take one each
+
+
+class Run:
+    """One run."""
+
+    def __init__(
+        self,
+        config: actor_learner.Config,
+        parts: types.Parts,
+        seed: int,
+        steps: int,
+        observe: types.Observer,
+        saved: types.Tree | None,
+    ) -> None:
+        """A new learner, or the saved one.
+
+        Args:
+            config: `actor_learner.Config`.
+            parts: As of `types.Runtime.run`, like the others.
+            seed: The run's.
+            steps: Environment steps in all.
+            observe: Told of progress and faults.
+            saved: The checkpoint tree, or None.
+        """
+        assert parts.compressor is not None
+        self._config, self._parts, self._seed, self._steps, self._observe = config, parts, seed, steps, observe
+        self._compressor, agent = parts.compressor, parts.agent
+        self._rollouts = config.rollouts or config.workers
+        self.engine = self._compressor.engine
+        if saved is None:
+            state: Any = jax.jit(agent.init)(seeds.key(seed, "init"))
+            self._updates = self._env_steps = self._life = 0
+        else:
+            state, kept = saved
+            state = jax.device_put(state)
+            if agent.about.restart:  # the simulators could not be saved: every stream breaks off here
+                state = jax.jit(agent.about.restart, donate_argnums=0)(state)
+            self._updates, self._env_steps = int(kept["updates"]), int(kept["env_steps"])
+            self._life = int(kept["life"]) + 1
+            if self.engine == "auto":
+                self.engine = actor.read(kept["engine"]) or "auto"
+        self._made = compiled.Compiled(agent, several=False)
+        self._skipped = int(optimise.skipped(state))  # before this life
+        self._kept = self._made.keep(state)
+        self._words = [seeds.derive(seed, "update", i) for i in range(2)]
+        self._metrics: Mapping[str, Any] = {}
+        self._episodes: list[types.Episode] = []
+        self._told = 0.0
+        self._began: float | None = None
+        self._ended: float | None = None
+        self._crew: Any = None
+        self._update: Any = None  # compiled
+        self._here = True  # the crew takes turns in this process
+
+        policy = self.policy()
+        first = self._compressor.plain(policy)._replace(version=self._updates)
+        self._first = first
+        self.shared = shared.Shared(config, parts, policy, first)
+        if self.shared.teacher is not None:
+            self.shared.teacher.give(policy, self._updates)  # so that the compressor is ready when actors are
+        self._queues, self._notes = self.shared.queues, self.shared.notes
+        self.accounts = accounts.Accounts(config, self._compressor.name, self._notes, first)
+        self._watch = self._controller(saved)
+        self._sampler: sampling.Sampler | None = None
+        if config.monitor:
+            lags = (config.workers * config.queue + 4) // config.publish_every + 4
+            kept = sampling.versions(len(first.payload), lags)
+            self._sampler = sampling.Sampler(parts, self.shared.board, kept, config.environments)
+            self._sampler.keep(policy, self._updates)
+
+    def _controller(self, saved: types.Tree | None) -> watching.Watch | None:
+        if not self._config.controller:
+            return None
+        state = control.State(*map(int, saved[1]["control"])) if saved is not None else control.State()
+        watch = watching.Watch(watching.build(self._config, self._compressor.name), state)
+        self.accounts.decisions = watch.decisions
+        if self.shared.teacher is not None:
+            self.shared.teacher.level(plain=watch.plain)
+        return watch
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save(self) -> types.Tree:
+        """The checkpoint: the learner and its counters."""
+        state = jax.device_get(self._made.state(self._kept))
+        counters = lanes.counters(self._updates, self._env_steps, self._life)
+        control_ = self._watch.state if self._watch else control.State()
+        return state, counters | kept(self.accounts.engine(), control_)
+
+    def policy(self) -> types.Policy:
+        """The policy in full precision, on the host."""
+        return self._made.policy(self._kept)
+
+    # ---------------------------------------------------------------- the crew
+
+    def roles(self) -> list[life.Role]:
+        """The actors, and the compressor where there is something to compress."""
+        acting = life.Role(name="actor", workers=self._config.workers, open=actor.Actor, job=self.actor_job)
+        if self.shared.teacher is None:
+            return [acting]
+        packing = life.Role(name="compressor", workers=1, open=publisher.Publisher, job=self.publisher_job)
+        return [acting, packing]
+
+    def actor_job(self, worker: int, incarnation: int) -> actor.Job:
+        """What an actor is told."""
+        return actor.Job(
+            queues=self.shared.queue_block,
+            board=self.shared.board_block,
+            notes=self._notes,
+            bell=self.shared.bell,
+            mine=self.shared.bells[worker],
+            rebuild=self._rebuild,
+            seed=self._seed,
+            life=self._life,
+            worker=worker,
+            incarnation=incarnation,
+            environments=self._config.environments,
+            engine=self.engine,
+            lockstep=self._config.lockstep,
+        )
+
+    def publisher_job(self, worker: int, incarnation: int) -> publisher.Job:
+        """What the compressor is told."""
+        del worker
+        assert self.shared.teacher_block is not None
+        return publisher.Job(
+            teacher=self.shared.teacher_block,
+            board=self.shared.board_block,
+            bells=tuple(self.shared.bells),
+            bell=self.shared.press,
+            rebuild=self._rebuild,
+            seed=self._seed,
+            life=self._life,
+            incarnation=incarnation,
+            lockstep=self._config.lockstep,
+            apart=not self._here,
+        )
+
+    def _rebuild(self) -> types.Parts:
+        return self._parts
+
+    # ---------------------------------------------------------------- the loop
+
+    def train(self, began: float, form: Callable[..., crew.Crew] = crew.Processes) -> types.Result:
+        """Learn until there are enough steps, or the observer has seen enough.
+
+        Args:
+            began: ``time.monotonic()`` when the runtime was asked to run.
+            form: Of the crew.
+        """
+        self._form = form
+        self._here = form is turns.Turns
+        if not self._here:
+            self._rebuild = self._parts.rebuild  # type: ignore[method-assign]
+        with form(self.roles(), self._observe.fault) as self._crew:
+            beside.done(self._compile, beside.COMPILING, self._look)  # while the actors start
+            going = self._crew.begin(lambda: self._look(self._crew.stage()))
+            if not going:
+                raise errors.NotBegun("asked to end before the first step")
+            self._began = time.monotonic()
+            self.accounts.begin()
+            watch = self.accounts.watch
+            while going and self._env_steps < self._steps:
+                taken = self._next()
+                watch.lap("wait")
+                if taken is None:
+                    break
+                if self._sampler is not None and self._sampler.due():
+                    self._look_at(taken)
+                    watch.lap("other")
+                self._learn(taken)
+                watch.lap("update")
+                self._settle()
+                watch.lap("publish")
+                going = self._report()
+                watch.lap("other")
+            self._ended = time.monotonic()
+            self.accounts.end()
+            self._crew.stop("actor")
+            if self.shared.teacher is not None:
+                self._crew.stop("compressor")
+            self.shared.ring()
+            while not self._crew.finished("actor"):
+                self._hear(0.02)
+            final = self._progress()
+        packed = self.shared.board.read().packed if self._compressor.unpack is None else None
+        return types.Result(policy=self.policy(), final=final, startup_s=self._began - began, packed=packed)
+
+    def _look(self, stage: types.Stage) -> bool:
+        """Tell of a stage before the first step; whether to go on."""
+        return self._observe(self._progress()._replace(stage=stage))
+
+    def _compile(self) -> None:
+        """The update; and how fast the network is in full precision, which compressors are held against."""
+        if self._config.monitor and self._compressor.unpack is None:
+            runner = self._compressor.runner(self._first, self._config.environments, "auto")
+            self.accounts.full_us = min(runner.measured.values(), default=None)
+        one = queue.like(self._parts, self._config.environments)._replace(version=())
+        count = self._rollouts
+
+        def several(leaf: Any, axis: int) -> Any:
+            shape = (*leaf.shape[:axis], count * leaf.shape[axis], *leaf.shape[axis + 1 :])
+            return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+        rollout = types.Rollout(
+            jax.tree.map(lambda leaf: several(leaf, 1), one.transitions),
+            jax.tree.map(lambda leaf: several(leaf, 0), one.carry),
+        )
+        if self._sampler is not None:
+            self._sampler.warm(one)
+        words = jax.ShapeDtypeStruct((3,), np.uint32)
+        self._update = self._made.update.lower(self._kept, rollout, words).compile()
+
+    def _next(self) -> queue.Taken | None:
+        """The rollouts of the next update; None: the observer says stop."""
+        while True:
+            workers = self._chosen()
+            if workers is not None:
+                return self._queues.take(workers)
+            if self._here:
+                self._crew.look(ONE_ROUND)
+            else:
+                self.shared.bell.wait(0.02)
+            if not self._report():
+                return None
+
+    def _chosen(self) -> list[int] | None:
+        """Whose rollouts are next; None: too few wait."""
+        waiting = self._queues.waiting()
+        for worker in np.flatnonzero(waiting).tolist():
+            while waiting[worker] and not self._good(worker):
+                self._queues.drop(worker)
+                self.accounts.dropped += 1
+                waiting[worker] -= 1
+                self.shared.bells[worker].ring()
+        if self._parts.agent.about.streams_matter or not self._config.rollouts:
+            return list(range(len(waiting))) if waiting.all() else None
+        if waiting.sum() < self._rollouts:
+            return None
+        chosen: list[int] = []
+        while len(chosen) < self._rollouts:  # the fullest queue first
+            worker = int(waiting.argmax())
+            chosen.append(worker)
+            waiting[worker] -= 1
+        return chosen
+
+    def _good(self, worker: int) -> bool:
+        """Whether what an actor sent is finite, and of a policy that there was."""
+        slot = self._queues.peek(worker)
+        version = slot.rollout.version
+        if version.min() < 0 or version.max() > self._updates or not np.isfinite(slot.log_mu).all():
+            return False
+        leaves = [slot.rollout.transitions.action, *jax.tree.leaves(slot.rollout.transitions.extras)]
+        return all(bool(np.isfinite(leaf).all()) for leaf in leaves if leaf.dtype.kind == "f")
+
+    def _look_at(self, taken: queue.Taken) -> None:
+        """A sample of what acts, and what the controller makes of it."""
+        assert self._sampler is not None
+        self._sampler.look(taken, self.policy())
+        if self._watch is not None and self._watch.check(self._sampler, self._updates):
+            assert self.shared.teacher is not None
+            self.shared.teacher.level(plain=self._watch.plain)
+            self.shared.press.ring()
+
+    def _learn(self, taken: queue.Taken) -> None:
+        """One update."""
+        self.accounts.learnt(taken, self._updates)
+        if taken.begun and self._parts.agent.about.restart:
+            state = self._parts.agent.about.restart(self._made.state(self._kept))
+            self._kept = self._made.keep(state)
+        for worker in {*taken.workers}:
+            self.shared.bells[worker].ring()
+        words = np.array([*self._words, self._updates], np.uint32)
+        rollout = taken.rollout._replace(version=())
+        self._kept, self._metrics = self._update(self._kept, rollout, words)
+        jax.block_until_ready(self._kept)
+        self._updates += 1
+        self._note_episodes(taken)
+        self._env_steps += taken.rollout.transitions.reward.size
+        if self.shared.teacher is not None:
+            obs = taken.rollout.transitions.obs
+            self.shared.teacher.show(obs.reshape(-1, *obs.shape[2:]))
+
+    def _note_episodes(self, taken: queue.Taken) -> None:
+        """Those that ended in what is learned from, at its place among all steps."""
+        each = taken.lengths.shape[1]
+        for t, stream in zip(*np.nonzero(taken.lengths), strict=True):
+            self._episodes.append(
+                types.Episode(
+                    env_steps=self._env_steps + (int(t) + 1) * each,
+                    episode_return=float(taken.returns[t, stream]),
+                    length=int(taken.lengths[t, stream]),
+                    worker=taken.workers[int(stream) // self._config.environments],
+                )
+            )
+
+    def _settle(self) -> None:
+        """Publish, where it is due."""
+        if self._updates % self._config.publish_every:
+            return
+        policy = self.policy()
+        if self.shared.teacher is None:
+            packed = self._compressor.plain(policy)._replace(version=self._updates)
+            self.shared.board.post(packed)
+            self.accounts.posted(packed)
+            for bell in self.shared.bells:
+                bell.ring()
+        else:
+            self.shared.teacher.give(policy, self._updates)
+            self.shared.press.ring()
+        if self._sampler is not None:
+            self._sampler.keep(policy, self._updates)
+
+    # ---------------------------------------------------------------- reports
+
+    def _hear(self, seconds: float) -> None:
+        told = self._crew.gather(seconds)
+        for _, _, _, message in told.said:
+            if isinstance(message, publisher.Published):
+                self.accounts.heard(message)
+                if message.failed:
+                    self._observe.fault("the policy could not be compressed", message.failed)
+            else:
+                self._observe.fault(*message)
+
+    def _report(self) -> bool:
+        """Tell the observer, if there is something to tell or it is time to; whether to go on."""
+        now = time.monotonic()
+        if now - self._told < REPORT_S and not self._here:
+            return True
+        self._hear(0.0)
+        self._told = now
+        return self._observe(self._progress())
+
+    def _progress(self) -> types.Progress:
+        episodes, self._episodes = self._episodes, []
+        about = self._crew.about("actor") if self._crew else {}
+        metrics, skipped = jax.device_get((self._metrics or {}, self._made.told(self._kept)))
+        measured = {name: float(value) for name, value in metrics.items()}
+        spent = (self._ended or time.monotonic()) - self._began if self._began is not None else 0.0
+        restarts = about.get("restarts", 0) + int(self._notes["restarts"].sum())
+        return types.Progress(
+            env_steps=self._env_steps,
+            updates=self._updates,
+            train_s=spent,
+            episodes=episodes,
+            metrics={**measured, **self.accounts.metrics(self._sampler)},
+            split=self.accounts.split(),
+            workers=about,
+            faults={
+                "restarts": restarts,
+                "non_finite": int(skipped) - self._skipped,
+                **self.accounts.faults(),
+                **finite.faults(*self._notes["unfit"].sum(axis=0)),
+            },
+            save=self.save,
+            policy=self.policy,
+            subsystems=_Asked(lambda: self.accounts.subsystems(self._parts.corrector, self._sampler, measured)),
+        )
+
+
+class _Asked(Mapping[str, Mapping[str, Any]]):
+    """What is worked out when somebody asks: at the end, not ten times a second."""
+
+    def __init__(self, make: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
+        self._make = functools.cache(make)
+
+    def __getitem__(self, name: str) -> Mapping[str, Any]:
+        return self._make()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make())
+
+    def __len__(self) -> int:
+        return len(self._make())
+
+
+def kept(engine: str, state: control.State) -> dict[str, np.ndarray]:
+    """What a checkpoint keeps beside the learner and its counters: the engine by name, where the controller stands."""
+    room = np.zeros(16, np.uint8)
+    raw = engine.encode()[:16]
+    room[: len(raw)] = np.frombuffer(raw, np.uint8)
+    return {"engine": room, "control": np.array(state, np.int64)}

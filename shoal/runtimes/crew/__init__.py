@@ -1,0 +1,1 @@
+"""The supervised workers that every runtime with processes uses."""

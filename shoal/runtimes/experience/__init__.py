@@ -1,0 +1,1 @@
+"""How experience is gathered: rollouts in a compiled program, segments of one stream, several simulators as one."""

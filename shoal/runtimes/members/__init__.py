@@ -1,0 +1,1 @@
+"""One axis over seeds: several learners in one program or in lock-step."""

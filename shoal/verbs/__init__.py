@@ -1,1 +1,0 @@
-"""Verbs of the command line that fill a file of their own; `shoal.cli` names them all."""
