@@ -79,7 +79,7 @@ def test_a_student_is_taught_before_it_is_written(finished):
     assert said[1] == "teaching the student"
     assert "distil_steps 3200" in said[2]
     small = compressing.network(packed)
-    assert small.params["trunk_dense_0"]["kernel"].shape == (1, 8)
+    assert small.params["policy_trunk_dense_0"]["kernel"].shape == (1, 8)
     found = compressing.measure(built, made, policy, packed, 8, said.append)
     assert (found.full, found.compressed, found.episodes) == (1.0, 1.0, 8)
 
