@@ -30,6 +30,7 @@ class Task(NamedTuple):
 
 
 DEEP = ("--network.hidden", 2048, 2048, 2048, "--network.activation", "relu")
+DEEPER = ("--network.hidden", 3072, 3072, 3072, "--network.activation", "relu")
 WIDE = ("--network.hidden", 1024, 1024, "--network.activation", "relu")
 ADAM = (
     "--optimiser.rule",
@@ -42,6 +43,8 @@ ADAM = (
     1e-8,
 )
 ALONE = ("--runtime.workers", 1, "--runtime.environments", 1)
+SWEPT = ("impala", "--env", "CartPole-v1", *DEEP, *ALONE, *ADAM, "--algorithm.rollout-length", 128,
+         "--runtime.publish-every", 4)  # fmt: skip
 TASKS = {
     "cartpole_3x2048": Task(
         ("impala", "--env", "CartPole-v1", *DEEP, *ALONE, *ADAM, "--algorithm.rollout-length", 128,
@@ -51,6 +54,18 @@ TASKS = {
         ("impala", "--env", "CartPole-v1", *DEEP, *ALONE, *ADAM, "--algorithm.rollout-length", 256,
          "--runtime.publish-every", 4),
         12_000, 22.0, "the same with updates from twice as many steps: the learner is quicker a step",
+    ),
+    "cartpole_3x3072": Task(
+        ("impala", "--env", "CartPole-v1", *DEEPER, *ALONE, *ADAM, "--algorithm.rollout-length", 256,
+         "--runtime.publish-every", 2),
+        8_000, 22.0, "weights that no cache holds: deciding waits for memory, learning does not",
+    ),
+    "cartpole_3x2048_env_2ms": Task(
+        (*SWEPT, "--environment.wrappers", "_slow:by_2ms"), 4_000, None, "simulators of 2 ms a step: f in the middle",
+    ),
+    "cartpole_3x2048_env_10ms": Task(
+        (*SWEPT, "--environment.wrappers", "_slow:by_10ms"), 1_500, None,
+        "simulators of 10 ms a step: nothing to gain",
     ),
     "lunarlander_2x1024": Task(
         ("impala", "--env", "LunarLander-v3", *WIDE, *ALONE, *ADAM, "--algorithm.rollout-length", 128,
@@ -70,6 +85,8 @@ TASKS = {
     ),
 }  # fmt: skip
 COARSE = "cartpole_coarse"
+FEW = ("cartpole_3x3072", "cartpole_3x2048_env_2ms", "cartpole_3x2048_env_10ms")  # tasks that only these are tried on:
+TRIED = ("identity", "quantise", "chain")
 COMPRESSORS: dict[str, tuple[Any, ...]] = {  # name -> words
     "identity": ("--compressor", "identity"),
     "jitted": ("--compressor", "identity", "--compressor.engine", "jax"),
@@ -97,6 +114,8 @@ def parts(task: str) -> list[tuple[str, str]]:
     """(compressor, corrector) of a task; only the first has the whole grid."""
     if task == COARSE:
         return [("three_bits", corrector) for corrector in CORRECTORS]
+    if task in FEW:
+        return [(name, "vtrace") for name in TRIED]
     found = [(name, "vtrace") for name in ALWAYS]
     if task == next(iter(TASKS)):
         found += [(name, corrector) for corrector in CORRECTORS[1:] for name in BESIDE]
