@@ -176,6 +176,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
 
     fields = types.Fields(
         own_target="target", updates="updates", memory="memory", policy="policy",
+        critics=("critics", "critic_optimiser"),
         optimisers=("optimiser", "critic_optimiser"),
     )  # fmt: skip
     about = types.About(

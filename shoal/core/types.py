@@ -285,6 +285,8 @@ class Fields(NamedTuple):
     memory: str | None = None  # the replay memory
     optimisers: tuple[str, ...] = ("optimiser",)  # every `optimise.OptimiserState`
     policy: str | None = ""  # which part of `params` is the policy's; "": all; None: it is made of them in another way
+    critics: tuple[str, str] | None = None
+    # which part of `params` is the critics', and which optimiser: a policy can be exchanged without them; None: no part
 
 
 class Agent(NamedTuple):
