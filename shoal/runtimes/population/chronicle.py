@@ -168,5 +168,7 @@ def parsed(text: str) -> Event:
         ValueError, TypeError, KeyError, AttributeError: It is none.
     """
     event = Event(**json.loads(text))
+    if not all(isinstance(number, int) for number in (event.update, event.env_steps, event.member)):
+        raise TypeError("its numbers are not whole")
     values = {name: float(value) for name, value in event.hyperparameters.items()}
     return event._replace(copied=tuple(event.copied), reset=tuple(event.reset), hyperparameters=values)

@@ -6,6 +6,8 @@ every exchange. What an event holds is in `chronicle`.
 
 from __future__ import annotations
 
+import collections
+import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -115,7 +117,9 @@ def _wrong(events: Sequence[chronicle.Event]) -> str:
         if event.update < update:
             return f"update {event.update} after update {update}"
         update = event.update
-    return ""
+    told = collections.Counter(event.round for event in events if event.event == "exchange")
+    short = [round for round, each in told.items() if each != count]
+    return f"exchange {short[0]} tells of {told[short[0]]} of {count} members" if short else ""
 
 
 # ------------------------------------------------------------------------------------------------ what it tells
@@ -199,19 +203,19 @@ def schedule(events: Sequence[chronicle.Event], member: int) -> list[tuple[int, 
     """
     line = ancestry(events, member)
     ends = [*(since.update for since in line[1:]), math.inf]
-    steps = {event.update: event.env_steps for event in events}
-    known: dict[str, float] = {}
+    known: list[dict[str, float]] = [{} for _ in range(members(events))]
+    told: dict[str, float] = {}
     found: list[tuple[int, dict[str, float]]] = []
-    for since, end in zip(line, ends, strict=True):
-        begins = hyperparameters_at(events, since.update)[since.member]
-        later = [
-            (event.update, event.hyperparameters)
-            for event in events
-            if event.member == since.member and since.update < event.update < end
-        ]
-        for update, values in [(since.update, begins), *later]:
-            changed = {name: value for name, value in values.items() if known.get(name) != value}
-            known |= changed
-            if changed:
-                found.append((steps[update], changed))
+    line, ends = line[::-1], ends[::-1]
+    for update, together in itertools.groupby(events, key=lambda event: event.update):
+        steps = 0
+        for event in together:
+            known[event.member] |= event.hyperparameters
+            steps = event.env_steps
+        while update >= ends[-1]:  # the line has gone over to another member by now
+            line, ends = line[:-1], ends[:-1]
+        changed = {name: value for name, value in known[line[-1].member].items() if told.get(name) != value}
+        if update >= line[-1].update and changed:
+            told |= changed
+            found.append((steps, changed))
     return found

@@ -23,6 +23,7 @@ with epy.lazy_imports():
 KINDS = ("uniform", "log_uniform", "integer", "choice")
 DISCOUNT = 0.9999  # the largest γ that is drawn: with 1 the value of a task without end has no bound
 STEP = 0.25  # of the range: no perturbation moves further, or a factor would throw γ from one end to the other
+LEAST = 0.01  # of the range of a uniform one: none moves less, or 0 would stay 0 for ever
 _FORM = re.compile(r"\s*([^=\s]+)\s*=\s*([a-z_]+)\s*\(([^()]*)\)\s*")
 
 
@@ -142,8 +143,8 @@ def perturbed(
     """A value moved one step.
 
     It is multiplied by a factor, but moves by no more than a quarter of the range (of its logarithm where the prior is
-    log-uniform): else γ in [0.9, 1] would only know the two ends. Whole numbers move by at least one, choices to the
-    neighbour. At the end of the range the step goes the other way.
+    log-uniform): else γ in [0.9, 1] would only know the two ends. Uniform ones move by a hundredth of it at least,
+    whole numbers by one, choices to the neighbour. At the end of the range the step goes the other way.
 
     Args:
         prior: Its distribution.
@@ -167,12 +168,12 @@ def _moved(prior: Prior, value: types.Scalar, up: types.Scalar, factors: tuple[f
     if prior.kind == "log_uniform":
         most = STEP * (math.log(prior.high) - math.log(prior.low))
         return _within(prior, value * jnp.exp(jnp.clip(jnp.log(factor), -most, most)))
-    most = STEP * (prior.high - prior.low)
-    step = jnp.abs(value) * (factor - 1.0)
-    if prior.kind == "uniform":
-        return _within(prior, value + jnp.clip(step, -most, most))
-    step = jnp.maximum(jnp.round(jnp.minimum(jnp.abs(step), most)), 1.0)
-    return _within(prior, jnp.round(value) + jnp.where(up, step, -step))
+    span, step = prior.high - prior.low, jnp.abs(value * (factor - 1.0))
+    if prior.kind == "integer":
+        step = jnp.maximum(jnp.round(jnp.minimum(step, STEP * span)), 1.0)
+        return _within(prior, jnp.round(value) + jnp.where(up, step, -step))
+    step = jnp.clip(step, LEAST * span, STEP * span)
+    return _within(prior, value + jnp.where(up, step, -step))
 
 
 def _within(prior: Prior, value: types.Scalar) -> types.Scalar:
