@@ -42,6 +42,7 @@ def train(
     until: float | str | None = None,
     episodes: int | None = None,
     start: str | Path | None = None,
+    from_schedule: str | Path | None = None,
     evaluate_every: int | None = None,
     evaluate_episodes: int | None = None,
     out: str | Path | None = None,
@@ -67,6 +68,8 @@ def train(
         until: Stop early at this mean return of the last 100 episodes; ``"solved"`` takes the environment's own.
         episodes: Stop after so many training episodes, of each seed; or at `steps`, if that comes first.
         start: A run whose policy, with its statistics of observations, this one starts from; shapes must be the same.
+        from_schedule: A population's run: one agent alone follows the schedule of hyperparameters that won there, for
+            as many steps as a member had if `steps` is None.
         evaluate_every: Also evaluate while it trains, every so many environment steps; the best policy is kept.
         evaluate_episodes: Episodes of each of these evaluations; 10 when None.
         out: The run folder; a new one under ``runs/`` when None.
@@ -95,7 +98,7 @@ def train(
         env = importing.name_of(env)
     request = presets.Request(
         preset=preset, env=env, steps=steps, seed=seed, **names, until=until, episodes=episodes, start=start,
-        settings=settings,
+        settings=settings, from_schedule=from_schedule,
         evaluate_every=evaluate_every, evaluate_episodes=evaluate_episodes,
     )  # fmt: skip
     if workers is not None:

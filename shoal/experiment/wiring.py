@@ -16,7 +16,7 @@ from etils import epy
 
 from shoal import algorithms, environments, networks
 from shoal.core import compilation, errors, options, programs, registry, types
-from shoal.experiment import correcting, counting, starting
+from shoal.experiment import correcting, counting, scheduled, starting
 from shoal.formulas import optimise
 from shoal.runtimes.crew import threads
 
@@ -53,6 +53,7 @@ class Experiment:
     schema: int = SCHEMA  # of the config.json it is from
     anneal: int | None = None  # environment steps over which the learning rate is lowered; None: over all
     start: str | None = None  # digest of the policy it starts from (`starting`); None: from nothing
+    schedule: scheduled.Schedule = ()  # that its learner's numbers follow; (): none
     evaluate_every: int | None = None  # environment steps between two evaluations while it trains; None: there are none
     evaluate_episodes: int | None = None  # of each of them; None likewise
     earlier: tuple[Mapping[str, Any], ...] = ()  # what it was asked for before it was to go on (`runs.extending`)
@@ -75,6 +76,7 @@ class Experiment:
             **({"episodes": self.episodes} if self.episodes is not None else {}),
             **({"anneal": self.anneal} if self.anneal is not None else {}),
             **({"start": self.start} if self.start is not None else {}),
+            **({"schedule": scheduled.plain(self.schedule)} if self.schedule else {}),
             **({"evaluate_every": self.evaluate_every} if self.evaluate_every is not None else {}),
             **({"evaluate_episodes": self.evaluate_episodes} if self.evaluate_episodes is not None else {}),
             **({"earlier": [dict(one) for one in self.earlier]} if self.earlier else {}),
@@ -121,7 +123,7 @@ def from_json(data: Mapping[str, Any]) -> Experiment:
         return Experiment(
             preset=data["preset"], env=data["env"], steps=data["steps"], seed=data["seed"], goal=goal, **names,
             configs=configs, episodes=data.get("episodes"), schema=int(data["schema"]), anneal=data.get("anneal"),
-            start=data.get("start"),
+            start=data.get("start"), schedule=scheduled.made(data.get("schedule", ())),
             evaluate_every=data.get("evaluate_every"), evaluate_episodes=data.get("evaluate_episodes"),
             earlier=tuple(data.get("earlier", ())),
         )  # fmt: skip
@@ -370,7 +372,10 @@ def _agent(experiment: Experiment, spec: types.EnvSpec, how: types.Ways) -> type
         stretches=experiment.schema >= 2,  # before, they acted in the environment's units
     )
     made: types.Agent = registry.load("algorithm", experiment.algorithm).build(configs["algorithm"], given)
-    return made
+    if not experiment.schedule:
+        return made
+    scheduled.check(experiment.schedule, made, experiment.algorithm, how, experiment.runtime)
+    return scheduled.follow(made, experiment.schedule)
 
 
 def _compressor(experiment: Experiment, agent: types.Agent) -> types.Compressor:

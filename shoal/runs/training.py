@@ -15,7 +15,7 @@ from etils import epy
 
 from shoal import environments, experiment, log
 from shoal.core import errors, seeds, tree, types
-from shoal.experiment import budget, counting, extending, presets, starting
+from shoal.experiment import budget, counting, extending, presets, scheduled, starting
 from shoal.runs import checkpoint, group, longer, origin, run_folder, session
 from shoal.runtimes.crew import spawning, threads
 
@@ -276,7 +276,8 @@ def _ready(
     folder = run_folder.free(run_folder.named(made, [one.seed for one in members], out), exact=bool(out))
     built = _build(made, opened, start)
     needed = _need(made, built)
-    notes = lone, crowded, checked(made, built.parts.agent, needed, seeds), presets.note(request)
+    followed = scheduled.told(made.schedule)
+    notes = lone, crowded, checked(made, built.parts.agent, needed, seeds), presets.note(request), followed
     return _Ready(
         members=members, folder=folder, built=built, needed=needed, notes=tuple(filter(None, notes)),
         command=command or _command(), start=start,

@@ -52,6 +52,8 @@ class TrainOptions:
         default=None, metadata={"flag": "from"}
     )
     """A run whose policy, with its statistics of observations, this one starts from; shapes must be the same."""
+    from_schedule: Path | None = None
+    """A population's run: one agent alone is trained with the schedule of hyperparameters that won there."""
     out: Path | None = None
     """The run folder; must not exist. Default: runs/PRESET-ENV-SEED-TIME (of several seeds: FIRSTtoLAST)."""
     episodes: int | None = None
@@ -93,7 +95,7 @@ def run(typed: list[str]) -> int:
         raise errors.Refused(f"--eval-episodes {given.eval_episodes} is negative; 0 turns the evaluation off")
     request = request._replace(
         steps=given.steps, seed=given.seed, until=given.until, episodes=given.episodes, start=given.start,
-        configs=configs,
+        configs=configs, from_schedule=given.from_schedule,
         evaluate_every=given.evaluate_every, evaluate_episodes=given.evaluate_episodes,
     )  # fmt: skip
     asked: dict[str, Any] = {

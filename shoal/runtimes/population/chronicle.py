@@ -150,11 +150,10 @@ def _number(value: types.Scalar) -> float | None:
 def line(event: Event) -> str:
     """An event as it is written; what is not there is ``null`` or left out."""
     always = ("event", "update", "env_steps", "member", "source", "fitness")
-    kept = {
-        name: value
-        for name, value in event._asdict().items()
-        if name in always or value not in (None, (), {}, "", False)
+    there = {
+        name: value for name, value in event._asdict().items() if value is not False and value not in (None, (), {}, "")
     }
+    kept = {**dict.fromkeys(always), **there}
     return json.dumps(kept, allow_nan=False)
 
 
