@@ -36,6 +36,7 @@ def train(
     seed: int = 0,
     seeds: int | None = None,
     workers: int | None = None,
+    members: int | None = None,
     runtime: str | Mapping[str, Any] | None = None,
     corrector: str | Mapping[str, Any] | None = None,
     compressor: str | Mapping[str, Any] | None = None,
@@ -61,6 +62,7 @@ def train(
         seed: Seed of everything random.
         seeds: Train so many seeds, from `seed` on, in one program; runtimes on_device and host.
         workers: Worker processes, for runtimes that have them.
+        members: Of a population.
         runtime: Overrides the preset's runtime: a name, or settings (``{"name": "host", "environments": 16}``; the
             name may be left out).
         corrector: Likewise, one of `shoal list correctors`.
@@ -103,6 +105,8 @@ def train(
     )  # fmt: skip
     if workers is not None:
         settings["runtime"] = {presets.workers(request): workers, **settings["runtime"]}
+    if members is not None:
+        settings["runtime"] = {"members": members, **settings["runtime"]}
     if seeds is None:
         return training.train(request, out, console=log.pick(quiet), eval_episodes=eval_episodes)
     return training.train_seeds(request, seeds, out, console=log.pick(quiet), eval_episodes=eval_episodes)

@@ -15,7 +15,19 @@ from typing import Any, NamedTuple
 from shoal import environments, experiment
 from shoal.core import aliases, errors, options, types
 from shoal.experiment import scheduled
-from shoal.experiment.tuned import Preset, Settings, Tuned, actor_critic, actors, linear, off_policy, ppo, teams, values
+from shoal.experiment.tuned import (
+    Preset,
+    Settings,
+    Tuned,
+    actor_critic,
+    actors,
+    linear,
+    off_policy,
+    populations,
+    ppo,
+    teams,
+    values,
+)  # fmt: skip
 
 PRESETS: dict[str, Preset] = {
     **actor_critic.PRESETS,
@@ -25,6 +37,7 @@ PRESETS: dict[str, Preset] = {
     **actors.PRESETS,
     **teams.PRESETS,
     **linear.PRESETS,
+    **populations.PRESETS,
 }
 
 

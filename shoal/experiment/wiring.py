@@ -171,7 +171,10 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
         )
     registry.load("runtime", experiment.runtime).check(experiment.configs["runtime"], experiment, opened)
     _check_compressor(experiment, opened)
-    if ways(experiment.runtime, experiment.configs["runtime"]).records and not _check.repeats(opened):
+    how = ways(experiment.runtime, experiment.configs["runtime"])
+    if how.fits is not None:
+        how.fits(_agent(experiment, opened.spec, how))
+    if how.records and not _check.repeats(opened):
         raise errors.Refused(
             f"--replayable on {experiment.env}: the same seed and actions do not give the same observations and "
             f"rewards, so nothing could be repeated; `shoal check-env {experiment.env}` tells more"
@@ -319,6 +322,7 @@ def prepare(runtime: str, algorithm: str, configs: Mapping[str, Any], runs: int 
             or what is compared.
     """
     how, rule = ways(runtime, configs["runtime"]), traits(algorithm, configs["algorithm"])
+    threads.spread(how.members)
     if how.threads is not None:
         threads.prepare(how.threads, rule.samples(how.streams), configs["network"])
     if programs.kept() and not how.ahead and runs == 1:  # the process is the command line's
@@ -364,7 +368,7 @@ def _agent(experiment: Experiment, spec: types.EnvSpec, how: types.Ways) -> type
         spec=_as_recorded(experiment, spec),
         network=configs["network"],
         optimiser=(optimise.capture if how.captures else optimise.local)(
-            configs["optimiser"], experiment.anneal or experiment.steps
+            configs["optimiser"], -(-(experiment.anneal or experiment.steps) // how.members)
         ),
         corrector=correcting.build(experiment.corrector, configs["corrector"]),
         streams=how.streams,

@@ -329,6 +329,8 @@ def checked(made: experiment.Experiment, agent: types.Agent, needed: budget.Need
     how = experiment.ways(made.runtime, made.configs["runtime"])
     gradients = experiment.traits(made.algorithm, made.configs["algorithm"]).gradients
     counting.check_gradients(made.steps, agent.about.rollout_length * how.streams, gradients)
+    if how.members > 1:  # several seeds are trained one after the other
+        return budget.check(needed, how.members, "members")
     if not how.holds_memory:
         return budget.check(needed, seeds)
     # Two: the worker's own, and what it leaves for a checkpoint. Before it has its own there is the one that is loaded.

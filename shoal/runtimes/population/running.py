@@ -18,7 +18,14 @@ from shoal.core import seeds, types
 from shoal.runtimes.experience import finite
 from shoal.runtimes.members import dispatch
 from shoal.runtimes.population import (
-    applying, chronicle, compiling, exchange, failing, lineage, loop, standing, telling,
+    applying,
+    chronicle,
+    compiling,
+    exchange,
+    failing,
+    lineage,
+    standing,
+    telling,
 )  # fmt: skip
 
 with epy.lazy_imports():
