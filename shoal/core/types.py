@@ -406,7 +406,7 @@ class Ways(NamedTuple):
     streams: int = 1  # environments that one learner learns from
     learners: int = 1  # that share the parameters, each with streams of its own
     members: int = 1  # learners that share nothing: the environment steps of a run are divided between them
-    fits: Callable[[Agent], None] | None = None  # refuses agents that it cannot train with these settings; None: takes all
+    fits: Callable[[Agent], None] | None = None  # refuses what it cannot train with these settings; None: takes all
     captures: bool = False  # True: gradients are left in the state, for the runtime to apply (`optimise.capture`)
     rules: tuple[str, ...] | None = None  # of optimisers, those that it applies; None: all
     pads: bool = False  # whether rollouts may end in padding (`Rollout.used`)

@@ -1,7 +1,7 @@
-"""Populations: rules that have presets of their own, several members of each, and priors of what differs between them.
+"""Populations: several members of rules that have presets of their own, and priors of what differs between them.
 
-Priors of TD3 and SAC as in instadeepai/fastpbrl (Flajolet et al. 2022, arXiv:2206.08888); those of DQN and PPO, which it
-does not train, span a decade or two around the presets' own numbers. Steps are those of all members together.
+Priors of TD3 and SAC as in instadeepai/fastpbrl (Flajolet et al. 2022, arXiv:2206.08888); those of DQN and PPO, which
+it does not train, span a decade or two around the presets' own numbers. Steps are those of all members together.
 """
 
 from __future__ import annotations

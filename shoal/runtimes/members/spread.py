@@ -1,4 +1,4 @@
-"""Members over the devices of this machine: each device computes its share, and they have nothing to tell each other."""
+"""Members over the devices of a machine: each computes its share, and they have nothing to tell each other."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from etils import epy
@@ -120,7 +120,7 @@ class Population:
         self._config = config
         self._rules = compiling.Rules(
             members=config.members, episodes=config.episodes, exchange=config.exchange, settings=_settings(config),
-            how=applying.How(config.copy, config.explore, tuple(config.factors)), prior=_prior(config),
+            how=applying.How(config.copy, config.explore, config.factors), prior=_prior(config),
         )  # fmt: skip
 
     def like(self, parts: types.Parts, seed: int) -> types.Tree:
@@ -199,7 +199,7 @@ class Population:
         if way is None and len(several) == 1:
             way = several[0]
         if way is not None:
-            call = beside.done(lambda: compiler.call(like, keys, way), beside.COMPILING, look)
+            call = beside.done(functools.partial(compiler.call, like, keys, way), beside.COMPILING, look)
             return way, call, standing.chosen(now, way, standing.times(now, each))
         clock, made, at = dispatch.Clock(cut.updates // cut.per_call), {}, [fresh()]
         for number, one in enumerate(several):

@@ -63,10 +63,17 @@ class Shape(NamedTuple):
     updates: int  # K, in a call
 
 
-def practice(agent: types.Agent) -> types.Practice | None:
+class Learns(NamedTuple):
+    """Learning from memories that are kept here."""
+
+    practice: types.Practice
+    memory: types.Replay
+
+
+def learns(agent: types.Agent) -> Learns | None:
     """How the rule learns from a memory that is kept here; None: it has none, or keeps it itself."""
-    kept = agent.about.practice
-    return kept if kept is not None and kept.memory is not None else None
+    practice = agent.about.practice
+    return None if practice is None or practice.memory is None else Learns(practice, practice.memory)
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -97,24 +104,25 @@ def start(parts: types.Parts, shape: Shape, tune: Callable[[types.State, types.K
     Returns:
         (keys ``[N]`` of the members' beginnings) -> `Loop`.
     """
-    agent, env, learns = parts.agent, parts.device_env, practice(parts.agent)
+    agent, env, kept_here = parts.agent, parts.device_env, learns(parts.agent)
     assert env is not None
 
     def one(key: types.Key) -> Members:
         learner, world, prior = jax.random.split(key, 3)
         state = agent.init(learner)
         kept: Any = ()
-        if learns:
-            field = agent.about.fields.memory
-            kept, _ = parted(tree.field(state, str(field)), learns.memory.common(tree.field(state, str(field))))
+        if kept_here:
+            field = str(agent.about.fields.memory)
+            own = tree.field(state, field)
+            kept, _ = parted(own, kept_here.memory.common(own))
             state = tree.replaced(state, field, ())
         return Members(tune(state, prior), kept, rollouts.start(agent, env, shape.environments, world))
 
     def every(keys: types.Key) -> Loop:
         counts: Any = ()
-        if learns:
-            empty = learns.memory.init()
-            counts = parted(empty, learns.memory.common(empty))[1]
+        if kept_here:
+            empty = kept_here.memory.init()
+            counts = parted(empty, kept_here.memory.common(empty))[1]
         return Loop(jax.vmap(one)(keys), Common(counts, jnp.uint32(0)))
 
     return every
@@ -137,7 +145,8 @@ def call(parts: types.Parts, shape: Shape, way: dispatch.Way) -> Callable:
     """
 
     def lifted(lift: Callable[..., Any], axis: int | None) -> Callable:
-        step = _practising(parts, lift) if practice(parts.agent) else _updating(parts, lift)
+        kept_here = learns(parts.agent)
+        step = _practising(parts, kept_here, lift) if kept_here else _updating(parts, lift)
 
         def several(members: Members, common: Common, keys: types.Key, force: types.Scalar) -> Any:
             before = lift(optimise.skipped)(members.state)
@@ -196,12 +205,10 @@ def _updating(parts: types.Parts, lift: Callable[..., Any]) -> Callable:
     return step
 
 
-def _practising(parts: types.Parts, lift: Callable[..., Any]) -> Callable:
+def _practising(parts: types.Parts, given: Learns, lift: Callable[..., Any]) -> Callable:
     """An update from the memories: what `Agent.update` does with one that is its own (decision 0016)."""
-    learns = practice(parts.agent)
-    assert learns is not None
-    assert learns.memory is not None
-    memory, act, prepare, ready = learns.memory, _acting(parts, lift), lift(learns.prepare), lift(learns.ready)
+    practice, memory = given
+    act, prepare, ready = _acting(parts, lift), lift(practice.prepare), lift(practice.ready)
 
     def remember(own: types.Tree, counts: types.Tree, steps: types.Transition) -> Any:
         after = memory.add(joined(own, counts), steps)
@@ -215,20 +222,19 @@ def _practising(parts: types.Parts, lift: Callable[..., Any]) -> Callable:
         state, steps = prepare(members.state, rollout)
         kept, counts = add(members.memory, counts, steps)
         go = (ready(state) & filled(kept, counts)) | force
-        state, kept, metrics = _practise(learns, lift, (state, kept, counts), go, learn_keys)
+        state, kept, metrics = _practise(given, lift, (state, kept, counts), go, learn_keys)
         return Members(state, kept, actors), counts, (metrics, ended)
 
     return step
 
 
 def _practise(
-    learns: types.Practice, lift: Callable[..., Any], given: tuple[Any, Any, Any], go: types.Array, keys: types.Key
+    using: Learns, lift: Callable[..., Any], given: tuple[Any, Any, Any], go: types.Array, keys: types.Key
 ) -> tuple[types.State, types.Tree, types.Metrics]:
     """Draw and learn, some times over, where `go` says so."""
-    memory = learns.memory
-    assert memory is not None
+    practice, memory = using
     state, kept, counts = given
-    drawing = lift(learns.drawing)(state)
+    drawing = lift(practice.drawing)(state)
 
     def drawn(own: types.Tree, counts: types.Tree, drawing: Any, key: types.Key) -> Any:
         draw_key, learn_key = jax.random.split(key)
@@ -248,10 +254,10 @@ def _practise(
     def once(both: tuple[Any, Any], keys: types.Key) -> Any:
         state, kept = both
         sample, learn_keys = draw(kept, counts, drawing, keys)
-        like = jax.eval_shape(lift(learns.learn), state, sample, learn_keys)[1:]
+        like = jax.eval_shape(lift(practice.learn), state, sample, learn_keys)[1:]
 
         def learn(state: types.State, sample: Any, keys: types.Key) -> Any:
-            new, *rest = lift(learns.learn)(state, sample, keys)
+            new, *rest = lift(practice.learn)(state, sample, keys)
             nothing = jax.tree.map(jnp.zeros_like, rest)
             return choose(go, new, state), *choose(go, rest, nothing)
 
@@ -262,9 +268,9 @@ def _practise(
         state, error, metrics = jax.lax.cond(jnp.any(go), learn, rest, state, sample, learn_keys)
         return (state, grade(kept, counts, drawing, sample, error, go)), metrics
 
-    if learns.updates == 1:
+    if practice.updates == 1:
         (state, kept), metrics = once((state, kept), keys)
         return state, kept, metrics
-    several = jnp.moveaxis(lift(lambda key: jax.random.split(key, learns.updates))(keys), -1, 0)
+    several = jnp.moveaxis(lift(lambda key: jax.random.split(key, practice.updates))(keys), -1, 0)
     (state, kept), metrics = jax.lax.scan(once, (state, kept), several)
     return state, kept, jax.tree.map(lambda leaf: leaf[-1], metrics)
