@@ -25,7 +25,7 @@ with epy.lazy_imports():
     from shoal.core import tree
     from shoal.runtimes.crew import beside
     from shoal.runtimes.members import dispatch
-    from shoal.runtimes.population import applying, compiling, loop, running, standing
+    from shoal.runtimes.population import applying, compiling, loop, repeating, running, standing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def ways(config: Config) -> types.Ways:
     """See `types.Ways`."""
     return types.Ways(
         streams=config.environments, members=config.members, seeds=True, exact_resume=True, threads=config.threads,
-        ahead=True, fits=functools.partial(_fits, config),
+        ahead=True, fits=functools.partial(_fits, config), repeats=True,
     )  # fmt: skip
 
 
@@ -146,6 +146,29 @@ class Population:
     ) -> types.Result:
         """See `types.Runtime`."""
         del goal  # the observer sees every call and decides
+        now = standing.fresh(self._config.members) if saved is None else saved.standing
+        return self._trained(parts, seed, steps, observe, saved, now, running.Running)
+
+    def repeat(
+        self, parts: types.Parts, seed: int, steps: int, observe: types.Observer, again: repeating.Again
+    ) -> types.Result:
+        """See `types.Repeats`."""
+        now = standing.fresh(self._config.members)
+        now = now._replace(block=again.standing.block, timed=again.standing.timed)
+        going = functools.partial(repeating.Repeating, again)
+        return self._trained(parts, seed, steps, observe, None, now, going)
+
+    def _trained(
+        self,
+        parts: types.Parts,
+        seed: int,
+        steps: int,
+        observe: types.Observer,
+        saved: types.Tree | None,
+        now: standing.Standing,
+        going: Callable[..., running.Running],
+    ) -> types.Result:
+        """Train from a checkpoint or from the beginning, with what goes through the calls of a life."""
         began, config = time.monotonic(), self._config
         done = int(saved.loop.common.update) if saved is not None else 0
         per_update = config.environments * parts.agent.about.rollout_length
@@ -155,7 +178,6 @@ class Population:
         init = compiler.keys(seeds.key(seed, "init"))
         start = compiler.start(init)
         keys = compiler.cut.put(compiler.keys(seeds.key(seed, "run")))
-        now = standing.fresh(config.members) if saved is None else saved.standing
         choose = functools.partial(self._chosen, compiler, start.returns, keys, cut, look)
         way, call, now = choose(lambda: compiler.put(start.load()(init)), now)
 
@@ -168,8 +190,8 @@ class Population:
 
         first, machine = beside.done(make, beside.COMPILING, look)
         each = tree.bytes(start.returns.members) // config.members
-        going = running.Running(parts, self._rules, machine, cut, seed, way)
-        return going(first, observe, time.monotonic() - began, each)
+        life = going(parts, self._rules, machine, cut, seed, way)
+        return life(first, observe, time.monotonic() - began, each)
 
     def run_many(self, parts: types.Parts, places: Sequence[types.Place], steps: int, goal: types.Goal | None) -> None:
         """See `types.ManySeeds`: one population after the other."""

@@ -109,6 +109,8 @@ class Running:
                 break
         if self._update >= self._plan.updates:
             self._measured()
+            steps = self._update * self._plan.per_update
+            self._lineage.add(chronicle.measured(self._update, steps, standing.known(self._now)))
         progress = self._progress([])
         at = standing.best(self._now)
         return types.Result(self.policy(at), progress, startup)
