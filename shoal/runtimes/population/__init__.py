@@ -20,7 +20,6 @@ from shoal.runtimes.population import exchange, priors
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from shoal.core import tree
     from shoal.runtimes.crew import beside
@@ -172,7 +171,7 @@ class Population:
         began, config = time.monotonic(), self._config
         done = int(saved.loop.common.update) if saved is not None else 0
         per_update = config.environments * parts.agent.about.rollout_length
-        cut = running.plan(per_update, config.members, config.interval, config.chunk_steps, steps, done)
+        cut = running.plan(per_update, config.members, config.interval, config.chunk_steps, steps)
         look = beside.first(observe, done * per_update * config.members, done)
         compiler = self._compiler(parts, cut.per_call)
         init = compiler.keys(seeds.key(seed, "init"))
@@ -223,7 +222,7 @@ class Population:
         if way is not None:
             call = beside.done(functools.partial(compiler.call, like, keys, way), beside.COMPILING, look)
             return way, call, standing.chosen(now, way, standing.times(now, each))
-        clock, made, at = dispatch.Clock(cut.updates // cut.per_call), {}, [fresh()]
+        clock, made, at = dispatch.Clock(cut.updates), {}, [fresh()]
         for number, one in enumerate(several):
             if not clock.worth():
                 break
@@ -232,11 +231,11 @@ class Population:
             made[one] = beside.done(functools.partial(compiler.call, like, keys, one), stage, look)
             compiling_s = time.monotonic() - began
 
-            def again(program: Callable[..., Any] = made[one]) -> None:
-                at[0], told = program(at[0], keys, np.bool_(True))  # what it learns is thrown away
+            def again(updates: int, program: Callable[..., Any] = made[one]) -> None:
+                at[0], told = program(at[0], keys, running.ask(updates, force=True))  # what it learns is thrown away
                 jax.block_until_ready(told)
 
-            beside.done(functools.partial(clock.take, one, again, compiling_s), stage, look)
+            beside.done(functools.partial(clock.take, one, again, cut.per_call, compiling_s), stage, look)
         way = clock.best.way
         return way, made[way], standing.chosen(now, way, clock.timed)
 
