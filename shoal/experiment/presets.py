@@ -14,13 +14,26 @@ from typing import Any, NamedTuple
 
 from shoal import environments, experiment
 from shoal.core import aliases, errors, options, types
-from shoal.experiment.tuned import Preset, Settings, Tuned, actor_critic, actors, linear, off_policy, ppo, teams, values
+from shoal.experiment.tuned import (
+    Preset,
+    Settings,
+    Tuned,
+    actor_critic,
+    actors,
+    linear,
+    off_policy,
+    ppo,
+    several,
+    teams,
+    values,
+)
 
 PRESETS: dict[str, Preset] = {
     **actor_critic.PRESETS,
     **values.PRESETS,
     **ppo.PRESETS,
     **off_policy.PRESETS,
+    **several.PRESETS,
     **actors.PRESETS,
     **teams.PRESETS,
     **linear.PRESETS,
