@@ -1,7 +1,7 @@
 """What rules with several policies and one pair of shared critics have in common.
 
 Parameters of K policies are one tree whose leaves are ``[K, ...]``. Every stream acts with one of them, told by
-`Playing`; evaluation and export take the one policy that stands in `types.Policy.params`. Actions are in [-1, 1]^d
+`_playing`; evaluation and export take the one policy that stands in `types.Policy.params`. Actions are in [-1, 1]^d
 here, as in `_critics`.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal.algorithms import _critics, _memory
+from shoal.algorithms import _critics, _memory, _playing
 from shoal.core import types
 
 with epy.lazy_imports():
@@ -21,24 +21,6 @@ with epy.lazy_imports():
     import jax.numpy as jnp
 
     from shoal.formulas import optimise
-
-NO_RETURN = -3.4028234663852886e38  # the lowest float32: of a return that is not finite, for checkpoints hold no NaN
-
-
-class Playing(NamedTuple):
-    """Which policy plays in each stream, and what its episode under way has come to."""
-
-    policy: Any  # [B] i32, of K
-    whole: Any  # [B] bool: it has played this episode from the beginning
-    so_far: Any  # [B] f32, the episode's return as the environment pays it; `NO_RETURN` where that was not finite
-
-
-class Ended(NamedTuple):
-    """What ended in a rollout ``[T, B]``."""
-
-    value: Any  # [T, B] f32, return of the episode up to this step
-    counts: Any  # [T, B] bool: a whole episode of the stream's policy ended with this step
-    over: Any  # [T, B] bool: an episode ended with this step
 
 
 class Exploring(NamedTuple):
@@ -48,54 +30,6 @@ class Exploring(NamedTuple):
     playing: Any  # [B] i32, which of them by stream
     noise: Any  # f32, standard deviation on actions
     random: Any  # f32: above 0, actions are uniform
-
-
-# ------------------------------------------------------------------------------------------------ streams
-
-
-def playing(streams: int, count: int) -> Playing:
-    """At the start of every stream's first episode: stream b plays policy b mod K."""
-    return Playing(jnp.arange(streams, dtype=jnp.int32) % count, jnp.ones(streams, bool), jnp.zeros(streams))
-
-
-def follow(now: Playing, steps: types.Transition) -> tuple[Playing, Ended]:
-    """The streams after a rollout ``[T, B]``, during which no stream changed its policy."""
-
-    def one(now: Playing, step: tuple[Any, Any]) -> tuple[Playing, Ended]:
-        reward, over = step
-        value = finite(now.so_far + reward)
-        ended = Ended(value, over & now.whole, over)
-        return now._replace(whole=now.whole | over, so_far=jnp.where(over, 0.0, value)), ended
-
-    over = (steps.discount == 0) | steps.truncated
-    return jax.lax.scan(one, now, (steps.reward, over))
-
-
-def hand_over(now: Playing, policy: Any, last: Any) -> Playing:
-    """The streams go on with these policies ``[B]``; an episode under way is nobody's if its policy changed.
-
-    Args:
-        now: As `follow` left it.
-        policy: ``[B]`` i32.
-        last: ``[B]`` bool, whether an episode ended with the newest step, so that the next one is about to begin.
-    """
-    same = policy == now.policy
-    return now._replace(policy=policy, whole=jnp.where(same, now.whole, last))
-
-
-def anew(now: Playing) -> Playing:
-    """All streams begin new episodes out of turn; see `types.About.restart`."""
-    return now._replace(whole=jnp.ones_like(now.whole), so_far=jnp.zeros_like(now.so_far))
-
-
-def finite(value: Any) -> Any:
-    """The same, `NO_RETURN` where it is not finite."""
-    return jnp.where(jnp.isfinite(value), value, NO_RETURN)
-
-
-def known(value: Any) -> Any:
-    """Whether a return was finite."""
-    return value > NO_RETURN / 2
 
 
 # ------------------------------------------------------------------------------------------------ acting
@@ -138,30 +72,6 @@ def everywhere(rule: _critics.Rule, policies: Any, normaliser: Any, obs: Any) ->
 def blocks(leaf: Any, count: int) -> Any:
     """Rows ``[K·N, ...]`` as ``[K, N, ...]``: each policy's own."""
     return leaf.reshape(count, -1, *leaf.shape[1:])
-
-
-# ------------------------------------------------------------------------------------------------ distances
-
-
-def distances(behaviour: Any) -> Any:
-    """Mean squared difference of actions between every two policies, ``[K, K]``.
-
-    From the differences themselves: through products of the actions (the Gram matrix) rounding makes a small distance
-    negative.
-
-    Args:
-        behaviour: ``[K, N, d]``, as `everywhere` gives it.
-    """
-    return ((behaviour[:, None] - behaviour[None, :]) ** 2).mean(axis=(2, 3))
-
-
-def min_distance(squares: Any) -> Any:
-    """The smallest distance between two policies: root of the mean squared difference; actions span -1 to 1.
-
-    Args:
-        squares: ``[K, K]`` of `distances`; K at least 2.
-    """
-    return jnp.sqrt(jnp.where(jnp.eye(len(squares), dtype=bool), jnp.inf, squares).min())
 
 
 # ------------------------------------------------------------------------------------------------ learning
@@ -246,4 +156,4 @@ def climb(
 
 def restart(memory: _memory.Memory) -> Callable[[Any], Any]:
     """`types.About.restart` of such a rule."""
-    return lambda state: state._replace(memory=memory.cut(state.memory), playing=anew(state.playing))
+    return lambda state: state._replace(memory=memory.cut(state.memory), playing=_playing.anew(state.playing))

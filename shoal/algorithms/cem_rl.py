@@ -21,9 +21,9 @@ with epy.lazy_imports():
     import jax.numpy as jnp
 
     from shoal import networks
-    from shoal.algorithms import _critics, _hyper, _memory, _several
+    from shoal.algorithms import _critics, _hyper, _memory, _playing, _several
     from shoal.core import tree
-    from shoal.formulas import distributions, normalise, optimise
+    from shoal.formulas import distributions, diversity, evolution, normalise, optimise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,24 +88,6 @@ class Hyper(NamedTuple):
     reward_scale: Any
 
 
-class Search(NamedTuple):
-    """The distribution of policies: independent normal ones of every parameter, P in all."""
-
-    mean: Any  # [P] f32
-    variance: Any  # [P] f32
-    noise: Any  # f32, what is added to the variance
-
-
-class Trial(NamedTuple):
-    """How far the policies of this iteration have been tried."""
-
-    total: Any  # [K] f32, returns added up; `_several.NO_RETURN` where one was not finite
-    episodes: Any  # [K] i32, how many
-    done: Any  # [B] bool, the stream's policy has played its episode there
-    begun: Any  # scalar i32, policies that a stream has begun with
-    env_steps: Any  # scalar i32, steps of all streams
-
-
 class Told(NamedTuple):
     """Of the latest iteration; f32 scalars."""
 
@@ -131,10 +113,10 @@ class State(NamedTuple):
     memory: Any  # see `_memory`
     env_steps: Any  # scalar i32
     hyper: Hyper
-    search: Search
+    search: Any  # evolution.Search
     policies: Any  # [K, ...] of this iteration
-    playing: Any  # _several.Playing
-    trial: Trial
+    playing: Any  # _playing.Playing
+    trial: Any  # _playing.Trial
     told: Told
 
 
@@ -201,7 +183,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         mean_key, first_key, *keys = jax.random.split(key, 2 + config.critics)
         mean = parts.shape.flatten(rule.policy.init(mean_key))
         variance = jnp.full(parts.shape.size, config.initial_variance, jnp.float32)
-        search = Search(mean, variance, jnp.float32(config.initial_noise))
+        search = evolution.Search(mean, variance, jnp.float32(config.initial_noise))
         policies = sample(parts, search, first_key)
         critics = {"critics": tuple(map(rule.critic.init, keys))}
         return State(
@@ -216,8 +198,8 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
             hyper=_hyper.scalars(Hyper, config),
             search=search,
             policies=policies,
-            playing=_several.playing(given.streams, config.policies),
-            trial=trial(parts),
+            playing=_playing.playing(given.streams, config.policies),
+            trial=_playing.trial(parts.streams, config.policies),
             told=Told(*[jnp.float32(0.0)] * len(Told._fields)),
         )
 
@@ -250,80 +232,13 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
 # ------------------------------------------------------------------------------------------------ the distribution
 
 
-def sample(parts: Parts, search: Search, key: types.Key) -> Any:
-    """K policies ``[K, ...]``: mean ± √variance · noise; those with + come first, so no mirrored pair among them."""
-    half = parts.rule.config.policies // 2
-    noise = jnp.sqrt(search.variance) * jax.random.normal(key, (half, parts.shape.size))
-    return jax.vmap(parts.shape.unflatten)(search.mean + jnp.concatenate([noise, -noise]))
+def sample(parts: Parts, search: evolution.Search, key: types.Key) -> Any:
+    """The policies of an iteration ``[K, ...]``."""
+    vectors = evolution.mirrored(search, parts.rule.config.policies // 2, key)
+    return jax.vmap(parts.shape.unflatten)(vectors)
 
 
-def improved(search: Search, vectors: Any, fitness: Any, hyper: Hyper, elites: int) -> Search:
-    """The distribution after an iteration; as it was, but for its noise, where nobody has a finite fitness.
-
-    w_i ∝ log((E + 1) / i) for the i-th best of E, Σ w = 1;  ε' = d ε + (1 - d) ε_end
-    mean' = Σ w_i θ_i;  variance' = Σ w_i (θ_i - mean)² / E + ε'
-
-    The variance is around the mean as it was. Policies whose fitness or parameters are not finite are no elites.
-
-    Source: Pourchot & Sigaud 2019, arXiv:1810.01222, equations 1 and 2; / E as in the authors' code.
-
-    Args:
-        search: As it was.
-        vectors: ``[K, P]`` the policies as they were tried.
-        fitness: ``[K]``, `_several.NO_RETURN` where it is not finite.
-        hyper: ``noise_decay`` d and ``noise_floor`` ε_end.
-        elites: E.
-    """
-    sound = _several.known(fitness) & jnp.isfinite(vectors).all(axis=1)
-    value, best = jax.lax.top_k(jnp.where(sound, fitness, -jnp.inf), elites)
-    chosen = jnp.isfinite(value)
-    weight = jnp.where(chosen, jnp.log((elites + 1.0) / jnp.arange(1.0, elites + 1.0)), 0.0)
-    weight = weight / jnp.maximum(weight.sum(), 1e-12)
-    theta = jnp.where(chosen[:, None], vectors[best], search.mean)
-    noise = hyper.noise_decay * search.noise + (1.0 - hyper.noise_decay) * hyper.noise_floor
-    mean = weight @ theta
-    variance = weight @ (theta - search.mean) ** 2 / elites + noise
-    some = chosen.any()
-    return Search(jnp.where(some, mean, search.mean), jnp.where(some, variance, search.variance), noise)
-
-
-# ------------------------------------------------------------------------------------------------ trying
-
-
-def trial(parts: Parts) -> Trial:
-    """At the start of an iteration; see `_several.playing`."""
-    count, streams = parts.rule.config.policies, parts.streams
-    begun = jnp.int32(min(count, streams))
-    nothing = jnp.zeros(count), jnp.zeros(count, jnp.int32), jnp.zeros(streams, bool)
-    return Trial(*nothing, begun=begun, env_steps=jnp.int32(0))
-
-
-def tried(now: Trial, playing: _several.Playing, ended: _several.Ended) -> Trial:
-    """With the first whole episode of every stream that has not played its policy's yet."""
-    counts = ended.counts & (jnp.cumsum(ended.counts, axis=0) == 1) & ~now.done
-    value = jnp.where(counts, ended.value, 0.0)
-    at = jnp.broadcast_to(playing.policy, counts.shape)
-    return now._replace(
-        total=_several.finite(now.total.at[at].add(value)),
-        episodes=now.episodes.at[at].add(counts.astype(jnp.int32)),
-        done=now.done | counts.any(axis=0),
-        env_steps=now.env_steps + jnp.int32(counts.size),
-    )
-
-
-def next_in_line(now: Trial, playing: _several.Playing, last: Any, count: int) -> tuple[Trial, _several.Playing]:
-    """Streams that are done go on with policies that no stream has begun with: where there are fewer streams than K."""
-    place = now.begun + jnp.cumsum(now.done) - 1
-    takes = now.done & (place < count)
-    policy = jnp.where(takes, place, playing.policy).astype(jnp.int32)
-    begun = now.begun + takes.sum(dtype=jnp.int32)
-    return now._replace(done=now.done & ~takes, begun=begun), _several.hand_over(playing, policy, last)
-
-
-def fitness_of(now: Trial) -> Any:
-    """``[K]`` mean return of the episodes that counted: one of each, but where streams outnumber the policies."""
-    mean = now.total / jnp.maximum(now.episodes, 1)
-    return jnp.where(_several.known(now.total), mean, _several.NO_RETURN)
+# ------------------------------------------------------------------------------------------------ an iteration
 
 
 def update(parts: Parts, state: State, rollout: types.Rollout, key: types.Key) -> tuple[State, types.Metrics]:
@@ -332,9 +247,9 @@ def update(parts: Parts, state: State, rollout: types.Rollout, key: types.Key) -
     What streams do while they wait for the slowest is remembered, and counts as steps, but not as fitness.
     """
     config = parts.rule.config
-    playing, ended = _several.follow(state.playing, rollout.transitions)
-    trial, last = tried(state.trial, playing, ended), ended.over[-1]
-    trial, playing = next_in_line(trial, playing, last, config.policies)
+    playing, ended = _playing.follow(state.playing, rollout.transitions)
+    trial, last = _playing.tried(state.trial, playing, ended), ended.over[-1]
+    trial, playing = _playing.next_in_line(trial, playing, last, config.policies)
     memory = state.memory
     bare, steps = _critics.prepare(parts.rule, state._replace(memory=(), playing=playing, trial=trial), rollout)
     memory = parts.memory.add(memory, steps)
@@ -358,35 +273,36 @@ def iteration(parts: Parts, memory: Any, seen: Any, last: Any, key: types.Key, s
         state: The learner's, without its memory.
     """
     config = parts.rule.config
-    fitness = fitness_of(state.trial)
+    fitness = _playing.fitness_of(state.trial)
     vectors = jax.vmap(parts.shape.flatten)(state.policies)
-    search = improved(state.search, vectors, fitness, state.hyper, config.elites)
+    known, hyper = jnp.where(_playing.known(fitness), fitness, -jnp.inf), state.hyper
+    search = evolution.improved(state.search, vectors, known, config.elites, hyper.noise_decay, hyper.noise_floor)
     sample_key, train_key = jax.random.split(key)
     behaviour = _several.everywhere(parts.rule, state.policies, state.normaliser, seen)
     told = state.told._replace(
         fitness_mean=_mean_known(fitness),
-        fitness_best=jnp.where(_several.known(fitness).any(), fitness.max(), state.told.fitness_best),
+        fitness_best=jnp.where(_playing.known(fitness).any(), fitness.max(), state.told.fitness_best),
         deviation=jnp.sqrt(search.variance).mean(),
-        min_distance=_several.min_distance(_several.distances(behaviour)),
+        min_distance=diversity.min_distance(diversity.distances(behaviour)),
         iterations=state.told.iterations + 1.0,
     )
     told = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(new), new, old), told, state.told)
     steps = state.trial.env_steps
     ready = _critics.learns(state) & parts.memory.filled(memory)
     count = jnp.where(ready, jnp.floor(state.hyper.gradient_steps * steps.astype(jnp.float32)), 0.0).astype(jnp.int32)
-    playing = _several.playing(parts.streams, config.policies).policy
+    playing = _playing.playing(parts.streams, config.policies).policy
     state = state._replace(
         search=search,
         policies=sample(parts, search, sample_key),
-        playing=_several.hand_over(state.playing, playing, last)._replace(whole=last),
-        trial=trial(parts),
+        playing=_playing.hand_over(state.playing, playing, last)._replace(whole=last),
+        trial=_playing.trial(parts.streams, config.policies),
         told=told,
     )
     return trained(parts, memory, state, count, train_key) if config.trained else state
 
 
 def _mean_known(fitness: Any) -> Any:
-    known = _several.known(fitness)
+    known = _playing.known(fitness)
     return jnp.where(known, fitness, 0.0).sum() / jnp.maximum(known.sum(), 1)
 
 

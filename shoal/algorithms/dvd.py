@@ -21,9 +21,9 @@ with epy.lazy_imports():
     import jax.numpy as jnp
 
     from shoal import networks
-    from shoal.algorithms import _critics, _hyper, _memory, _several
+    from shoal.algorithms import _critics, _hyper, _memory, _playing, _several
     from shoal.core import tree
-    from shoal.formulas import distributions, normalise, optimise
+    from shoal.formulas import distributions, diversity, normalise, optimise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,6 @@ class Config:
 
 
 SCALINGS = ("mean", "sum")
-RECENT = 10  # episodes over which a policy's running return looks back
 
 
 class Hyper(NamedTuple):
@@ -99,13 +98,6 @@ class Hyper(NamedTuple):
     length: Any
     jitter: Any
     reward_scale: Any
-
-
-class Record(NamedTuple):
-    """How each policy fares in training."""
-
-    value: Any  # [K] f32, running mean of its returns
-    episodes: Any  # [K] i32
 
 
 class Told(NamedTuple):
@@ -127,8 +119,8 @@ class State(NamedTuple):
     memory: Any  # see `_memory`; () while the memory is somebody else's
     env_steps: Any  # scalar i32
     hyper: Hyper
-    playing: Any  # _several.Playing
-    record: Record
+    playing: Any  # _playing.Playing
+    record: Any  # _playing.Record
     told: Told
 
 
@@ -186,15 +178,15 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
             memory=memory.init(),
             env_steps=jnp.int32(0),
             hyper=_hyper.scalars(Hyper, config),
-            playing=_several.playing(given.streams, config.policies),
-            record=Record(jnp.zeros(config.policies), jnp.zeros(config.policies, jnp.int32)),
+            playing=_playing.playing(given.streams, config.policies),
+            record=_playing.Record(jnp.zeros(config.policies), jnp.zeros(config.policies, jnp.int32)),
             told=Told(jnp.float32(0.0), jnp.float32(0.0)),
         )
 
     def snapshot(state: State) -> types.Policy:
         random = (state.env_steps.astype(jnp.float32) < state.hyper.learning_starts).astype(jnp.float32)
         exploring = _several.Exploring(state.params["policy"], state.playing.policy, state.hyper.noise, random)
-        one = _several.member(state.params["policy"], best(state.record))
+        one = _several.member(state.params["policy"], _playing.best(state.record))
         return types.Policy(one, state.normaliser, jnp.float32(1.0), exploring, stream=jnp.int32(0))
 
     def act(given: types.Policy, carry: types.Carry, obs: Any, key: types.Key) -> tuple[Any, Any, types.Carry]:
@@ -223,53 +215,14 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
     return types.Agent(init=init, snapshot=snapshot, act=act, update=_memory.update(practice, memory), about=about)
 
 
-def best(record: Record) -> Any:
-    """The policy with the highest running return; the first one before any has finished an episode."""
-    return jnp.argmax(jnp.where(record.episodes > 0, record.value, -jnp.inf))
-
-
 def prepare(rule: _critics.Rule, streams: int, state: State, rollout: types.Rollout) -> tuple[State, types.Transition]:
     """See `types.Practice.prepare`; besides, who played what, and who plays next."""
     count = rule.config.policies
-    playing, ended = _several.follow(state.playing, rollout.transitions)
+    playing, ended = _playing.follow(state.playing, rollout.transitions)
     moved = jnp.where(ended.over.any(axis=0), (playing.policy + streams) % count, playing.policy)
-    after = _several.hand_over(playing, moved, ended.over[-1])
-    record = recorded(state.record, playing.policy, ended)
+    after = _playing.hand_over(playing, moved, ended.over[-1])
+    record = _playing.recorded(state.record, playing.policy, ended)
     return _critics.prepare(rule, state._replace(playing=after, record=record), rollout)
-
-
-def recorded(record: Record, policy: Any, ended: _several.Ended) -> Record:
-    """The running means with the whole episodes of a rollout, those of one policy taken together."""
-    counts = ended.counts & _several.known(ended.value)
-    at = jnp.broadcast_to(policy, counts.shape)
-    zeros = jnp.zeros_like(record.value)
-    found = zeros.at[at].add(counts)
-    total = zeros.at[at].add(jnp.where(counts, ended.value, 0.0))
-    weight = jnp.minimum(record.episodes + found, jnp.maximum(RECENT, found))  # of all that the mean is then over
-    new = record.value + (total - found * record.value) / jnp.maximum(weight, 1.0)
-    return Record(new, record.episodes + found.astype(jnp.int32))
-
-
-def diversity(behaviour: Any, hyper: Hyper, scaling: str) -> tuple[Any, Any]:
-    """The volume that policies span, log det(K + εI) with K_ij = exp(-d_ij / 2ℓ), and the distances d ``[K, K]``.
-
-    Where policies coincide the plain log det is -∞, and its gradient not a number. So distances are sums of squared
-    differences, which are never negative, and ε bounds the eigenvalues from below; Cholesky then always works, and the
-    gradient of what coincides is 0. Distances are per component, else the kernel of 17 actions at 1280 observations is
-    the unit matrix as soon as policies differ at all.
-
-    Source: Parker-Holder et al. 2020, arXiv:2002.00632, section 4; ε, the scaling: ours.
-
-    Args:
-        behaviour: ``[K, N, d]`` actions of every policy at the same observations.
-        hyper: ``length`` ℓ and ``jitter`` ε.
-        scaling: "mean" or "sum", how components of a distance are taken together.
-    """
-    squares = _several.distances(behaviour)
-    factor = float(behaviour.shape[1] * behaviour.shape[2]) if scaling == "sum" else 1.0
-    kernel = jnp.exp(-factor * squares / (2.0 * hyper.length))
-    lower = jnp.linalg.cholesky(kernel + hyper.jitter * jnp.eye(len(kernel)))
-    return 2.0 * jnp.log(jnp.diagonal(lower)).sum(), squares
 
 
 def weight(config: Config, hyper: Hyper, env_steps: Any) -> Any:
@@ -293,8 +246,11 @@ def gradient(rule: _critics.Rule, state: State, critics: Any, policies: Any, obs
 
     def uniform(policies: Any) -> tuple[Any, Told]:
         behaviour = _several.everywhere(rule, policies, seen, obs)
-        log_det, squares = diversity(behaviour, state.hyper, rule.config.scaling)
-        return -w * log_det, Told(_several.min_distance(squares), log_det)
+        squares = diversity.distances(behaviour)
+        # Per component: else the kernel of 17 actions at 1280 observations is the unit matrix once policies differ.
+        factor = float(behaviour.shape[1] * behaviour.shape[2]) if rule.config.scaling == "sum" else 1.0
+        log_det = diversity.log_det(factor * squares, state.hyper.length, state.hyper.jitter)
+        return -w * log_det, Told(diversity.min_distance(squares), log_det)
 
     own = functools.partial(_several.policy_loss, rule, critics, seen)
     climbing = jax.grad(own)(policies, _several.blocks(obs, count))
@@ -345,6 +301,6 @@ def learn(rule: _critics.Rule, state: State, drawn: _memory.Sample, key: types.K
         "min_distance": told.min_distance,
         "log_det": told.log_det,
         "diversity_weight": w,
-        "best_policy": best(state.record).astype(jnp.float32),
+        "best_policy": _playing.best(state.record).astype(jnp.float32),
     }
     return state, wanted - judged.q, metrics
