@@ -227,7 +227,8 @@ def prepare(rule: _critics.Rule, streams: int, state: State, rollout: types.Roll
 
 def weight(config: Config, hyper: Hyper, env_steps: Any) -> Any:
     """w, what diversity counts in the policies' loss at this time."""
-    passed = env_steps.astype(jnp.float32) >= jnp.asarray(config.weights_from, jnp.float32) * hyper.horizon
+    starts = jnp.round(jnp.asarray(config.weights_from, jnp.float32) * hyper.horizon)
+    passed = env_steps.astype(jnp.float32) >= starts
     return hyper.diversity * jnp.asarray(config.weights, jnp.float32)[passed.sum() - 1]
 
 
