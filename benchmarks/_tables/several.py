@@ -45,7 +45,5 @@ def _of_one_length(results: Mapping[str, Any]) -> list[dict[str, list[list[float
 
 def _curves(curves: Mapping[str, list[list[float]]]) -> str:
     steps = [show.number(step) for step, _ in next(iter(curves.values()))]
-    return show.grid(
-        ["after steps", *steps],
-        [[name, *(show.number(value) for _, value in points)] for name, points in curves.items()],
-    )
+    rows = [[name, *(show.number(value) for _, value in points)] for name, points in curves.items()]
+    return show.grid(["after steps", *steps], rows)
