@@ -22,7 +22,7 @@ from shoal.experiment.tuned import teams
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
-    "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl",
+    "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several",
 )  # fmt: skip
 
 
@@ -812,3 +812,38 @@ def test_compressed_actors_have_a_table_a_task():
     told = acting.accerl(made)
     assert "| chain, vtrace | 2 | 9 (9 to 9) | 5 (5 to 5) | 80.0 % (80.0 % to 80.0 %) | 80.0 % |" in told
     assert "| three_bits, none | 2 | 100 [100, 100] |" in told
+
+
+def played(returned, distance):
+    """A run of `bench several` whose distances are half that in the first half of the steps."""
+    points = [[100.0 * i, distance * (0.5 if i <= 5 else 1.0)] for i in range(1, 11)]
+    return {"eval_return_mean": returned, "curves": {"min_distance": points}}
+
+
+def test_several_policies_are_held_against_their_start_and_against_no_diversity():
+    several, table = _load("several"), importlib.import_module("_tables.several")
+    kept = {
+        "cem_rl": {"0": played(-150.0, 0.2), "1": played(-1100.0, 0.2), "2": played(-160.0, 0.2)},
+        "cem_rl_start": {"0": played(-1300.0, 0.0), "1": played(-1200.0, 0.0)},
+        "dvd": {"0": played(-150.0, 0.4), "1": played(-170.0, 0.1)},
+        "dvd_without": {"0": played(-150.0, 0.1), "1": played(-160.0, 0.2)},
+    }
+    made = several.conclude(kept)
+    evolved, diverse = made["cem_rl"], made["dvd"]
+    assert (evolved["better"], evolved["of"]) == (1, 2), "by more than the margin, of the seeds that both have"
+    assert evolved["gain_repeats"] == [1150.0, 100.0]
+    assert (diverse["further"], diverse["of"]) == (1, 2)
+    assert diverse["ratio_repeats"] == pytest.approx([4.0, 0.5])
+    assert diverse["distance_max"] == pytest.approx(0.4), "of the second half"
+    told = table.several(made)
+    assert "| mean policy | 2 |" in told
+    assert "| five policies | 2 | 0.25 (0.1 to 0.4) | 0.15 (0.1 to 0.2) | 2.25 (0.5 to 4) | 1 of 2 |" in told
+    assert "| after steps | 100 |" in told
+
+
+def test_a_curve_is_read_at_equal_distances():
+    lines = [{"step": 10, "a": 0.0}, {"step": 20}, {"step": 110, "a": 100.0}]
+    found = _load("several").curve(lines, "a", 100)
+    assert found[0] == [10.0, 0.0]
+    assert found[4] == [50.0, pytest.approx(40.0)]
+    assert len(found) == 10

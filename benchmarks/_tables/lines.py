@@ -155,6 +155,16 @@ def startup(results: Mapping[str, Any]) -> str:
     return f"from the command to the first learning step, warm cache: {', '.join(told)}"
 
 
+def several(results: Mapping[str, Any]) -> str:
+    """Seeds that did better, and the two numbers behind."""
+    evolved, diverse = results["cem_rl"], results["dvd"]
+    return (
+        f"the mean policy of `cem_rl` goes from {show.number(evolved['start'])} to {show.number(evolved['end'])} on "
+        f"Pendulum-v1 ({evolved['better']} of {evolved['of']} seeds gain more than {show.number(evolved['margin'])}); "
+        f"policies of `dvd` stay {show.spread(diverse, 'ratio', 'x')} as far apart as without its reward"
+    )
+
+
 LINES = (
     Line("A3C", "hogwild", "a3c-in-processes", hogwild),
     Line("A3C until solved", "cartpole", "learning", cartpole),
@@ -170,6 +180,7 @@ LINES = (
     Line("Gorila", "gorila", "a-parameter-server", gorila),
     Line("Engines of actors", "engines_actor", "engines", engines),
     Line("Compressed actors", "accerl", "compressed-actors", accerl),
+    Line("CEM-RL and DvD", "several", "several-policies", several),
     Line("MAP propagation", "map_propagation", "map-propagation", team),
     Line("Linear ancestors", "linear", "linear-ancestors", linear),
     Line("Start-up", "startup", "start-up", startup),

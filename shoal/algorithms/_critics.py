@@ -102,7 +102,7 @@ def practice(
     )
     return types.Practice(
         plan=plan,
-        prepare=functools.partial(_prepare, rule),
+        prepare=functools.partial(prepare, rule),
         ready=learns,
         drawing=lambda state: (state.hyper.discount, ()),
         learn=functools.partial(learn, rule),
@@ -110,7 +110,8 @@ def practice(
     )
 
 
-def _prepare(rule: Rule, state: Any, rollout: types.Rollout) -> tuple[Any, types.Transition]:
+def prepare(rule: Rule, state: Any, rollout: types.Rollout) -> tuple[Any, types.Transition]:
+    """See `types.Practice.prepare`."""
     steps = rollout.transitions
     if rule.config.normalise_observations:
         seen = normalise.update(state.normaliser, steps.obs, rule.policy.spec.observation.shape)

@@ -246,7 +246,7 @@ class Policy(NamedTuple):
     params: Params
     normaliser: Tree  # running statistics of observations, () where there are none
     explore: Scalar  # f32 scalar: 1 acts as in training, 0 greedily
-    exploration: Tree = ()  # what acting as in training needs besides: epsilon, the scale of noise; f32
+    exploration: Tree = ()  # what acting as in training needs besides: epsilon, the scale of noise, other policies
     returns: Tree = ()  # running statistics that rewards were divided by, () where there are none
     stream: Scalar = ()  # scalar i32, which of the run's streams this acts in; () where it does not matter
 
@@ -311,7 +311,8 @@ class About(NamedTuple):
     networks: Mapping[str, Network]  # by what they do; "policy" acts, and is what is exported
     carry: Carry = ()  # the recurrent state at the start of an episode; () without one
     acting: Acting | None = None  # network and decision apart; None: inseparable
-    practice: Practice | None = None  # learning from a replay memory that lies outside the state; None: there is none
+    practice: Practice | None = None  # learning from a replay memory that lies outside the state; None: there is none,
+    # or the rule learns from its own at times of its own
     hyper: Mapping[str, Leaf] = MappingProxyType({})  # every number that may change during training, by its option
     fields: Fields = Fields()  # where the state keeps what a runtime sets
     streams_matter: bool = False  # the state has leaves [B]: the same streams must come back every time

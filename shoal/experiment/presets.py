@@ -25,15 +25,17 @@ from shoal.experiment.tuned import (
     off_policy,
     populations,
     ppo,
+    several,
     teams,
     values,
-)  # fmt: skip
+)
 
 PRESETS: dict[str, Preset] = {
     **actor_critic.PRESETS,
     **values.PRESETS,
     **ppo.PRESETS,
     **off_policy.PRESETS,
+    **several.PRESETS,
     **actors.PRESETS,
     **teams.PRESETS,
     **linear.PRESETS,
