@@ -154,6 +154,6 @@ def climb(
     return policies, state._replace(rule=statistics, skipped=state.skipped + skipped.sum(dtype=jnp.int32))
 
 
-def restart(memory: _memory.Memory) -> Callable[[Any], Any]:
+def restart(memory: types.Replay) -> Callable[[Any], Any]:
     """`types.About.restart` of such a rule."""
     return lambda state: state._replace(memory=memory.cut(state.memory), playing=_playing.anew(state.playing))

@@ -155,7 +155,7 @@ class Parts(NamedTuple):
     """What the functions of the rule have in common."""
 
     rule: _critics.Rule
-    memory: _memory.Memory
+    memory: types.Replay
     shape: tree.Flattener  # of one policy
     streams: int  # B
 
