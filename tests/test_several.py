@@ -375,6 +375,8 @@ def test_a_policy_that_is_not_finite_costs_the_others_nothing(env_spec, build_ag
     after, policies = jax.jit(lambda *given: cem_rl.learn(rule, *given))(state, broken, drawn, jax.random.key(5))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
     assert int(after.optimiser.skipped) == 1
+    moved = zip(jax.tree.leaves(after.params), jax.tree.leaves(state.params), strict=True)
+    assert all(not np.array_equal(one, other) for one, other in moved), "the critics learn from the other rows"
     for k in (0, 2):
         before, now = jax.tree.leaves(member(pupils.policies, k)), jax.tree.leaves(member(policies.policies, k))
         assert all(not np.array_equal(a, b) for a, b in zip(before, now, strict=True))
@@ -490,6 +492,10 @@ def test_an_iteration_waits_for_the_slowest_and_training_for_its_time(evolving):
     assert (metrics["iterations"], int(after.updates)) == (1, 0)
     half = state._replace(hyper=state.hyper._replace(gradient_steps=jnp.float32(0.5)))
     assert int(update(half, given, jax.random.key(1))[0].updates) == 6
+    under_way = given.transitions._replace(discount=given.transitions.discount.at[2, 1].set(1.0))
+    after, metrics = update(state, given._replace(transitions=under_way), jax.random.key(1))
+    assert metrics["iterations"] == 1
+    assert after.playing.whole.tolist() == [True, False, True, True], "what the old policy began is not the new one's"
     back = agent.about.restart(waiting)
     assert back.playing.whole.all()
     assert back.trial.done.tolist() == waiting.trial.done.tolist(), "what was played was played"
