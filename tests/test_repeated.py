@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shoal.runs import training
-from shoal.runtimes.population import applying, lineage
+from shoal.runtimes.population import applying, lineage, running
 from tests import faults
 
 RUN = (
@@ -38,6 +38,13 @@ def test_a_population_is_done_again_to_the_same_hash(population, capsys):
     assert (population / "lineage.jsonl").read_text() == before
 
 
+def test_the_record_stands_in_for_measurements(population, capsys, monkeypatch):
+    calls, measure = [], running.Running._measured
+    monkeypatch.setattr(running.Running, "_measured", lambda life: (calls.append(life), measure(life)))
+    assert faults.call(capsys, "replay", population).code == 0
+    assert len(calls) == 1, "at the end, where nothing was exchanged"
+
+
 def test_another_history_is_told_apart(population, capsys):
     """The recorded fitness decides, so a lineage that was tampered with leads elsewhere."""
     path = population / "lineage.jsonl"
@@ -49,6 +56,18 @@ def test_another_history_is_told_apart(population, capsys):
     ended = faults.call(capsys, "replay", population, "--json")
     assert ended.code == 1
     assert ended.json["first_difference"] == first[0]["update"]
+
+
+@pytest.mark.slow
+def test_a_population_that_went_on_is_done_again(population, capsys):
+    assert faults.call(capsys, "resume", population, "--steps", 1500, "--eval-episodes", 0).code == 0
+    ended = faults.call(capsys, "replay", population, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["tickets"] > 3
+    assert faults.call(capsys, "resume", population, "--steps", 2000, "--reanneal", "--eval-episodes", 0).code == 0
+    ended = faults.call(capsys, "replay", population)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "--reanneal" in ended.err
 
 
 def test_without_lineage_or_checkpoint_it_is_refused(population, capsys):
