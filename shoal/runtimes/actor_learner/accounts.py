@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shoal.runtimes import actor_learner
 
 Told = dict[str, Any]  # an object of the summary, as JSON
+LATE = 100  # newer versions than the one that acted, from which on a rollout is told as late
 
 
 class Accounts:
@@ -33,7 +34,8 @@ class Accounts:
         self._config, self._name, self._notes = config, name, notes
         self.watch = timing.Stopwatch(timing.LEARNER)
         self._ended: dict[str, float] | None = None
-        self.dropped = 0
+        self.dropped = self._late = 0
+        self._behind: dict[int, int] = {}  # actors that have fallen behind -> by how many updates when it was told
         self._rollouts = 0
         self._lags = staleness.Staleness()
         self._full_bytes, self._packed_bytes = len(first.payload), len(first.payload)
@@ -76,11 +78,32 @@ class Accounts:
         if told.bytes:
             self.posted(types.Packed(b"", told.version, told.bytes, told.seconds, told.level, "", told.compressed))
 
-    def learnt(self, taken: queue.Taken, before: int) -> None:
-        """An update is made from these rollouts; `before`, updates so far."""
-        for version in taken.rollout.version[:: self._config.environments].tolist():
-            self._lags.add(before - version)
+    def learnt(self, taken: queue.Taken, before: int) -> list[int]:
+        """An update is made from these rollouts; `before`, updates so far.
+
+        Returns:
+            Actors that fell `LATE` versions behind, each told once.
+        """
+        fell = []
+        versions = taken.rollout.version[:: self._config.environments].tolist()
+        for worker, version in zip(taken.workers, versions, strict=True):
+            lag = before - version
+            self._lags.add(lag)
+            if lag >= LATE * self._config.publish_every:
+                self._late += 1
+                if worker not in self._behind:
+                    self._behind[worker] = lag
+                    fell.append(worker)
         self._rollouts += len(taken.workers)
+        return fell
+
+    def old(self, worker: int) -> str:
+        """What is told of an actor that fell behind."""
+        return (
+            f"a rollout of actor {worker} is of a policy {self._behind[worker]} updates old, though there is a newer "
+            f"one every {self._config.publish_every}: they do not reach it, or take long to compress. Those are "
+            "learned from, corrected as the corrector can, and counted as rollouts_late"
+        )
 
     # ---------------------------------------------------------------- what is told
 
@@ -118,6 +141,7 @@ class Accounts:
         """What was mended, by kind; nothing of what did not happen."""
         told = {
             "rollouts_dropped": self.dropped,
+            "rollouts_late": self._late,
             "snapshots_refused": int(self._notes["refused"].sum()),
             "not_compressed": self._failed,
         }

@@ -246,7 +246,10 @@ class Run:
                 self._crew.look(ONE_ROUND)
             else:
                 self.shared.bell.wait(0.02)
-            if not self._report():
+            self.accounts.watch.lap("wait")  # before telling reads the watch
+            going = self._report()
+            self.accounts.watch.lap("other")
+            if not going:
                 return None
 
     def _chosen(self) -> list[int] | None:
@@ -289,7 +292,8 @@ class Run:
 
     def _learn(self, taken: queue.Taken) -> None:
         """One update."""
-        self.accounts.learnt(taken, self._updates)
+        for worker in self.accounts.learnt(taken, self._updates):
+            self._observe.fault(f"actor {worker} acts with an old policy", self.accounts.old(worker))
         if taken.begun and self._parts.agent.about.restart:
             state = self._parts.agent.about.restart(self._made.state(self._kept))
             self._kept = self._made.keep(state)
@@ -363,7 +367,8 @@ class Run:
         metrics, skipped = jax.device_get((self._metrics or {}, self._made.told(self._kept)))
         measured = {name: float(value) for name, value in metrics.items()}
         spent = (self._ended or time.monotonic()) - self._began if self._began is not None else 0.0
-        restarts = about.get("restarts", 0) + int(self._notes["restarts"].sum())
+        restarts = int(self._notes["restarts"].sum())
+        restarts += sum(self._crew.about(role.name)["restarts"] for role in self.roles()) if self._crew else 0
         return types.Progress(
             env_steps=self._env_steps,
             updates=self._updates,

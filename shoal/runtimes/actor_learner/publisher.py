@@ -144,7 +144,8 @@ class Publisher(life.Worker):
         self._board = board.Board(job.board)
         self._memory: Any = None
         self._policy: types.Policy | None = None
-        self._done = self._teacher.given  # what an earlier incarnation was given is not compressed again
+        _, newest = self._teacher.newest()
+        self._done = self._teacher.given - (self._board.version < newest)  # what one that died left undone is done
         self._calls = self._failures = 0
         self._plain = self._teacher.plain
         self._metrics: dict[str, float] = {}
