@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, Literal
 
 from etils import epy
 
@@ -19,9 +19,10 @@ from shoal.runtimes.crew import threads
 
 with epy.lazy_imports():
     import jax
+    import numpy as np
 
-    from shoal.core import seeds
-    from shoal.runtimes.actor_learner import learner, watching
+    from shoal.core import seeds, tree
+    from shoal.runtimes.actor_learner import learner, publisher, watching
     from shoal.runtimes.crew import beside
     from shoal.runtimes.members import lanes
 
@@ -43,6 +44,9 @@ class Config:
     lockstep: bool = False
     """The learner waits for the actor and the actor for the learner's newest policy, so that a run repeats; one actor.
     With --compressor.engine jax it computes what the host runtime does."""
+    precision: Literal["full", "packed"] = options.later("full")
+    """What the learner computes with: its own policy, or, as its actors do, what the compressor would make of it; only
+    the changes are made in full precision."""
     monitor: bool = True
     """Measure, on a sample of rollouts, what staleness and compression do to the policy that acts."""
     controller: bool = False
@@ -75,6 +79,7 @@ def ways(config: Config) -> types.Ways:
         processes=config.workers,
         process_mb=threads.COMPUTES,
         ships_policy=True,
+        packs_learner=config.precision == "packed",
     )
 
 
@@ -124,7 +129,12 @@ class ActorLearner:
     def like(self, parts: types.Parts, seed: int) -> types.Tree:
         """See `types.Runtime`."""
         state = jax.eval_shape(parts.agent.init, seeds.key(seed, "init"))
-        return state, lanes.counters(0, 0, 0) | learner.kept("", control.State())
+        counters = lanes.counters(0, 0, 0) | learner.kept("", control.State())
+        memory: types.Tree = ()
+        if parts.compressor is not None and not parts.compressor.here:
+            memory = publisher.remembered(parts.agent, parts.compressor)
+        added = {"memory": memory, "remembers": np.int64(0)}  # older checkpoints lack them
+        return state, counters | jax.tree.map(lambda leaf: tree.Added(leaf.shape, leaf.dtype.name), added)
 
     def policy(self, parts: types.Parts, seed: int, saved: types.Tree) -> types.Policy:
         """See `types.Runtime`."""

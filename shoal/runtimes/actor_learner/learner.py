@@ -13,7 +13,7 @@ import numpy as np
 from shoal.core import errors, seeds, types
 from shoal.formulas import optimise
 from shoal.monitor import control
-from shoal.runtimes.actor_learner import accounts, actor, publisher, queue, sampling, shared, watching
+from shoal.runtimes.actor_learner import accounts, actor, precision, publisher, queue, sampling, shared, watching
 from shoal.runtimes.crew import beside, crew, life, turns
 from shoal.runtimes.experience import finite
 from shoal.runtimes.members import compiled, lanes
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 REPORT_S = 0.1  # seconds between two reports, at least
 ONE_ROUND = 1e-5  # seconds in which workers that take turns here take one each
+PATIENCE = 30.0  # seconds that a checkpoint in lock-step waits for the compressor
 
 
 class Run:
@@ -64,7 +65,8 @@ class Run:
             self._life = int(kept["life"]) + 1
             if self.engine == "auto":
                 self.engine = actor.read(kept["engine"]) or "auto"
-        self._made = compiled.Compiled(agent, several=False)
+        learning = precision.packed(agent, self._compressor) if config.precision == "packed" else agent
+        self._made = compiled.Compiled(learning, several=False)
         self._skipped = int(optimise.skipped(state))  # before this life
         self._kept = self._made.keep(state)
         self._words = [seeds.derive(seed, "update", i) for i in range(2)]
@@ -76,6 +78,7 @@ class Run:
         self._crew: Any = None
         self._update: Any = None  # compiled
         self._here = True  # the crew takes turns in this process
+        self._going = False  # it has been told to begin, and not to end
 
         policy = self.policy()
         first = self._compressor.plain(policy)._replace(version=self._updates)
@@ -83,6 +86,8 @@ class Run:
         self.shared = shared.Shared(config, parts, policy, first)
         if self.shared.teacher is not None:
             self.shared.teacher.give(policy, self._updates)  # so that the compressor is ready when actors are
+            if saved is not None and saved[1]["remembers"]:
+                self.shared.teacher.keep(saved[1]["memory"], 0)
         self._queues, self._notes = self.shared.queues, self.shared.notes
         self.accounts = accounts.Accounts(config, self._compressor.name, self._notes, first)
         self._watch = self._controller(saved)
@@ -110,7 +115,17 @@ class Run:
         state = jax.device_get(self._made.state(self._kept))
         counters = lanes.counters(self._updates, self._env_steps, self._life)
         control_ = self._watch.state if self._watch else control.State()
-        return state, counters | kept(self.accounts.engine(), control_)
+        memory: tuple[types.Tree, bool] = ((), False)
+        if self.shared.teacher is not None:
+            self._catch_up(self.shared.teacher)
+            memory = self.shared.teacher.memory()
+        return state, counters | kept(self.accounts.engine(), control_, *memory)
+
+    def _catch_up(self, teacher: publisher.Teacher) -> None:
+        """In lock-step, wait until the compressor has seen what it was given, so that its memory is of that version."""
+        until = time.monotonic() + PATIENCE
+        while self._config.lockstep and self._going and teacher.done < teacher.given and time.monotonic() < until:
+            self._hear(ONE_ROUND if self._here else 0.002)
 
     def policy(self) -> types.Policy:
         """The policy in full precision, on the host."""
@@ -182,7 +197,7 @@ class Run:
             going = self._crew.begin(lambda: self._look(self._crew.stage()))
             if not going:
                 raise errors.NotBegun("asked to end before the first step")
-            self._began = time.monotonic()
+            self._began, self._going = time.monotonic(), True
             self.accounts.begin()
             watch = self.accounts.watch
             while going and self._env_steps < self._steps:
@@ -201,6 +216,9 @@ class Run:
                 watch.lap("other")
             self._ended = time.monotonic()
             self.accounts.end()
+            if self.shared.teacher is not None:
+                self._catch_up(self.shared.teacher)
+            self._going = False
             self._crew.stop("actor")
             if self.shared.teacher is not None:
                 self._crew.stop("compressor")
@@ -405,9 +423,17 @@ class _Asked(Mapping[str, Mapping[str, Any]]):
         return len(self._make())
 
 
-def kept(engine: str, state: control.State) -> dict[str, np.ndarray]:
-    """What a checkpoint keeps beside the learner and its counters: the engine by name, where the controller stands."""
+def kept(engine: str, state: control.State, memory: types.Tree = (), remembers: bool = False) -> dict[str, types.Tree]:
+    """What a checkpoint keeps beside the learner and its counters.
+
+    Args:
+        engine: The actors', by name.
+        state: Where the controller stands.
+        memory: The compressor's (`types.Compressor.kept`).
+        remembers: Whether that is more than a place for one.
+    """
     room = np.zeros(16, np.uint8)
     raw = engine.encode()[:16]
     room[: len(raw)] = np.frombuffer(raw, np.uint8)
-    return {"engine": room, "control": np.array(state, np.int64)}
+    told = {"engine": room, "control": np.array(state, np.int64)}
+    return {**told, "memory": memory, "remembers": np.int64(remembers)}

@@ -25,6 +25,7 @@ with epy.lazy_imports():
 
 LIMIT = 3  # failures in a row
 NICE = 5  # how much its process gives way
+MEMORY = 2  # first of the places that lock memories; those before lock policies
 
 
 class Job(NamedTuple):
@@ -55,17 +56,35 @@ class Published(NamedTuple):
     metrics: dict[str, float]  # of what learned in between
 
 
-def layout(shapes: types.Policy, rows: int, seen: types.ObservationSpec) -> sharing.Layout:
-    """The learner's policy and recent observations in shared memory.
+def remembered(agent: types.Agent, compressor: types.Compressor) -> types.Tree:
+    """What a checkpoint holds of the compressor's memory (`types.Compressor.kept`), before it has compressed anything.
+
+    Args:
+        agent: Whose policies are compressed.
+        compressor: It.
+    """
+    shapes = jax.eval_shape(lambda key: agent.snapshot(agent.init(key)), seeds.key(0))
+    policy = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    with np.errstate(all="ignore"):
+        kept = compressor.kept(compressor.init(policy, seeds.key(0)))
+    return jax.tree.map(np.asarray, kept)
+
+
+def layout(shapes: types.Policy, rows: int, seen: types.ObservationSpec, memory: types.Tree) -> sharing.Layout:
+    """The learner's policy, recent observations and the compressor's memory in shared memory.
 
     Args:
         shapes: Of the policy.
         rows: Observations that are kept.
         seen: What one looks like.
+        memory: From `remembered`.
     """
-    leaves = jax.tree.leaves(shapes)
+    leaves, kept = jax.tree.leaves(shapes), jax.tree.leaves(memory)
     return {
         **{f"leaf_{i}": ((2, *leaf.shape), np.dtype(leaf.dtype).str) for i, leaf in enumerate(leaves)},
+        **{f"memory_{i}": ((2, *leaf.shape), leaf.dtype.str) for i, leaf in enumerate(kept)},
+        "keeps": ((1,), "i8"),  # memories so far; the newest is in place (keeps - 1) % 2
+        "done": ((1,), "i8"),  # of the policies that were given, those that the newest memory has seen
         "version": ((2,), "i8"),
         "plain": ((1,), "i8"),  # 1: it is to be posted in full precision, the controller said so
         "given": ((1,), "i8"),  # policies so far; the newest is in place (given - 1) % 2
@@ -75,17 +94,49 @@ def layout(shapes: types.Policy, rows: int, seen: types.ObservationSpec) -> shar
 
 
 class Teacher:
-    """The learner's policy and recent observations, as both sides see them."""
+    """The learner's policy, recent observations and the compressor's memory, as both sides see them."""
 
-    def __init__(self, block: sharing.Block, shapes: types.Policy) -> None:
-        """Args: `block` with `layout`; `shapes`, of the policy."""
-        self._block, self._shapes = block, shapes
+    def __init__(self, block: sharing.Block, shapes: types.Policy, memory: types.Tree) -> None:
+        """Args: `block` with `layout`; `shapes`, of the policy; `memory`, from `remembered`."""
+        self._block, self._shapes, self._like = block, shapes, memory
         self._leaves = [block[f"leaf_{i}"] for i in range(len(jax.tree.leaves(shapes)))]
+        self._memory = [block[f"memory_{i}"] for i in range(len(jax.tree.leaves(memory)))]
 
     @property
     def given(self) -> int:
         """How many policies there were."""
         return int(self._block["given"][0])
+
+    @property
+    def done(self) -> int:
+        """How many of them the compressor is done with, and its memory here has seen."""
+        return int(self._block["done"][0])
+
+    def keep(self, memory: types.Tree, done: int) -> None:
+        """The compressor's memory, for whoever saves, or begins in the place of one that died.
+
+        Args:
+            memory: `types.Compressor.kept` of it.
+            done: Policies that the compressor is done with.
+        """
+        at = int(self._block["keeps"][0]) % 2
+        with self._block.locked(MEMORY + at):
+            for room, leaf in zip(self._memory, jax.tree.leaves(memory), strict=True):
+                room[at] = leaf
+        self._block["keeps"][0] += 1
+        self.passed(done)
+
+    def passed(self, done: int) -> None:
+        """So many policies are done with."""
+        self._block["done"][0] = done
+
+    def memory(self) -> tuple[types.Tree, bool]:
+        """The newest memory, copied out, and whether there is one."""
+        keeps = int(self._block["keeps"][0])
+        at = (keeps - 1) % 2
+        with self._block.locked(MEMORY + at, reading=True):
+            leaves = [room[at].copy() for room in self._memory]
+        return jax.tree.unflatten(jax.tree.structure(self._like), leaves), keeps > 0
 
     @property
     def plain(self) -> bool:
@@ -140,7 +191,7 @@ class Publisher(life.Worker):
         self._compressor = parts.compressor
         agent = parts.agent
         shapes = jax.eval_shape(lambda key: agent.snapshot(agent.init(key)), seeds.key(0))
-        self._teacher = Teacher(job.teacher, shapes)
+        self._teacher = Teacher(job.teacher, shapes, remembered(agent, parts.compressor))
         self._board = board.Board(job.board)
         self._memory: Any = None
         self._policy: types.Policy | None = None
@@ -150,6 +201,7 @@ class Publisher(life.Worker):
         self._plain = self._teacher.plain
         self._metrics: dict[str, float] = {}
         self._rehearse(parts.spec)
+        self._take_up()
 
     def _rehearse(self, spec: types.EnvSpec) -> None:
         """Compile what compressing compiles, on made-up observations; later, actors would act with an old policy."""
@@ -168,6 +220,19 @@ class Publisher(life.Worker):
             return  # it is told when it matters
         self._memory = memory
 
+    def _take_up(self) -> None:
+        """Go on with the memory of the run before it was resumed, or of a compressor that died."""
+        kept, there = self._teacher.memory()
+        if there and self._memory is not None:
+            self._memory = self._compressor.resumed(self._memory, kept)
+        self._keep()
+
+    def _keep(self) -> None:
+        if self._memory is None:
+            self._teacher.passed(self._done)
+        else:
+            self._teacher.keep(self._compressor.kept(self._memory), self._done)
+
     @property
     def over(self) -> bool:
         """The learner has enough."""
@@ -178,13 +243,17 @@ class Publisher(life.Worker):
         self._job.bell.wait(0.05)
 
     def turn(self) -> bool:
-        """Publish what is newer, or let the student learn; False: neither can be done."""
+        """Publish what is newer, or let the student learn; False: neither can be done.
+
+        In lock-step it learns once for each policy, before that is posted: how often, and from which observations, is
+        no matter of time then.
+        """
         given, plain = self._teacher.given, self._teacher.plain
         if given > self._done or plain != self._plain:
             self._done, self._plain = given, plain
             self._publish()
             return True
-        return self._study()
+        return not self._job.lockstep and self._study()
 
     def _key(self, what: str) -> types.Key:
         self._calls += 1
@@ -193,15 +262,19 @@ class Publisher(life.Worker):
     def _publish(self) -> None:
         policy, version = self._teacher.newest()
         self._policy = policy
+        if self._job.lockstep:
+            self._study()
         try:
             if self._memory is None:
                 self._memory = self._compressor.init(policy, self._key("init"))
             obs = self._teacher.observations()
             if self._plain or (self._compressor.needs_obs and not len(obs)):
+                self._keep()
                 self._post(self._compressor.plain(policy), version, plain=True)
                 return
             memory, packed = self._compressor.compress(self._memory, policy, obs, self._key("publish"))
             self._memory, self._failures = memory, 0
+            self._keep()  # before actors go on: in lock-step nothing moves until then
             self._post(packed, version)
         except (ValueError, ArithmeticError) as error:
             self._failed(policy, version, f"{type(error).__name__}: {error}")
@@ -209,6 +282,7 @@ class Publisher(life.Worker):
     def _failed(self, policy: types.Policy, version: int, why: str) -> None:
         """Count it; the last good policy stays in use, or the plain one comes."""
         self._failures += 1
+        self._keep()
         finite = bool(tree.all_finite(policy))
         if finite and (self._failures >= LIMIT or self._job.lockstep):
             self._post(self._compressor.plain(policy), version, failed=why, plain=True)
@@ -250,4 +324,6 @@ class Publisher(life.Worker):
             self._policy = None  # the memory before is good; it is tried again with a newer policy
             return True
         self._metrics = {name: float(value) for name, value in metrics.items()}
+        if not self._job.lockstep:
+            self._keep()
         return True

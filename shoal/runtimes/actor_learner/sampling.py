@@ -44,7 +44,7 @@ class Sampler:
         agent, self._board, self._environments = parts.agent, posts, environments
         assert parts.compressor is not None
         self._compressor, self._about = parts.compressor, agent.about
-        self.drift = drift.Drift()
+        self.drift = drift.Drift(parts.bounds)
         self.kl: list[float] = []  # exact, of packed and full policy, where outputs give it
         self.latest: dict[str, float] = {}
         self._policies: collections.deque[tuple[int, types.Policy]] = collections.deque(maxlen=versions)

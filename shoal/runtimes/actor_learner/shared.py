@@ -42,8 +42,9 @@ class Shared:
         self.teacher: publisher.Teacher | None = None
         self.board.post(first)  # what takes long to compress, or needs to have seen something, begins plainly
         if not parts.compressor.here:
-            self.teacher_block = sharing.Block(publisher.layout(policy, SHOWN, parts.spec.observation))
-            self.teacher = publisher.Teacher(self.teacher_block, policy)
+            memory = publisher.remembered(parts.agent, parts.compressor)
+            self.teacher_block = sharing.Block(publisher.layout(policy, SHOWN, parts.spec.observation, memory))
+            self.teacher = publisher.Teacher(self.teacher_block, policy, memory)
 
     def ring(self) -> None:
         """Wake everybody."""
