@@ -185,8 +185,7 @@ def test_a_board_gives_back_what_was_posted_last():
 
 def stepped(run):
     """Actors of a run in this process, by hand."""
-    run._rebuild = lambda: run._parts
-    team = turns.Turns(run.roles(), lambda *_: None)
+    team = turns.Turns(run.jobs.roles(), lambda *_: None)
     assert team.begin(lambda: True)
     return team, [place.worker for place in team._places]
 
@@ -407,13 +406,13 @@ def test_an_actor_a_hundred_versions_behind_is_told_and_its_rollouts_have_their_
     made, there = built("a2c", engine="numpy", environments=1, more={"algorithm": {"rollout_length": 2}})
     observer = Observer()
     run = learner.Run(made.configs["runtime"], there.parts, 0, 2 * 112, observer, None)
-    open_, roles = actor.Actor, run.roles
+    open_, roles = actor.Actor, run.jobs.roles
 
     class Deaf(open_):
         def _load(self):
             """Nothing reaches it."""
 
-    run.roles = lambda: [role._replace(open=Deaf) for role in roles()]
+    run.jobs.roles = lambda: [role._replace(open=Deaf) for role in roles()]
     final = run.train(time.monotonic(), turns.Turns).final
     assert final.updates == 112
     assert final.faults["rollouts_late"] == 12, "of updates 100 to 111 old"

@@ -12,7 +12,7 @@ import pytest
 from shoal import experiment
 from shoal.core import errors, tree
 from shoal.runs import checkpoint
-from shoal.runtimes.actor_learner import learner, publisher
+from shoal.runtimes.actor_learner import learner, publisher, teacher
 from shoal.runtimes.crew import turns
 from tests.conformance.test_runtimes import Observer
 from tests.test_actor_learner import STEPS, built, stepped
@@ -38,7 +38,7 @@ def cached():
 def test_what_is_kept_is_all_there_is_and_its_shapes_are_known_beforehand(kind):
     agent = agent_for(hidden=(32, 32))
     compressor, obs = packing(kind.split()[0], agent, **KINDS[kind]), seen(agent)
-    before = publisher.remembered(agent, compressor)
+    before = teacher.remembered(agent, compressor)
     memory = compressor.init(policy_for(agent), jax.random.key(0))
     for i in range(3):
         policy, keys = policy_for(agent, i), [jax.random.key(2 * i), jax.random.key(2 * i + 1)]
@@ -123,15 +123,14 @@ def test_in_the_place_of_a_compressor_that_died_another_goes_on_with_its_student
     run = learner.Run(made.configs["runtime"], there.parts, 0, STEPS, Observer(), None)
     team, (_, presses) = stepped(run)
     with team:
-        teacher = run.shared.teacher
-        teacher.show(np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32))
-        teacher.give(run.policy(), 1)
+        run.shared.teacher.show(np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32))
+        run.shared.teacher.give(run.policy(), 1)
         for _ in range(4):
             assert presses.turn()
         steps = presses._memory[0].steps
         assert steps == 24
         place = next(place for place in team._places if place.worker is presses)
-        other = publisher.Publisher(run.publisher_job(0, 1), place)
+        other = publisher.Publisher(run.jobs.publisher(0, 1), place)
         assert other._memory[0].steps == steps
         jax.tree.map(np.testing.assert_array_equal, other._memory[0].optimiser, presses._memory[0].optimiser)
         assert run.save()[1]["memory"][0]["steps"] == steps
@@ -139,13 +138,13 @@ def test_in_the_place_of_a_compressor_that_died_another_goes_on_with_its_student
 
 def test_a_memory_that_was_being_written_when_its_process_died_is_not_read():
     run, _ = run_of(None, STEPS)
-    teacher = run.shared.teacher
-    kept, there = teacher.memory()
+    both = run.shared.teacher
+    kept, there = both.memory()
     assert not there
     full = jax.tree.map(lambda leaf: np.full_like(leaf, 3), kept)
-    teacher.keep(full, 1)
-    rooms = teacher._memory
+    both.keep(full, 1)
+    rooms = both._memory
     rooms[0][1] = 7  # half of the next, which goes to the other place
-    again, there = teacher.memory()
+    again, there = both.memory()
     assert there
     assert tree.sha256(again) == tree.sha256(full)

@@ -160,7 +160,7 @@ def _rebuild(folder: pathlib.Path, manifest: Mapping[str, Any], data: bytes, lik
     for path in sorted((wanted.keys() ^ places.keys()) - added):
         side = "lacks leaf" if path in wanted else "holds an unknown leaf"
         raise errors.NoCheckpoint(f"checkpoint {folder} {side} {path or 'tree'}; {fix}")
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for path, example in wanted.items():
         dtype, shape = tree.describe(example)
         if path in added:

@@ -14,15 +14,13 @@ from typing import Any, Literal
 from etils import epy
 
 from shoal.core import errors, options, types
-from shoal.monitor import control
 from shoal.runtimes.crew import threads
 
 with epy.lazy_imports():
     import jax
-    import numpy as np
 
-    from shoal.core import seeds, tree
-    from shoal.runtimes.actor_learner import learner, publisher, watching
+    from shoal.core import seeds
+    from shoal.runtimes.actor_learner import learner, saving, watching
     from shoal.runtimes.crew import beside
     from shoal.runtimes.members import lanes
 
@@ -129,12 +127,7 @@ class ActorLearner:
     def like(self, parts: types.Parts, seed: int) -> types.Tree:
         """See `types.Runtime`."""
         state = jax.eval_shape(parts.agent.init, seeds.key(seed, "init"))
-        counters = lanes.counters(0, 0, 0) | learner.kept("", control.State())
-        memory: types.Tree = ()
-        if parts.compressor is not None and not parts.compressor.here:
-            memory = publisher.remembered(parts.agent, parts.compressor)
-        added = {"memory": memory, "remembers": np.int64(0)}  # older checkpoints lack them
-        return state, counters | jax.tree.map(lambda leaf: tree.Added(leaf.shape, leaf.dtype.name), added)
+        return state, lanes.counters(0, 0, 0) | saving.like(parts)
 
     def policy(self, parts: types.Parts, seed: int, saved: types.Tree) -> types.Policy:
         """See `types.Runtime`."""

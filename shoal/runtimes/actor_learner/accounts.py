@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class Accounts:
         self._config, self._name, self._notes = config, name, notes
         self.watch = timing.Stopwatch(timing.LEARNER)
         self._ended: dict[str, float] | None = None
-        self.dropped = self._late = 0
+        self._late = 0
         self._behind: dict[int, int] = {}  # actors that have fallen behind -> by how many updates when it was told
         self._rollouts = 0
         self._lags = staleness.Staleness()
@@ -137,10 +138,14 @@ class Accounts:
             "waiting": waiting,
         }
 
-    def faults(self) -> dict[str, int]:
-        """What was mended, by kind; nothing of what did not happen."""
+    def faults(self, dropped: int = 0) -> dict[str, int]:
+        """What was mended, by kind; nothing of what did not happen.
+
+        Args:
+            dropped: Rollouts that could not be learned from.
+        """
         told = {
-            "rollouts_dropped": self.dropped,
+            "rollouts_dropped": dropped,
             "rollouts_late": self._late,
             "snapshots_refused": int(self._notes["refused"].sum()),
             "not_compressed": self._failed,
@@ -148,7 +153,7 @@ class Accounts:
         return {name: count for name, count in told.items() if count}
 
     def subsystems(
-        self, corrector: str, sample: sampling.Sampler | None, update: Mapping[str, float]
+        self, corrector: str, sample: sampling.Sampler | None, update: Mapping[str, float], dropped: int = 0
     ) -> dict[str, Told]:
         """Objects of the summary.
 
@@ -156,15 +161,16 @@ class Accounts:
             corrector: Its name, or what stands for it.
             sample: Of rollouts; None where nothing is sampled.
             update: What the last update measured.
+            dropped: As of `faults`.
         """
-        told = {"actor": self._actor(), "learner": self._learner(), "compression": self._compression(sample)}
+        told = {"actor": self._actor(dropped), "learner": self._learner(), "compression": self._compression(sample)}
         if sample is None:
             return told
         # Only the corrector itself knows which steps it rejects.
         rejected = {name: update.get(name) for name in ("rejected_low", "rejected_high")}
         return {**told, "correction": sample.drift.measured().correction(corrector) | rejected}
 
-    def _actor(self) -> Told:
+    def _actor(self, dropped: int) -> Told:
         notes = self._notes
         each = [dict(zip(_names(actor.SPLIT), row, strict=True)) for row in notes["split"].tolist()]
         split = timing.joined(each)
@@ -180,7 +186,7 @@ class Accounts:
             "staleness": self._lags.told(),
             "staleness_histogram": dict(self._lags.histogram()),
             "rollouts": self._rollouts,
-            "dropped": self.dropped,
+            "dropped": dropped,
             "amdahl": self._amdahl(each, decisions.quantile(0.5), measured.get(self.engine())),
         }
 
@@ -231,6 +237,22 @@ class Accounts:
             "return_compressed": None,
             "decisions": self.decisions,
         }
+
+
+class Asked(Mapping[str, Mapping[str, Any]]):
+    """What is worked out when somebody asks: at the end, not ten times a second."""
+
+    def __init__(self, make: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
+        self._make = functools.cache(make)
+
+    def __getitem__(self, name: str) -> Mapping[str, Any]:
+        return self._make()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make())
+
+    def __len__(self) -> int:
+        return len(self._make())
 
 
 def _names(split: tuple[str, ...]) -> tuple[str, ...]:
