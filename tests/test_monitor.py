@@ -190,8 +190,8 @@ def test_an_alarm_for_every_threshold_and_none_at_it(changed, said):
 def test_what_the_summary_and_the_metrics_hold():
     told = drift.sums(np.zeros(2), np.array([0.0, -9.0])).measured().correction("vtrace")
     assert list(told) == [
-        "name", "kl_compression", "kl_staleness", "kl_total", "kl_k3", "ess", "clip_fraction", "weight_mean", "chi2",
-        "dlogp", "rejected_low", "rejected_high", "log_rho", "alarms",
+        "name", "kl_compression", "kl_staleness", "kl_total", "kl_k3", "ess", "ess_corrected", "clip_fraction",
+        "weight_mean", "chi2", "dlogp", "rejected_low", "rejected_high", "log_rho", "alarms",
     ]  # fmt: skip
     assert (told["name"], told["kl_k3"], told["log_rho"]["max"], told["kl_total"]) == ("vtrace", None, 0.0, 4.5)
     assert len(told["alarms"]) == 1
