@@ -185,8 +185,7 @@ def test_a_board_gives_back_what_was_posted_last():
 
 def stepped(run):
     """Actors of a run in this process, by hand."""
-    run._rebuild = lambda: run._parts
-    team = turns.Turns(run.roles(), lambda *_: None)
+    team = turns.Turns(run.jobs.roles(), lambda *_: None)
     assert team.begin(lambda: True)
     return team, [place.worker for place in team._places]
 
@@ -346,6 +345,83 @@ def test_an_actor_that_is_killed_is_started_anew_and_the_run_completes(tmp_path)
     assert sum(summary["learner"]["split"].values()) == pytest.approx(summary["train_s"], rel=0.02, abs=0.05)
 
 
+class Interferes(Observer):
+    """Kills the compressor's process once some steps are learned from."""
+
+    def __init__(self):
+        super().__init__()
+        self.killed = None
+
+    def __call__(self, progress):
+        if progress.env_steps >= 400 and self.killed is None:
+            (self.killed,) = self.run._crew._pools["compressor"].pids
+            os.kill(self.killed, signal.SIGKILL)
+            self.at = self.run.shared.board.version
+        return super().__call__(progress)
+
+
+def test_a_compressor_that_is_killed_is_started_anew_and_actors_get_newer_policies_again():
+    """Specification 11.15, with processes; meanwhile training goes on with the last policy there was."""
+    more = {"compressor": {"engine": "numpy"}}
+    made, there = built("a2c", environments=2, compressor="quantise", more=more)
+    observer = Interferes()
+    run = observer.run = learner.Run(made.configs["runtime"], there.parts, 0, 10**9, observer, None)
+    observer.stop_at = float("inf")
+    going = run._report
+
+    def until_there_is_a_newer_one():
+        new = observer.killed and run._crew._pools["compressor"].pids not in ([], [observer.killed])
+        return going() and not (new and run.shared.board.version > observer.at + 20)
+
+    run._report = until_there_is_a_newer_one
+    final = run.train(time.monotonic()).final
+    assert final.faults["restarts"] == 1
+    assert final.env_steps > 400
+    assert [fault for fault in observer.faults if fault.startswith("compressor 0")], observer.faults
+    assert final.subsystems["compression"]["level"].startswith("int8")
+    assert not any(name in final.faults for name in ("snapshots_refused", "rollouts_dropped"))
+
+
+def test_in_lock_step_what_a_compressor_died_over_is_compressed_by_the_next():
+    """The actor waits for every policy; one that never came would be waited for without end."""
+    made, there = built("a2c", environments=4, lockstep=True, compressor="quantise")
+    compress, calls = there.parts.compressor.compress, []
+
+    def dies(*given):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("out of memory")
+        return compress(*given)
+
+    parts = there.parts._replace(compressor=there.parts.compressor._replace(compress=dies))
+    observer = Observer()
+    run = learner.Run(made.configs["runtime"], parts, 0, STEPS, observer, None)
+    final = run.train(time.monotonic(), turns.Turns).final
+    assert (final.env_steps, final.faults["restarts"]) == (STEPS, 1)
+    assert final.subsystems["actor"]["staleness"] == {"median": 0, "p95": 0, "max": 0}
+    assert "out of memory" in observer.faults[0]
+
+
+def test_an_actor_a_hundred_versions_behind_is_told_and_its_rollouts_have_their_version():
+    made, there = built("a2c", engine="numpy", environments=1, more={"algorithm": {"rollout_length": 2}})
+    observer = Observer()
+    run = learner.Run(made.configs["runtime"], there.parts, 0, 2 * 112, observer, None)
+    open_, roles = actor.Actor, run.jobs.roles
+
+    class Deaf(open_):
+        def _load(self):
+            """Nothing reaches it."""
+
+    run.jobs.roles = lambda: [role._replace(open=Deaf) for role in roles()]
+    final = run.train(time.monotonic(), turns.Turns).final
+    assert final.updates == 112
+    assert final.faults["rollouts_late"] == 12, "of updates 100 to 111 old"
+    assert final.subsystems["actor"]["staleness"]["max"] == 111
+    (told,) = observer.faults
+    assert "actor 0 acts with an old policy" in told
+    assert "of a policy 100 updates old" in told
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -423,6 +499,40 @@ def test_the_controller_leaves_compression_that_does_damage_and_stays_with_one_t
         assert decisions == []
         assert not any(plain)
         assert told["level"].startswith("int8")
+
+
+def test_the_controller_changes_once_a_cooldown_and_a_run_that_recovers_ends_compressed():
+    """Specification 11.14: two bits, again and again tried and left; then what does no harm is kept."""
+    made, there = built(
+        "a2c", engine="jax", environments=32, controller=True, bad_checks=2, good_checks=3, cooldown=5,
+        kl_high=1e-3, kl_low=1e-4, ess_low=0.0, ess_high=0.01, agreement_low=0.0, compressor="quantise",
+        more={"compressor": {"bits": 2}, "network": {"hidden": (32, 32)}, "optimiser": {"learning_rate": 0.03}},
+    )  # fmt: skip
+    coarse = there.parts.compressor
+    _, fine = built("a2c", engine="jax", environments=32, compressor="quantise", more={"network": {"hidden": (32, 32)}})
+    checks, levels = [], []
+
+    def compress(*given):
+        return (coarse if len(checks) < 60 else fine.parts.compressor).compress(*given)
+
+    parts = there.parts._replace(compressor=coarse._replace(compress=compress))
+    run = learner.Run(made.configs["runtime"], parts, 0, 8 * 32 * 100, Observer(), None)
+    run._sampler.due = lambda: True
+    look = run._look_at
+
+    def looked(taken):
+        look(taken)
+        checks.append(len(run._watch.decisions))
+        levels.append(run.shared.teacher.plain)
+
+    run._look_at = looked
+    told = run.train(time.monotonic(), turns.Turns).final.subsystems["compression"]
+    changed = np.flatnonzero(np.diff([0, *checks]))
+    assert len(changed) >= 4, "it is tried again after every recovery"
+    assert np.diff(changed).min() > 5, "no more than one change in a cooldown"
+    assert [one["to"] for one in told["decisions"]] == (["identity", "quantise"] * len(changed))[: len(changed)]
+    assert not any(levels[-20:]), "once it is healthy it ends at the most compressed level, and stays"
+    assert told["level"].startswith("int8")
 
 
 def test_the_controller_needs_something_to_control(tmp_path, capsys):

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from shoal import experiment
+from shoal.core import options, registry, types
+from shoal.experiment import correcting, presets
 from shoal.monitor import drift, staleness, timing
+from shoal.runtimes.actor_learner import sampling
 
 RNG = np.random.default_rng(0)
 
@@ -38,9 +42,10 @@ def test_the_split_adds_up_exactly_and_is_the_mean_of_the_samples():
 
 def test_hand_numbers_of_the_weights():
     rho = np.array([0.5, 2.0, 1.5, 0.8, 1.0])  # of the specification's worked example
-    measured = drift.sums(np.zeros(5), np.log(rho), bounds=drift.Bounds(clip=1.0, low=0.6, high=1.9)).measured()
+    measured = drift.sums(np.zeros(5), np.log(rho), bounds=types.Bounds(clip=1.0, low=0.6, high=1.9)).measured()
     np.testing.assert_allclose(measured.ess, 5.8**2 / (5 * 8.14), rtol=1e-12)  # 0.826536
     np.testing.assert_allclose(drift.ess(rho), measured.ess, rtol=1e-12)
+    np.testing.assert_allclose(measured.ess_corrected, 2.8**2 / (5 * 2.64))  # of 0, 0, 1, 0.8, 1
     np.testing.assert_allclose(measured.weight_mean, 1.16)
     np.testing.assert_allclose(measured.chi2, (0.25 + 4 + 2.25 + 0.64 + 1) / 5 - 1)
     assert (measured.clip_fraction, measured.rejected_low, measured.rejected_high) == (0.4, 0.2, 0.2)
@@ -52,6 +57,40 @@ def test_hand_numbers_of_the_weights():
     np.testing.assert_allclose(measured.dlogp_exp, (2 + 2 + 1.5 + 1.25 + 1) / 5)
     assert measured.kl_compression is None, "no snapshot of that version, no split"
     np.testing.assert_allclose(measured.kl_total, -logs.mean())
+
+
+def test_where_the_corrector_does_not_look_at_the_weights_all_steps_count_alike():
+    measured = drift.sums(np.zeros(4), np.log([0.5, 2.0, 1.5, 0.8])).measured()
+    assert (measured.ess_corrected, measured.clip_fraction) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("corrector", "settings", "bounds"),
+    [
+        ("vtrace", {"clip": 10.0}, types.Bounds(clip=10.0)),
+        ("vtrace", {"weight": "icepop", "low": 0.4}, types.Bounds(clip=1.0, low=0.4, high=5.0)),
+        ("retrace", {}, types.Bounds(clip=1.0)),
+        ("importance", {}, types.Bounds()),
+        ("tis", {"cap": 8.0}, types.Bounds(clip=8.0)),
+        ("icepop", {}, types.Bounds(low=0.5, high=5.0)),
+        ("seq_mis", {"weight": "tis"}, types.Bounds(clip=2.0)),
+        ("none", {}, None),
+        ("tree_backup", {}, None),
+        ("q_lambda", {}, None),
+    ],
+)
+def test_correctors_say_what_they_do_to_single_weights(corrector, settings, bounds):
+    config = options.build(registry.load("corrector", corrector).Config, settings, "corrector")
+    assert correcting.build(corrector, config).bounds == bounds
+
+
+def test_a_run_is_measured_by_the_bounds_of_its_corrector():
+    made, _ = presets.resolve(presets.Request("impala", "probe:match", 64, settings={"corrector": {"clip": 3.0}}))
+    parts = experiment.build(made).parts
+    assert parts.bounds == types.Bounds(clip=3.0)
+    sampler = sampling.Sampler(parts, None, 2, 1)
+    sampler.drift.add(np.zeros(4), np.log([2.0, 4.0, 0.5, 1.0]))
+    assert sampler.drift.measured().clip_fraction == 0.25
 
 
 def test_exact_divergences_agree_with_scipy_and_with_what_samples_estimate():
@@ -151,8 +190,8 @@ def test_an_alarm_for_every_threshold_and_none_at_it(changed, said):
 def test_what_the_summary_and_the_metrics_hold():
     told = drift.sums(np.zeros(2), np.array([0.0, -9.0])).measured().correction("vtrace")
     assert list(told) == [
-        "name", "kl_compression", "kl_staleness", "kl_total", "kl_k3", "ess", "clip_fraction", "weight_mean", "chi2",
-        "dlogp", "rejected_low", "rejected_high", "log_rho", "alarms",
+        "name", "kl_compression", "kl_staleness", "kl_total", "kl_k3", "ess", "ess_corrected", "clip_fraction",
+        "weight_mean", "chi2", "dlogp", "rejected_low", "rejected_high", "log_rho", "alarms",
     ]  # fmt: skip
     assert (told["name"], told["kl_k3"], told["log_rho"]["max"], told["kl_total"]) == ("vtrace", None, 0.0, 4.5)
     assert len(told["alarms"]) == 1

@@ -59,6 +59,9 @@ class Transform(NamedTuple):
     # (the layers that deciding needs; the network's parameters as JAX arrays; key) -> parameters of the same shapes,
     # inside `jit`; None: there is no such form
     needs_obs: bool = False
+    kept: Callable[[types.Memory], types.Tree] = lambda memory: ()  # noqa: ARG005
+    resumed: Callable[[types.Memory, types.Tree], types.Memory] = lambda memory, kept: memory  # noqa: ARG005
+    # see `types.Compressor`
     refuses: Callable[[types.NetworkSpec], str] = lambda spec: ""  # noqa: ARG005
     # (the layers that deciding needs, in full) -> why it cannot be used with them, "" if it can
 
@@ -95,7 +98,7 @@ def compressor(agent: types.Agent, name: str, engine: str, *steps: Transform) ->
         seen, memories = Seen(network, _nothing(spec), head), []
         for i, step in enumerate(steps):
             memory = step.init(seen, network, keys[2 * i])
-            if i + 1 < len(steps) and not step.needs_obs:
+            if i + 1 < len(steps):  # what needs observations to change a network comes last
                 _, network = step.apply(memory, seen, network, keys[2 * i + 1])
             memories.append(memory)
         return tuple(memories)
@@ -139,6 +142,12 @@ def compressor(agent: types.Agent, name: str, engine: str, *steps: Transform) ->
                 told |= metrics
         return tuple(after), told
 
+    def kept(memory: types.Memory) -> types.Tree:
+        return tuple(step.kept(one) for step, one in zip(steps, memory, strict=True))
+
+    def resumed(memory: types.Memory, kept: types.Tree) -> types.Memory:
+        return tuple(step.resumed(one, of) for step, one, of in zip(steps, memory, kept, strict=True))
+
     return types.Compressor(
         name=name,
         init=init,
@@ -150,6 +159,8 @@ def compressor(agent: types.Agent, name: str, engine: str, *steps: Transform) ->
         simulate=simulate if steps and all(step.simulate is not None for step in steps) else None,
         study=study if any(step.study is not None for step in steps) else None,
         needs_obs=any(step.needs_obs for step in steps),
+        kept=kept,
+        resumed=resumed,
         refuses=next((why for step in steps if (why := step.refuses(needed))), ""),
     )
 

@@ -75,6 +75,8 @@ def transform(config: Config, agent: types.Agent) -> _transform.Transform:
         study=functools.partial(study, config, kl),
         simulate=None,
         needs_obs=True,
+        kept=kept,
+        resumed=resumed,
         refuses=functools.partial(refuses, config),
     )
 
@@ -105,6 +107,17 @@ def init(config: Config, seen: _transform.Seen, network: compact.Compact, key: t
     if size(network) == size(seen.original):
         network = _units.removed(network, _units.kept(network.spec, network.params, _share(config)), seen.obs)
     return Student(network, jax.device_get(_adam(config).init(_learned(network.params))), 0)
+
+
+def kept(memory: Student) -> types.Tree:
+    """See `types.Compressor`; the layers are what `init` makes of the agent's."""
+    return {"params": memory.network.params, "optimiser": memory.optimiser, "steps": np.int64(memory.steps)}
+
+
+def resumed(memory: Student, kept: types.Tree) -> Student:
+    """See `types.Compressor`."""
+    network = memory.network._replace(params=kept["params"])
+    return Student(network, kept["optimiser"], int(kept["steps"]))
 
 
 def publish(

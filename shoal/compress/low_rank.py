@@ -46,7 +46,9 @@ def transform(config: Config, agent: types.Agent) -> _transform.Transform:
     return _transform.Transform(
         name="low_rank",
         level=f"rank {config.share:g} of the width",
-        init=lambda seen, network, key: {},  # noqa: ARG005
+        init=lambda seen, network, key: unfactored(config, network),  # noqa: ARG005
+        kept=dict,
+        resumed=lambda memory, kept: kept,  # noqa: ARG005
         apply=lambda memory, seen, network, key: apply(config, memory, network, key),  # noqa: ARG005
         simulate=lambda spec, params, key: simulated(config, spec, params),  # noqa: ARG005
         refuses=lambda spec: refuses(config, spec),
@@ -72,20 +74,29 @@ def refuses(config: Config, spec: types.NetworkSpec) -> str:
     return ""
 
 
+def unfactored(config: Config, network: compact.Compact) -> dict[str, np.ndarray]:
+    """The memory before the first policy: zeros, which stand for no factor yet."""
+    shapes = _shapes(network.params)
+    ranks = _ranks(config, network.spec, shapes)
+    return {name: np.zeros((rank, shapes[name][1]), np.float32) for name, rank in ranks.items()}
+
+
+def _shapes(params: types.Params) -> dict[str, tuple[int, ...]]:
+    return {name: arrays["kernel"].shape for name, arrays in params.items() if "kernel" in arrays}
+
+
 def apply(
     config: Config, memory: types.Memory, network: compact.Compact, key: types.Key
 ) -> tuple[types.Memory, compact.Compact]:
     """See `_transform.Transform`."""
     params = {name: dict(arrays) for name, arrays in network.params.items()}
-    ranks = _ranks(
-        config, network.spec, {name: arrays["kernel"].shape for name, arrays in params.items() if "kernel" in arrays}
-    )
+    ranks = _ranks(config, network.spec, _shapes(params))
     generator, followed = np.random.default_rng(np.asarray(jax.random.key_data(key))), {}
     for name, rank in ranks.items():
         whole = params[name]["kernel"]
         random = generator.standard_normal((rank, whole.shape[1]), np.float32)
-        before = memory.get(name)
-        if before is None or before.shape != random.shape:
+        before = memory[name]
+        if not before.any():
             first, second = factors(whole, random, STEPS)
         else:
             first, second = factors(whole, before + STIR * before.std() * random, 1)
@@ -141,7 +152,7 @@ def _basis(columns: np.ndarray) -> np.ndarray:
 
 def simulated(config: Config, spec: types.NetworkSpec, params: types.Params) -> types.Params:
     """Weights that are products of thin factors multiplied out, inside `jit`."""
-    shapes = {name: arrays["kernel"].shape for name, arrays in params.items() if "kernel" in arrays}
+    shapes = _shapes(params)
     changed = dict(params)
     for name, rank in _ranks(config, spec, shapes).items():
         whole = params[name]["kernel"]

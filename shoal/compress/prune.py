@@ -17,7 +17,9 @@ from shoal.core import options, types
 from shoal.networks import compact
 
 with epy.lazy_imports():
-    from shoal.compress import _units
+    import numpy as np
+
+    from shoal.compress import _structure, _units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Config:
 class Decided(NamedTuple):
     """Which units stay."""
 
-    kept: Any  # `_units.Kept`; None: not decided yet
-    packed: int  # policies since that decision
+    kept: Any  # `_units.Kept`
+    packed: int  # policies since that decision; -1: there was none yet
 
 
 def transform(config: Config, agent: types.Agent) -> _transform.Transform:
@@ -45,8 +47,10 @@ def transform(config: Config, agent: types.Agent) -> _transform.Transform:
     return _transform.Transform(
         name="prune",
         level=f"{100 * config.share:g} % of the units pruned",
-        init=lambda seen, network, key: Decided(None, 0),  # noqa: ARG005
+        init=lambda seen, network, key: undecided(config, network),  # noqa: ARG005
         apply=lambda memory, seen, network, key: apply(config, memory, seen, network),  # noqa: ARG005
+        kept=lambda memory: {"kept": dict(memory.kept), "packed": np.int64(memory.packed)},
+        resumed=lambda memory, kept: memory._replace(kept=kept["kept"], packed=int(kept["packed"])),
         simulate=lambda spec, params, key: _units.masked(spec, params, config.share),  # noqa: ARG005
         refuses=lambda spec: _units.refuses(spec, config.share, f"share={config.share:g}"),
     )
@@ -57,11 +61,17 @@ def build(config: Config, agent: types.Agent) -> types.Compressor:
     return _transform.compressor(agent, "prune", config.engine, transform(config, agent))
 
 
+def undecided(config: Config, network: compact.Compact) -> Decided:
+    """Before the first policy; already of the shapes that come."""
+    sizes = {link.layer.name: link.layer.size for link in _structure.links(network.spec)}
+    return Decided({name: np.zeros(_units.count(size, config.share), int) for name, size in sizes.items()}, -1)
+
+
 def apply(
     config: Config, memory: Decided, seen: _transform.Seen, network: compact.Compact
 ) -> tuple[Decided, compact.Compact]:
     """See `_transform.Transform`."""
-    if memory.kept is None or memory.packed >= config.refresh_every:
+    if memory.packed < 0 or memory.packed >= config.refresh_every:
         memory = Decided(_units.kept(network.spec, network.params, config.share), 0)
     smaller = _units.removed(network, memory.kept, seen.obs)
     return memory._replace(packed=memory.packed + 1), smaller

@@ -7,6 +7,7 @@ typed PRNG keys are refused, since keys are derived and never stored (see `seeds
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,14 @@ with epy.lazy_imports():
 
 # What a float32 element can carry without loss; wider integers and floats would come back changed.
 _FITS_FLOAT32 = ("float32", "float16", "bfloat16", "bool", "int8", "uint8", "int16", "uint16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """A leaf, as data, that checkpoints of an older Shoal lack; in those it is read as zeros."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class Flattener(NamedTuple):

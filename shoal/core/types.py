@@ -6,6 +6,7 @@ observation or one stream unless a ``[T, B]`` is shown; ``vmap`` gives the rest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -251,6 +252,16 @@ class Policy(NamedTuple):
     stream: Scalar = ()  # scalar i32, which of the run's streams this acts in; () where it does not matter
 
 
+def _nothing(memory: Memory) -> Tree:
+    del memory
+    return ()
+
+
+def _as_made(memory: Memory, kept: Tree) -> Memory:
+    del kept
+    return memory
+
+
 def _one(streams: int) -> int:
     del streams
     return 1
@@ -423,6 +434,7 @@ class Ways(NamedTuple):
     repeats: bool = False  # whether a run can be done again from its seed and its lineage (`Repeats`)
     races: str = ""  # what would keep its workers from racing; "": they do not race
     ships_policy: bool = False  # whether actors are sent a policy that a compressor packed
+    packs_learner: bool = False  # whether it also learns with what a compressor would compute
     simulates: bool = False  # whether it acts with what a compressor would compute (`Compressor.simulate`)
     meanwhile: bool = False  # whether its learners go on while its observer is at work
     threads: int | None = None  # of the compiled program; 0: as many as pay; None: it does not ask
@@ -501,6 +513,14 @@ class Corrected(NamedTuple):
     told: Metrics  # what is worth measuring of each step, by name; the mean over all that count is shown
 
 
+class Bounds(NamedTuple):
+    """What a corrector does to the weight ρ = π/μ of a single step."""
+
+    clip: float = math.inf  # above, it counts as this
+    low: float = 0.0  # below, the step is rejected
+    high: float = math.inf  # above, likewise
+
+
 class Corrector(NamedTuple):
     """Turns (possibly off-policy) experience into targets; see `correct/`."""
 
@@ -510,6 +530,7 @@ class Corrector(NamedTuple):
     correct: Callable[[Tree, Steps], Corrected]  # (hyper, one stream) -> targets
     weighs: bool = False  # whether a weight may be other than 1; False spares the rule the arithmetic
     densities: bool = True  # whether log π and log μ may be those of vectors, i.e. of densities
+    bounds: Bounds | None = None  # of its weights; None: it does not look at ρ
 
 
 class Packed(NamedTuple):
@@ -566,6 +587,10 @@ class Compressor(NamedTuple):
     # one step of learning between two publishes, where the compressed network learns (a student); None: it does not
     needs_obs: bool = False  # whether `compress` or `study` cannot do without observations
     refuses: str = ""  # why it cannot be used with this agent; "": it can
+    kept: Callable[[Memory], Tree] = _nothing
+    # memory -> what a checkpoint holds of it: NumPy arrays whose shapes the agent alone decides
+    resumed: Callable[[Memory, Tree], Memory] = _as_made
+    # (memory, as `init` makes it; `kept` of another) -> that other memory
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -601,6 +626,7 @@ class Parts(NamedTuple):
     rebuild: Callable[[], Parts]  # picklable: the same parts, built again inside a worker process
     compressor: Compressor | None = None  # None: what ships no policy needs none
     corrector: str = "none"  # name of the one that the agent learns through, to be told
+    bounds: Bounds | None = None  # of that one
     programs: Programs | None = None  # where compiled programs are kept between runs; None keeps none
 
 

@@ -122,6 +122,18 @@ def numbers(config: Any, how: How) -> Mapping[str, Any]:
     return {name: np.float32(value) for name, value in found.items()}
 
 
+def bounds(config: Any, how: How) -> types.Bounds:
+    """What the first axis does to single weights; rejections of the second look at more than one.
+
+    Args:
+        config: Of the corrector.
+        how: What is chosen.
+    """
+    if how.weight == "tis":
+        return types.Bounds(clip=config.cap)
+    return types.Bounds(low=config.low, high=config.high) if how.weight == "icepop" else types.Bounds()
+
+
 def weigh(how: How, given: Mapping[str, Any], steps: types.Steps, advantage: Any) -> Weighed:
     """Weights of the steps of one stream.
 
@@ -220,7 +232,15 @@ def alone(config: Any, how: How) -> types.Corrector:
     hyper = Hyper(lambda_=np.float32(config.lambda_), axes=numbers(config, how))
     correct = functools.partial(_alone, how)
     densities = how.reject != "dppo_tv"
-    return types.Corrector(hyper=hyper, of="v", needs_mu=True, correct=correct, weighs=True, densities=densities)
+    return types.Corrector(
+        hyper=hyper,
+        of="v",
+        needs_mu=True,
+        correct=correct,
+        weighs=True,
+        densities=densities,
+        bounds=bounds(config, how),
+    )
 
 
 def _alone(how: How, hyper: Hyper, steps: types.Steps) -> types.Corrected:

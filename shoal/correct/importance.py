@@ -54,6 +54,7 @@ def build(config: Config) -> types.Corrector:
         correct=functools.partial(correct, config.form, how),
         weighs=how != _weights.How(),
         densities=how.reject != "dppo_tv",
+        bounds=_weights.bounds(config, how),
     )
 
 

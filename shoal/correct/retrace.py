@@ -49,6 +49,7 @@ def build(config: Config) -> types.Corrector:
         correct=functools.partial(correct, how),
         weighs=how != _weights.How(),
         densities=how.reject != "dppo_tv",
+        bounds=_weights.bounds(config, how)._replace(clip=1.0),
     )
 
 

@@ -18,6 +18,7 @@ from shoal import algorithms, environments, networks
 from shoal.core import compilation, errors, options, programs, registry, types
 from shoal.experiment import correcting, counting, scheduled, starting
 from shoal.formulas import optimise
+from shoal.runtimes.actor_learner import precision
 from shoal.runtimes.crew import threads
 
 with epy.lazy_imports():
@@ -282,9 +283,12 @@ def _check_compressor(experiment: Experiment, opened: environments.Opened) -> No
             f"{asked}: under the {experiment.runtime} runtime whoever acts holds the policy itself, so there is "
             f"nothing to compress; use --runtime {' or '.join(served)}, or leave it out"
         )
-    made = _compressor(experiment, _agent(experiment, opened.spec, how))
+    agent = _agent(experiment, opened.spec, how)
+    made = _compressor(experiment, agent)
     if made.refuses:
         raise errors.Refused(f"{asked}: {made.refuses}")
+    if how.packs_learner and (why := precision.refuses(agent, made)):
+        raise errors.Refused(why)
     if made.simulate is None and not how.ships_policy:
         shipping = [name for name in registry.names("runtime") if ways(name).ships_policy]
         instead = f"use --runtime {' or '.join(shipping)}" if shipping else "leave it out"
@@ -356,6 +360,7 @@ def build(experiment: Experiment, opened: environments.Opened | None = None, sta
         environment=environments.Opener(experiment.env, configs["environment"], here=opened),
         rebuild=functools.partial(rebuild, experiment, start),
         corrector=experiment.corrector,
+        bounds=correcting.build(experiment.corrector, configs["corrector"]).bounds,
         compressor=_compressor(experiment, agent),
         programs=shelf,
     )

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
+from shoal.core import types
+
 with epy.lazy_imports():
     import numpy as np
 
@@ -113,6 +115,7 @@ class Measured(NamedTuple):
     kl_total: float | None  # their sum; without any split, E_mu[log mu - log pi_now]
     kl_k3: float | None  # the other estimate of `kl_compression`
     ess: float | None  # in (0, 1]
+    ess_corrected: float | None  # of the weights as the corrector takes them: clipped, 0 where it rejects
     chi2: float | None  # mean rho^2 - 1
     weight_mean: float | None  # mean rho; 1 in expectation
     clip_fraction: float | None  # share of steps with rho > clip
@@ -129,8 +132,8 @@ class Measured(NamedTuple):
     def correction(self, name: str) -> dict[str, Any]:
         """The object `correction` of the summary of a run whose corrector has this name."""
         keys = (
-            "kl_compression", "kl_staleness", "kl_total", "kl_k3", "ess", "clip_fraction", "weight_mean", "chi2",
-            "dlogp", "rejected_low", "rejected_high",
+            "kl_compression", "kl_staleness", "kl_total", "kl_k3", "ess", "ess_corrected", "clip_fraction",
+            "weight_mean", "chi2", "dlogp", "rejected_low", "rejected_high",
         )  # fmt: skip
         every = self._asdict()
         return {
@@ -173,6 +176,8 @@ class Sums(NamedTuple):
     log_rho_squared: float = 0.0
     rho: float = 0.0
     rho_squared: float = 0.0
+    corrected: float = 0.0  # weights as the corrector takes them
+    corrected_squared: float = 0.0
     clipped: float = 0.0
     low: float = 0.0
     high: float = 0.0
@@ -203,6 +208,7 @@ class Sums(NamedTuple):
             kl_total=_mean(-self.log_rho, n) if both is None else both,
             kl_k3=_mean(self.k3, split),
             ess=_ess(n, self.rho, self.rho_squared),
+            ess_corrected=_ess(n, self.corrected, self.corrected_squared),
             chi2=None if squared is None else squared - 1.0,
             weight_mean=_mean(self.rho, n),
             clip_fraction=_mean(self.clipped, n),
@@ -218,22 +224,14 @@ class Sums(NamedTuple):
         )
 
 
-class Bounds(NamedTuple):
-    """Of rho: where the corrector clips, and outside which it rejects; infinite or 0 where it does neither."""
-
-    clip: float = 1.0
-    low: float = 0.0
-    high: float = math.inf
-
-
-UNBOUNDED = Bounds()
+USUAL = types.Bounds(clip=1.0)  # what is counted as clipped where the corrector does not look at rho: V-trace's
 
 
 class Drift:
     """Accumulates: the whole run, and what came since it was last asked."""
 
-    def __init__(self, bounds: Bounds = UNBOUNDED) -> None:
-        """Args: `bounds`, of the corrector in use."""
+    def __init__(self, bounds: types.Bounds | None = None) -> None:
+        """Args: `bounds`, of the corrector in use; None: it does not look at rho."""
         self.bounds = bounds
         self.total = Sums()
         self._recent = Sums()
@@ -280,9 +278,10 @@ def sums(
     log_pi_now: np.ndarray,
     log_pi_v: np.ndarray | None = None,
     used: np.ndarray | None = None,
-    bounds: Bounds = UNBOUNDED,
+    bounds: types.Bounds | None = None,
 ) -> Sums:
     """`Sums` of some steps; arguments as of `Drift.add`."""
+    within = bounds or USUAL
     mu, now = (np.asarray(part, np.float64) for part in (log_mu, log_pi_now))
     counted = np.ones(mu.shape, bool) if used is None else np.asarray(used, bool)
     known = counted & np.isfinite(mu) & np.isfinite(now)
@@ -300,6 +299,8 @@ def sums(
         parts |= {"staleness": float((then - now).sum()), "k3": float(kl_k3(mu, then).sum())}
     log_rho = now - mu
     rho, apart = weights(log_rho), np.abs(log_rho)
+    taken = np.where((rho < within.low) | (rho > within.high), 0.0, np.minimum(rho, within.clip))
+    taken = np.ones_like(rho) if bounds is None else taken
     return Sums(
         **parts,
         steps=float(mu.size),
@@ -307,9 +308,11 @@ def sums(
         log_rho_squared=float(np.square(log_rho).sum()),
         rho=float(rho.sum()),
         rho_squared=float(np.square(rho).sum()),
-        clipped=float(np.count_nonzero(rho > bounds.clip)),
-        low=float(np.count_nonzero(rho < bounds.low)),
-        high=float(np.count_nonzero(rho > bounds.high)),
+        corrected=float(taken.sum()),
+        corrected_squared=float(np.square(taken).sum()),
+        clipped=float(np.count_nonzero(rho > within.clip)),
+        low=float(np.count_nonzero(rho < within.low)),
+        high=float(np.count_nonzero(rho > within.high)),
         apart=float(apart.sum()),
         exp_apart=float(weights(apart).sum()),
         non_finite=dropped,

@@ -17,6 +17,7 @@ FAULTS = {
     "non_finite": ("non-finite value", "non-finite values"),
     "not_saved": ("checkpoint not saved", "checkpoints not saved"),
     "rollouts_dropped": ("rollout dropped", "rollouts dropped"),
+    "rollouts_late": ("late rollout", "late rollouts"),
     "snapshots_refused": ("snapshot refused", "snapshots refused"),
     "not_compressed": ("policy not compressed", "policies not compressed"),
     "left_out": ("sample left out", "samples left out"),

@@ -191,6 +191,22 @@ class Slow(Calm):
         return super().step(action)
 
 
+class TellsSleep(Calm):
+    """A millisecond a step; closed in a worker, it leaves the seconds really slept and its steps: SHOAL_TEST_SLEPT."""
+
+    slept = 0.0
+
+    def step(self, action):
+        began = time.perf_counter()
+        time.sleep(0.001)
+        self.slept += time.perf_counter() - began
+        return super().step(action)
+
+    def close(self):
+        if multiprocessing.parent_process() is not None:
+            pathlib.Path(os.environ["SHOAL_TEST_SLEPT"]).write_text(f"{self.slept} {self.steps}")
+
+
 class Viscous(Slow):
     """An update takes seconds."""
 
@@ -278,6 +294,7 @@ KINDS = (
     DiesAtWork,
     Forgetful,
     Slow,
+    TellsSleep,
     Viscous,
     Stuck,
     OpensSlowly,

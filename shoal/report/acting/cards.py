@@ -118,6 +118,7 @@ def correction(run: run_folders.Run) -> markup.Markup | None:
         ("of it by staleness", _nats(of("kl_staleness"))),
         ("KL by compression, other estimate (k3)", _nats(of("kl_k3"))),
         ("effective sample size", words.percent(of("ess"))),
+        ("effective sample size, as corrected", words.percent(of("ess_corrected"))),
         ("chi-square of the weights", words.three(of("chi2"))),
         ("mean weight", words.three(of("weight_mean"))),
         ("log weight", words.spread(of("log_rho", "mean"), of("log_rho", "std"))),

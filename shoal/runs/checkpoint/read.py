@@ -156,12 +156,16 @@ def _rebuild(folder: pathlib.Path, manifest: Mapping[str, Any], data: bytes, lik
     """The saved leaves in the structure of `like`, each compared by key path, dtype and shape."""
     wanted, places = tree.paths(like), manifest["arrays"]
     fix = "resume with the configuration the run was started with"
-    for path in sorted(wanted.keys() ^ places.keys()):
+    added = {path for path, example in wanted.items() if isinstance(example, tree.Added) and path not in places}
+    for path in sorted((wanted.keys() ^ places.keys()) - added):
         side = "lacks leaf" if path in wanted else "holds an unknown leaf"
         raise errors.NoCheckpoint(f"checkpoint {folder} {side} {path or 'tree'}; {fix}")
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for path, example in wanted.items():
         dtype, shape = tree.describe(example)
+        if path in added:
+            leaves[path] = np.zeros(shape, dtype)
+            continue
         name, dims, at, length = places[path]
         count = int(np.prod(shape, dtype=np.int64))
         if (name, tuple(dims), length) != (dtype, shape, count * np.dtype(dtype).itemsize):

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, Literal
 
 from etils import epy
 
 from shoal.core import errors, options, types
-from shoal.monitor import control
 from shoal.runtimes.crew import threads
 
 with epy.lazy_imports():
     import jax
 
     from shoal.core import seeds
-    from shoal.runtimes.actor_learner import learner, watching
+    from shoal.runtimes.actor_learner import learner, saving, watching
     from shoal.runtimes.crew import beside
     from shoal.runtimes.members import lanes
 
@@ -43,6 +42,9 @@ class Config:
     lockstep: bool = False
     """The learner waits for the actor and the actor for the learner's newest policy, so that a run repeats; one actor.
     With --compressor.engine jax it computes what the host runtime does."""
+    precision: Literal["full", "packed"] = options.later("full")
+    """What the learner computes with: its own policy, or, as its actors do, what the compressor would make of it; only
+    the changes are made in full precision."""
     monitor: bool = True
     """Measure, on a sample of rollouts, what staleness and compression do to the policy that acts."""
     controller: bool = False
@@ -75,6 +77,7 @@ def ways(config: Config) -> types.Ways:
         processes=config.workers,
         process_mb=threads.COMPUTES,
         ships_policy=True,
+        packs_learner=config.precision == "packed",
     )
 
 
@@ -124,7 +127,7 @@ class ActorLearner:
     def like(self, parts: types.Parts, seed: int) -> types.Tree:
         """See `types.Runtime`."""
         state = jax.eval_shape(parts.agent.init, seeds.key(seed, "init"))
-        return state, lanes.counters(0, 0, 0) | learner.kept("", control.State())
+        return state, lanes.counters(0, 0, 0) | saving.like(parts)
 
     def policy(self, parts: types.Parts, seed: int, saved: types.Tree) -> types.Policy:
         """See `types.Runtime`."""

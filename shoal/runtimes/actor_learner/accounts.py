@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from shoal.runtimes import actor_learner
 
 Told = dict[str, Any]  # an object of the summary, as JSON
+LATE = 100  # newer versions than the one that acted, from which on a rollout is told as late
 
 
 class Accounts:
@@ -33,7 +35,8 @@ class Accounts:
         self._config, self._name, self._notes = config, name, notes
         self.watch = timing.Stopwatch(timing.LEARNER)
         self._ended: dict[str, float] | None = None
-        self.dropped = 0
+        self._late = 0
+        self._behind: dict[int, int] = {}  # actors that have fallen behind -> by how many updates when it was told
         self._rollouts = 0
         self._lags = staleness.Staleness()
         self._full_bytes, self._packed_bytes = len(first.payload), len(first.payload)
@@ -76,11 +79,32 @@ class Accounts:
         if told.bytes:
             self.posted(types.Packed(b"", told.version, told.bytes, told.seconds, told.level, "", told.compressed))
 
-    def learnt(self, taken: queue.Taken, before: int) -> None:
-        """An update is made from these rollouts; `before`, updates so far."""
-        for version in taken.rollout.version[:: self._config.environments].tolist():
-            self._lags.add(before - version)
+    def learnt(self, taken: queue.Taken, before: int) -> list[int]:
+        """An update is made from these rollouts; `before`, updates so far.
+
+        Returns:
+            Actors that fell `LATE` versions behind, each told once.
+        """
+        fell = []
+        versions = taken.rollout.version[:: self._config.environments].tolist()
+        for worker, version in zip(taken.workers, versions, strict=True):
+            lag = before - version
+            self._lags.add(lag)
+            if lag >= LATE * self._config.publish_every:
+                self._late += 1
+                if worker not in self._behind:
+                    self._behind[worker] = lag
+                    fell.append(worker)
         self._rollouts += len(taken.workers)
+        return fell
+
+    def old(self, worker: int) -> str:
+        """What is told of an actor that fell behind."""
+        return (
+            f"a rollout of actor {worker} is of a policy {self._behind[worker]} updates old, though there is a newer "
+            f"one every {self._config.publish_every}: they do not reach it, or take long to compress. Those are "
+            "learned from, corrected as the corrector can, and counted as rollouts_late"
+        )
 
     # ---------------------------------------------------------------- what is told
 
@@ -114,17 +138,22 @@ class Accounts:
             "waiting": waiting,
         }
 
-    def faults(self) -> dict[str, int]:
-        """What was mended, by kind; nothing of what did not happen."""
+    def faults(self, dropped: int = 0) -> dict[str, int]:
+        """What was mended, by kind; nothing of what did not happen.
+
+        Args:
+            dropped: Rollouts that could not be learned from.
+        """
         told = {
-            "rollouts_dropped": self.dropped,
+            "rollouts_dropped": dropped,
+            "rollouts_late": self._late,
             "snapshots_refused": int(self._notes["refused"].sum()),
             "not_compressed": self._failed,
         }
         return {name: count for name, count in told.items() if count}
 
     def subsystems(
-        self, corrector: str, sample: sampling.Sampler | None, update: Mapping[str, float]
+        self, corrector: str, sample: sampling.Sampler | None, update: Mapping[str, float], dropped: int = 0
     ) -> dict[str, Told]:
         """Objects of the summary.
 
@@ -132,15 +161,16 @@ class Accounts:
             corrector: Its name, or what stands for it.
             sample: Of rollouts; None where nothing is sampled.
             update: What the last update measured.
+            dropped: As of `faults`.
         """
-        told = {"actor": self._actor(), "learner": self._learner(), "compression": self._compression(sample)}
+        told = {"actor": self._actor(dropped), "learner": self._learner(), "compression": self._compression(sample)}
         if sample is None:
             return told
         # Only the corrector itself knows which steps it rejects.
         rejected = {name: update.get(name) for name in ("rejected_low", "rejected_high")}
         return {**told, "correction": sample.drift.measured().correction(corrector) | rejected}
 
-    def _actor(self) -> Told:
+    def _actor(self, dropped: int) -> Told:
         notes = self._notes
         each = [dict(zip(_names(actor.SPLIT), row, strict=True)) for row in notes["split"].tolist()]
         split = timing.joined(each)
@@ -156,7 +186,7 @@ class Accounts:
             "staleness": self._lags.told(),
             "staleness_histogram": dict(self._lags.histogram()),
             "rollouts": self._rollouts,
-            "dropped": self.dropped,
+            "dropped": dropped,
             "amdahl": self._amdahl(each, decisions.quantile(0.5), measured.get(self.engine())),
         }
 
@@ -207,6 +237,22 @@ class Accounts:
             "return_compressed": None,
             "decisions": self.decisions,
         }
+
+
+class Asked(Mapping[str, Mapping[str, Any]]):
+    """What is worked out when somebody asks: at the end, not ten times a second."""
+
+    def __init__(self, make: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
+        self._make = functools.cache(make)
+
+    def __getitem__(self, name: str) -> Mapping[str, Any]:
+        return self._make()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make())
+
+    def __len__(self) -> int:
+        return len(self._make())
 
 
 def _names(split: tuple[str, ...]) -> tuple[str, ...]:

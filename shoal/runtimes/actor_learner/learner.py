@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,8 +12,20 @@ import numpy as np
 from shoal.core import errors, seeds, types
 from shoal.formulas import optimise
 from shoal.monitor import control
-from shoal.runtimes.actor_learner import accounts, actor, publisher, queue, sampling, shared, watching
-from shoal.runtimes.crew import beside, crew, life, turns
+from shoal.runtimes.actor_learner import (
+    accounts,
+    jobs,
+    precision,
+    publisher,
+    queue,
+    sampling,
+    saving,
+    shared,
+    taking,
+    teacher,
+    watching,
+)
+from shoal.runtimes.crew import beside, crew, turns
 from shoal.runtimes.experience import finite
 from shoal.runtimes.members import compiled, lanes
 
@@ -23,6 +34,7 @@ if TYPE_CHECKING:
 
 REPORT_S = 0.1  # seconds between two reports, at least
 ONE_ROUND = 1e-5  # seconds in which workers that take turns here take one each
+PATIENCE = 30.0  # seconds that a checkpoint in lock-step waits for the compressor
 
 
 class Run:
@@ -51,22 +63,17 @@ class Run:
         self._config, self._parts, self._seed, self._steps, self._observe = config, parts, seed, steps, observe
         self._compressor, agent = parts.compressor, parts.agent
         self._rollouts = config.rollouts or config.workers
-        self.engine = self._compressor.engine
-        if saved is None:
-            state: Any = jax.jit(agent.init)(seeds.key(seed, "init"))
-            self._updates = self._env_steps = self._life = 0
-        else:
-            state, kept = saved
-            state = jax.device_put(state)
-            if agent.about.restart:  # the simulators could not be saved: every stream breaks off here
-                state = jax.jit(agent.about.restart, donate_argnums=0)(state)
-            self._updates, self._env_steps = int(kept["updates"]), int(kept["env_steps"])
-            self._life = int(kept["life"]) + 1
-            if self.engine == "auto":
-                self.engine = actor.read(kept["engine"]) or "auto"
-        self._made = compiled.Compiled(agent, several=False)
-        self._skipped = int(optimise.skipped(state))  # before this life
-        self._kept = self._made.keep(state)
+        begun = saving.begun(agent, seed, self._compressor.engine, saved)
+        self._updates, self._env_steps, self._life, self.engine = (
+            begun.updates,
+            begun.env_steps,
+            begun.life,
+            begun.engine,
+        )
+        learning = precision.packed(agent, self._compressor) if config.precision == "packed" else agent
+        self._made = compiled.Compiled(learning, several=False)
+        self._skipped = int(optimise.skipped(begun.state))  # before this life
+        self._kept = self._made.keep(begun.state)
         self._words = [seeds.derive(seed, "update", i) for i in range(2)]
         self._metrics: Mapping[str, Any] = {}
         self._episodes: list[types.Episode] = []
@@ -76,32 +83,29 @@ class Run:
         self._crew: Any = None
         self._update: Any = None  # compiled
         self._here = True  # the crew takes turns in this process
+        self._going = False  # it has been told to begin, and not to end
 
         policy = self.policy()
-        first = self._compressor.plain(policy)._replace(version=self._updates)
-        self._first = first
+        self._first = first = self._compressor.plain(policy)._replace(version=self._updates)
         self.shared = shared.Shared(config, parts, policy, first)
         if self.shared.teacher is not None:
             self.shared.teacher.give(policy, self._updates)  # so that the compressor is ready when actors are
+            if saved is not None and saved[1]["remembers"]:
+                self.shared.teacher.keep(saved[1]["memory"], 0)
         self._queues, self._notes = self.shared.queues, self.shared.notes
+        self.jobs = jobs.Jobs(config, parts, self.shared, jobs.Named(seed, self._life, self.engine))
+        self._taking = taking.Taking(config, self.shared, agent.about.streams_matter)
         self.accounts = accounts.Accounts(config, self._compressor.name, self._notes, first)
-        self._watch = self._controller(saved)
+        self._watch = watching.begun(config, self._compressor.name, begun.control) if config.controller else None
+        if self._watch is not None:
+            self.accounts.decisions = self._watch.decisions
+            if self.shared.teacher is not None:
+                self.shared.teacher.level(plain=self._watch.plain)
         self._sampler: sampling.Sampler | None = None
         if config.monitor:
-            lags = (config.workers * config.queue + 4) // config.publish_every + 4
-            kept = sampling.versions(len(first.payload), lags)
+            kept = sampling.versions(len(first.payload), config)
             self._sampler = sampling.Sampler(parts, self.shared.board, kept, config.environments)
             self._sampler.keep(policy, self._updates)
-
-    def _controller(self, saved: types.Tree | None) -> watching.Watch | None:
-        if not self._config.controller:
-            return None
-        state = control.State(*map(int, saved[1]["control"])) if saved is not None else control.State()
-        watch = watching.Watch(watching.build(self._config, self._compressor.name), state)
-        self.accounts.decisions = watch.decisions
-        if self.shared.teacher is not None:
-            self.shared.teacher.level(plain=watch.plain)
-        return watch
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -110,59 +114,21 @@ class Run:
         state = jax.device_get(self._made.state(self._kept))
         counters = lanes.counters(self._updates, self._env_steps, self._life)
         control_ = self._watch.state if self._watch else control.State()
-        return state, counters | kept(self.accounts.engine(), control_)
+        memory: tuple[types.Tree, bool] = ((), False)
+        if self.shared.teacher is not None:
+            self._catch_up(self.shared.teacher)
+            memory = self.shared.teacher.memory()
+        return state, counters | saving.kept(self.accounts.engine(), control_, *memory)
+
+    def _catch_up(self, teacher: teacher.Teacher) -> None:
+        """In lock-step, wait until the compressor has seen what it was given, so that its memory is of that version."""
+        until = time.monotonic() + PATIENCE
+        while self._config.lockstep and self._going and teacher.done < teacher.given and time.monotonic() < until:
+            self._hear(ONE_ROUND if self._here else 0.002)
 
     def policy(self) -> types.Policy:
         """The policy in full precision, on the host."""
         return self._made.policy(self._kept)
-
-    # ---------------------------------------------------------------- the crew
-
-    def roles(self) -> list[life.Role]:
-        """The actors, and the compressor where there is something to compress."""
-        acting = life.Role(name="actor", workers=self._config.workers, open=actor.Actor, job=self.actor_job)
-        if self.shared.teacher is None:
-            return [acting]
-        packing = life.Role(name="compressor", workers=1, open=publisher.Publisher, job=self.publisher_job)
-        return [acting, packing]
-
-    def actor_job(self, worker: int, incarnation: int) -> actor.Job:
-        """What an actor is told."""
-        return actor.Job(
-            queues=self.shared.queue_block,
-            board=self.shared.board_block,
-            notes=self._notes,
-            bell=self.shared.bell,
-            mine=self.shared.bells[worker],
-            rebuild=self._rebuild,
-            seed=self._seed,
-            life=self._life,
-            worker=worker,
-            incarnation=incarnation,
-            environments=self._config.environments,
-            engine=self.engine,
-            lockstep=self._config.lockstep,
-        )
-
-    def publisher_job(self, worker: int, incarnation: int) -> publisher.Job:
-        """What the compressor is told."""
-        del worker
-        assert self.shared.teacher_block is not None
-        return publisher.Job(
-            teacher=self.shared.teacher_block,
-            board=self.shared.board_block,
-            bells=tuple(self.shared.bells),
-            bell=self.shared.press,
-            rebuild=self._rebuild,
-            seed=self._seed,
-            life=self._life,
-            incarnation=incarnation,
-            lockstep=self._config.lockstep,
-            apart=not self._here,
-        )
-
-    def _rebuild(self) -> types.Parts:
-        return self._parts
 
     # ---------------------------------------------------------------- the loop
 
@@ -173,16 +139,15 @@ class Run:
             began: ``time.monotonic()`` when the runtime was asked to run.
             form: Of the crew.
         """
-        self._form = form
-        self._here = form is turns.Turns
+        self._here = self.jobs.here = form is turns.Turns
         if not self._here:
-            self._rebuild = self._parts.rebuild  # type: ignore[method-assign]
-        with form(self.roles(), self._observe.fault) as self._crew:
+            self.jobs.rebuild = self._parts.rebuild
+        with form(self.jobs.roles(), self._observe.fault) as self._crew:
             beside.done(self._compile, beside.COMPILING, self._look)  # while the actors start
             going = self._crew.begin(lambda: self._look(self._crew.stage()))
             if not going:
                 raise errors.NotBegun("asked to end before the first step")
-            self._began = time.monotonic()
+            self._began, self._going = time.monotonic(), True
             self.accounts.begin()
             watch = self.accounts.watch
             while going and self._env_steps < self._steps:
@@ -201,6 +166,9 @@ class Run:
                 watch.lap("other")
             self._ended = time.monotonic()
             self.accounts.end()
+            if self.shared.teacher is not None:
+                self._catch_up(self.shared.teacher)
+            self._going = False
             self._crew.stop("actor")
             if self.shared.teacher is not None:
                 self._crew.stop("compressor")
@@ -221,16 +189,7 @@ class Run:
             runner = self._compressor.runner(self._first, self._config.environments, "auto")
             self.accounts.full_us = min(runner.measured.values(), default=None)
         one = queue.like(self._parts, self._config.environments)._replace(version=())
-        count = self._rollouts
-
-        def several(leaf: Any, axis: int) -> Any:
-            shape = (*leaf.shape[:axis], count * leaf.shape[axis], *leaf.shape[axis + 1 :])
-            return jax.ShapeDtypeStruct(shape, leaf.dtype)
-
-        rollout = types.Rollout(
-            jax.tree.map(lambda leaf: several(leaf, 1), one.transitions),
-            jax.tree.map(lambda leaf: several(leaf, 0), one.carry),
-        )
+        rollout = queue.joined(one, self._rollouts)
         if self._sampler is not None:
             self._sampler.warm(one)
         words = jax.ShapeDtypeStruct((3,), np.uint32)
@@ -246,37 +205,15 @@ class Run:
                 self._crew.look(ONE_ROUND)
             else:
                 self.shared.bell.wait(0.02)
-            if not self._report():
+            self.accounts.watch.lap("wait")  # before telling reads the watch
+            going = self._report()
+            self.accounts.watch.lap("other")
+            if not going:
                 return None
 
     def _chosen(self) -> list[int] | None:
         """Whose rollouts are next; None: too few wait."""
-        waiting = self._queues.waiting()
-        for worker in np.flatnonzero(waiting).tolist():
-            while waiting[worker] and not self._good(worker):
-                self._queues.drop(worker)
-                self.accounts.dropped += 1
-                waiting[worker] -= 1
-                self.shared.bells[worker].ring()
-        if self._parts.agent.about.streams_matter or not self._config.rollouts:
-            return list(range(len(waiting))) if waiting.all() else None
-        if waiting.sum() < self._rollouts:
-            return None
-        chosen: list[int] = []
-        while len(chosen) < self._rollouts:  # the fullest queue first
-            worker = int(waiting.argmax())
-            chosen.append(worker)
-            waiting[worker] -= 1
-        return chosen
-
-    def _good(self, worker: int) -> bool:
-        """Whether what an actor sent is finite, and of a policy that there was."""
-        slot = self._queues.peek(worker)
-        version = slot.rollout.version
-        if version.min() < 0 or version.max() > self._updates or not np.isfinite(slot.log_mu).all():
-            return False
-        leaves = [slot.rollout.transitions.action, *jax.tree.leaves(slot.rollout.transitions.extras)]
-        return all(bool(np.isfinite(leaf).all()) for leaf in leaves if leaf.dtype.kind == "f")
+        return self._taking.chosen(self._updates)
 
     def _look_at(self, taken: queue.Taken) -> None:
         """A sample of what acts, and what the controller makes of it."""
@@ -289,7 +226,8 @@ class Run:
 
     def _learn(self, taken: queue.Taken) -> None:
         """One update."""
-        self.accounts.learnt(taken, self._updates)
+        for worker in self.accounts.learnt(taken, self._updates):
+            self._observe.fault(f"actor {worker} acts with an old policy", self.accounts.old(worker))
         if taken.begun and self._parts.agent.about.restart:
             state = self._parts.agent.about.restart(self._made.state(self._kept))
             self._kept = self._made.keep(state)
@@ -300,24 +238,11 @@ class Run:
         self._kept, self._metrics = self._update(self._kept, rollout, words)
         jax.block_until_ready(self._kept)
         self._updates += 1
-        self._note_episodes(taken)
+        self._episodes += taking.episodes(taken, self._env_steps)
         self._env_steps += taken.rollout.transitions.reward.size
         if self.shared.teacher is not None:
             obs = taken.rollout.transitions.obs
             self.shared.teacher.show(obs.reshape(-1, *obs.shape[2:]))
-
-    def _note_episodes(self, taken: queue.Taken) -> None:
-        """Those that ended in what is learned from, at its place among all steps."""
-        each = taken.lengths.shape[1]
-        for t, stream in zip(*np.nonzero(taken.lengths), strict=True):
-            self._episodes.append(
-                types.Episode(
-                    env_steps=self._env_steps + (int(t) + 1) * each,
-                    episode_return=float(taken.returns[t, stream]),
-                    length=int(taken.lengths[t, stream]),
-                    worker=taken.workers[int(stream) // self._config.environments],
-                )
-            )
 
     def _settle(self) -> None:
         """Publish, where it is due."""
@@ -363,7 +288,8 @@ class Run:
         metrics, skipped = jax.device_get((self._metrics or {}, self._made.told(self._kept)))
         measured = {name: float(value) for name, value in metrics.items()}
         spent = (self._ended or time.monotonic()) - self._began if self._began is not None else 0.0
-        restarts = about.get("restarts", 0) + int(self._notes["restarts"].sum())
+        restarts = int(self._notes["restarts"].sum())
+        restarts += sum(self._crew.about(role.name)["restarts"] for role in self.jobs.roles()) if self._crew else 0
         return types.Progress(
             env_steps=self._env_steps,
             updates=self._updates,
@@ -375,34 +301,12 @@ class Run:
             faults={
                 "restarts": restarts,
                 "non_finite": int(skipped) - self._skipped,
-                **self.accounts.faults(),
+                **self.accounts.faults(self._taking.dropped),
                 **finite.faults(*self._notes["unfit"].sum(axis=0)),
             },
             save=self.save,
             policy=self.policy,
-            subsystems=_Asked(lambda: self.accounts.subsystems(self._parts.corrector, self._sampler, measured)),
+            subsystems=accounts.Asked(
+                lambda: self.accounts.subsystems(self._parts.corrector, self._sampler, measured, self._taking.dropped)
+            ),
         )
-
-
-class _Asked(Mapping[str, Mapping[str, Any]]):
-    """What is worked out when somebody asks: at the end, not ten times a second."""
-
-    def __init__(self, make: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
-        self._make = functools.cache(make)
-
-    def __getitem__(self, name: str) -> Mapping[str, Any]:
-        return self._make()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._make())
-
-    def __len__(self) -> int:
-        return len(self._make())
-
-
-def kept(engine: str, state: control.State) -> dict[str, np.ndarray]:
-    """What a checkpoint keeps beside the learner and its counters: the engine by name, where the controller stands."""
-    room = np.zeros(16, np.uint8)
-    raw = engine.encode()[:16]
-    room[: len(raw)] = np.frombuffer(raw, np.uint8)
-    return {"engine": room, "control": np.array(state, np.int64)}

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epy
 
 from shoal.core import seeds, types
-from shoal.runtimes.actor_learner import board
+from shoal.runtimes.actor_learner import board, teacher
 from shoal.runtimes.crew import life, sharing
 
 with epy.lazy_imports():
@@ -30,7 +30,7 @@ NICE = 5  # how much its process gives way
 class Job(NamedTuple):
     """What the publisher is told when it starts; all of it can be pickled."""
 
-    teacher: sharing.Block  # `layout`
+    teacher: sharing.Block  # `teacher.layout`
     board: sharing.Block
     bells: tuple[sharing.Bell, ...]  # of the actors
     bell: sharing.Bell  # the learner's, which rings where there is a newer policy
@@ -55,78 +55,6 @@ class Published(NamedTuple):
     metrics: dict[str, float]  # of what learned in between
 
 
-def layout(shapes: types.Policy, rows: int, seen: types.ObservationSpec) -> sharing.Layout:
-    """The learner's policy and recent observations in shared memory.
-
-    Args:
-        shapes: Of the policy.
-        rows: Observations that are kept.
-        seen: What one looks like.
-    """
-    leaves = jax.tree.leaves(shapes)
-    return {
-        **{f"leaf_{i}": ((2, *leaf.shape), np.dtype(leaf.dtype).str) for i, leaf in enumerate(leaves)},
-        "version": ((2,), "i8"),
-        "plain": ((1,), "i8"),  # 1: it is to be posted in full precision, the controller said so
-        "given": ((1,), "i8"),  # policies so far; the newest is in place (given - 1) % 2
-        "observations": ((rows, *seen.shape), np.dtype(seen.dtype).str),
-        "seen": ((1,), "i8"),  # observations so far
-    }
-
-
-class Teacher:
-    """The learner's policy and recent observations, as both sides see them."""
-
-    def __init__(self, block: sharing.Block, shapes: types.Policy) -> None:
-        """Args: `block` with `layout`; `shapes`, of the policy."""
-        self._block, self._shapes = block, shapes
-        self._leaves = [block[f"leaf_{i}"] for i in range(len(jax.tree.leaves(shapes)))]
-
-    @property
-    def given(self) -> int:
-        """How many policies there were."""
-        return int(self._block["given"][0])
-
-    @property
-    def plain(self) -> bool:
-        """Whether policies are to be posted in full precision."""
-        return bool(self._block["plain"][0])
-
-    def level(self, *, plain: bool) -> None:
-        """From now on compressed, or in full precision."""
-        self._block["plain"][0] = plain
-
-    def give(self, policy: types.Policy, version: int) -> None:
-        """The learner's newest."""
-        at = self.given % 2
-        with self._block.locked(at):
-            for room, leaf in zip(self._leaves, jax.tree.leaves(policy), strict=True):
-                room[at] = leaf
-            self._block["version"][at] = version
-        self._block["given"][0] += 1
-
-    def newest(self) -> tuple[types.Policy, int]:
-        """The newest and its version, copied out."""
-        at = (self.given - 1) % 2
-        with self._block.locked(at, reading=True):
-            leaves = [room[at].copy() for room in self._leaves]
-            version = int(self._block["version"][at])
-        return jax.tree.unflatten(jax.tree.structure(self._shapes), leaves), version
-
-    def show(self, obs: np.ndarray) -> None:
-        """Keep some observations ``[N, *obs]``, the oldest give way."""
-        rows, seen = len(self._block["observations"]), int(self._block["seen"][0])
-        obs = obs[-rows:]
-        at = (seen + np.arange(len(obs))) % rows
-        self._block["observations"][at] = obs
-        self._block["seen"][0] = seen + len(obs)
-
-    def observations(self) -> np.ndarray:
-        """Those that are kept, copied out."""
-        rows = min(int(self._block["seen"][0]), len(self._block["observations"]))
-        return self._block["observations"][:rows].copy()
-
-
 class Publisher(life.Worker):
     """See the module."""
 
@@ -140,15 +68,17 @@ class Publisher(life.Worker):
         self._compressor = parts.compressor
         agent = parts.agent
         shapes = jax.eval_shape(lambda key: agent.snapshot(agent.init(key)), seeds.key(0))
-        self._teacher = Teacher(job.teacher, shapes)
+        self._teacher = teacher.Teacher(job.teacher, shapes, teacher.remembered(agent, parts.compressor))
         self._board = board.Board(job.board)
         self._memory: Any = None
         self._policy: types.Policy | None = None
-        self._done = self._teacher.given  # what an earlier incarnation was given is not compressed again
+        _, newest = self._teacher.newest()
+        self._done = self._teacher.given - (self._board.version < newest)  # what one that died left undone is done
         self._calls = self._failures = 0
         self._plain = self._teacher.plain
         self._metrics: dict[str, float] = {}
         self._rehearse(parts.spec)
+        self._take_up()
 
     def _rehearse(self, spec: types.EnvSpec) -> None:
         """Compile what compressing compiles, on made-up observations; later, actors would act with an old policy."""
@@ -167,6 +97,19 @@ class Publisher(life.Worker):
             return  # it is told when it matters
         self._memory = memory
 
+    def _take_up(self) -> None:
+        """Go on with the memory of the run before it was resumed, or of a compressor that died."""
+        kept, there = self._teacher.memory()
+        if there and self._memory is not None:
+            self._memory = self._compressor.resumed(self._memory, kept)
+        self._keep()
+
+    def _keep(self) -> None:
+        if self._memory is None:
+            self._teacher.passed(self._done)
+        else:
+            self._teacher.keep(self._compressor.kept(self._memory), self._done)
+
     @property
     def over(self) -> bool:
         """The learner has enough."""
@@ -177,13 +120,17 @@ class Publisher(life.Worker):
         self._job.bell.wait(0.05)
 
     def turn(self) -> bool:
-        """Publish what is newer, or let the student learn; False: neither can be done."""
+        """Publish what is newer, or let the student learn; False: neither can be done.
+
+        In lock-step it learns once for each policy, before that is posted: how often, and from which observations, is
+        no matter of time then.
+        """
         given, plain = self._teacher.given, self._teacher.plain
         if given > self._done or plain != self._plain:
             self._done, self._plain = given, plain
             self._publish()
             return True
-        return self._study()
+        return not self._job.lockstep and self._study()
 
     def _key(self, what: str) -> types.Key:
         self._calls += 1
@@ -192,15 +139,19 @@ class Publisher(life.Worker):
     def _publish(self) -> None:
         policy, version = self._teacher.newest()
         self._policy = policy
+        if self._job.lockstep:
+            self._study()
         try:
             if self._memory is None:
                 self._memory = self._compressor.init(policy, self._key("init"))
             obs = self._teacher.observations()
             if self._plain or (self._compressor.needs_obs and not len(obs)):
+                self._keep()
                 self._post(self._compressor.plain(policy), version, plain=True)
                 return
             memory, packed = self._compressor.compress(self._memory, policy, obs, self._key("publish"))
             self._memory, self._failures = memory, 0
+            self._keep()  # before actors go on: in lock-step nothing moves until then
             self._post(packed, version)
         except (ValueError, ArithmeticError) as error:
             self._failed(policy, version, f"{type(error).__name__}: {error}")
@@ -208,6 +159,7 @@ class Publisher(life.Worker):
     def _failed(self, policy: types.Policy, version: int, why: str) -> None:
         """Count it; the last good policy stays in use, or the plain one comes."""
         self._failures += 1
+        self._keep()
         finite = bool(tree.all_finite(policy))
         if finite and (self._failures >= LIMIT or self._job.lockstep):
             self._post(self._compressor.plain(policy), version, failed=why, plain=True)
@@ -249,4 +201,6 @@ class Publisher(life.Worker):
             self._policy = None  # the memory before is good; it is tried again with a newer policy
             return True
         self._metrics = {name: float(value) for name, value in metrics.items()}
+        if not self._job.lockstep:
+            self._keep()
         return True

@@ -48,6 +48,24 @@ def like(parts: types.Parts, environments: int) -> types.Rollout:
     return types.Rollout(jax.tree.map(over_time, step), carry, (), version)
 
 
+def joined(shapes: types.Rollout, count: int) -> types.Rollout:
+    """Of several rollouts side by side, as an update learns from them.
+
+    Args:
+        shapes: From `like`, of one.
+        count: How many.
+    """
+
+    def several(leaf: Any, axis: int) -> Any:
+        shape = (*leaf.shape[:axis], count * leaf.shape[axis], *leaf.shape[axis + 1 :])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    return types.Rollout(
+        jax.tree.map(lambda leaf: several(leaf, 1), shapes.transitions),
+        jax.tree.map(lambda leaf: several(leaf, 0), shapes.carry),
+    )
+
+
 def layout(shapes: types.Rollout, workers: int, depth: int) -> sharing.Layout:
     """The shared arrays of all queues.
 
@@ -77,6 +95,20 @@ class Slot(NamedTuple):
     log_mu: np.ndarray  # [T, E]
     returns: np.ndarray  # [T, E]
     lengths: np.ndarray  # [T, E]
+
+
+def good(slot: Slot, updates: int) -> bool:
+    """Whether what an actor sent is finite, and of a policy that there was.
+
+    Args:
+        slot: Its rollout.
+        updates: The learner's so far.
+    """
+    version = slot.rollout.version
+    if version.min() < 0 or version.max() > updates or not np.isfinite(slot.log_mu).all():
+        return False
+    leaves = [slot.rollout.transitions.action, *jax.tree.leaves(slot.rollout.transitions.extras)]
+    return all(bool(np.isfinite(leaf).all()) for leaf in leaves if leaf.dtype.kind == "f")
 
 
 class Queues:

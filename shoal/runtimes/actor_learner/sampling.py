@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epy
@@ -21,6 +21,9 @@ with epy.lazy_imports():
     import jax
 
     from shoal.formulas import distributions, normalise
+
+if TYPE_CHECKING:
+    from shoal.runtimes import actor_learner
 
 SHARE = 0.01  # of the learner's time
 PAUSE = 0.2  # seconds between two samples, at least
@@ -44,7 +47,7 @@ class Sampler:
         agent, self._board, self._environments = parts.agent, posts, environments
         assert parts.compressor is not None
         self._compressor, self._about = parts.compressor, agent.about
-        self.drift = drift.Drift()
+        self.drift = drift.Drift(parts.bounds)
         self.kl: list[float] = []  # exact, of packed and full policy, where outputs give it
         self.latest: dict[str, float] = {}
         self._policies: collections.deque[tuple[int, types.Policy]] = collections.deque(maxlen=versions)
@@ -162,6 +165,12 @@ def _moments(kind: str, output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(np.logaddexp(raw, 0.0) + distributions.MINIMUM_VARIANCE)
 
 
-def versions(bytes_each: int, lags: int) -> int:
-    """How many policies to keep: as many as may be in use at once, within `KEPT_MB`."""
+def versions(bytes_each: int, config: actor_learner.Config) -> int:
+    """How many policies to keep: as many as may be in use at once, within `KEPT_MB`.
+
+    Args:
+        bytes_each: Of one of them.
+        config: `actor_learner.Config`.
+    """
+    lags = (config.workers * config.queue + 4) // config.publish_every + 4
     return max(2, min(lags, KEPT_MB * 2**20 // max(bytes_each, 1)))

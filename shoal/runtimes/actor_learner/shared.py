@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.core import types
-from shoal.runtimes.actor_learner import actor, board, publisher, queue
+from shoal.runtimes.actor_learner import actor, board, queue, teacher
 from shoal.runtimes.crew import sharing
 
 if TYPE_CHECKING:
@@ -39,11 +39,12 @@ class Shared:
         self.bells = [sharing.Bell() for _ in range(config.workers)]  # one for each actor
         self.bell, self.press = sharing.Bell(), sharing.Bell()  # the learner's, the compressor's
         self.teacher_block: sharing.Block | None = None
-        self.teacher: publisher.Teacher | None = None
+        self.teacher: teacher.Teacher | None = None
         self.board.post(first)  # what takes long to compress, or needs to have seen something, begins plainly
         if not parts.compressor.here:
-            self.teacher_block = sharing.Block(publisher.layout(policy, SHOWN, parts.spec.observation))
-            self.teacher = publisher.Teacher(self.teacher_block, policy)
+            memory = teacher.remembered(parts.agent, parts.compressor)
+            self.teacher_block = sharing.Block(teacher.layout(policy, SHOWN, parts.spec.observation, memory))
+            self.teacher = teacher.Teacher(self.teacher_block, policy, memory)
 
     def ring(self) -> None:
         """Wake everybody."""

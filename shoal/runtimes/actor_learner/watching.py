@@ -27,6 +27,17 @@ def build(config: actor_learner.Config, compressor: str) -> control.Controller:
     return control.build((compressor, control.LAST), control.Config(**{name: given[name] for name in names}))
 
 
+def begun(config: actor_learner.Config, compressor: str, state: control.State) -> Watch:
+    """The controller of a run.
+
+    Args:
+        config: `actor_learner.Config`.
+        compressor: Its name.
+        state: Where it stands.
+    """
+    return Watch(build(config, compressor), state)
+
+
 class Watch:
     """One controller, where it stands, and what it has decided."""
 
