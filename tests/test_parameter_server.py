@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from shoal import experiment
-from shoal.core import errors, tree
+from shoal.core import errors, seeds, tree
 from shoal.experiment import budget, presets
 from shoal.formulas import optimise, rules
 from shoal.networks import in_numpy
@@ -271,7 +271,7 @@ def compiled(parts):
 def beside(parts, shards=1, *, number=0, block=None, area=None, **settings):
     """A bundle in this process, its shards beside it: whatever it pushes is applied when it waits for that."""
     init, learning, programs = compiled(parts)
-    state = init(jax.random.key(0))
+    state = init(seeds.key(0))
     flat = tree.flattener(state.params)
     fresh, bells = server(flat.size, shards, bundles=number + 1)
     if block is None:
