@@ -27,6 +27,7 @@ from tests import runs, spread
 ROOT = pathlib.Path(__file__).parents[1]
 QUICK = (  # most of the time of tests is compiling: no optimisation, and the emitter of fusions that is done sooner
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1"  # all cores are busy: nothing is done sooner by splitting
     " --xla_cpu_enable_concurrency_optimized_scheduler=false"  # as in workers: some tests compare bits with theirs
 )
 AS_USERS = {"xla_cpu_use_fusion_emitters": True}  # compiler options where what `QUICK` rounds apart matters
@@ -34,11 +35,16 @@ MUCH = 1000  # MB of this process from which on memory is given back between two
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # the same bits in this process and in those that tests start
 os.environ.setdefault("XLA_FLAGS", QUICK)  # `XLA_FLAGS= pytest` compiles as a user does
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # of each operation traced, which nobody reads
 os.environ.setdefault("SHOAL_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))  # compiled once, for all processes
 os.environ["SHOAL_PROGRAMS"] = "0"  # tests replace functions in memory, which no digest of files sees
+jax.config.update("jax_traceback_in_locations_limit", 0)
 jax.config.update("jax_compilation_cache_dir", os.environ["SHOAL_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+gc.set_threshold(20_000, 20, 20)  # tracing makes objects by the million, and hardly any of them are cycles
+gc.freeze()  # nor are the modules imported so far ever garbage
 
 REPLACING = ("tests.test_map_runs", "tests.test_map_propagation")  # modules that replace functions for all their tests
 

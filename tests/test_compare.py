@@ -19,16 +19,20 @@ from shoal.report import comparison, statistics, svg
 from tests import faults
 
 SHORT = ("--env", "probe:match", "--steps", 960, "--eval-episodes", 0, "--runtime.environments", 8)
-TWO = ("compare", "a2c", "ppo", *SHORT)
 SEEDS = 3
+SET = ("--algorithm.discount", 0.9, "--corrector", "vtrace", "--compressor", "identity")
+TWO = ("compare", "a2c", "ppo", *SHORT, "--seeds", SEEDS, *SET)  # the same programs in all tests
+LONG = (
+    "compare", "a2c", "ppo", "--env", "gymnax:CartPole-v1", "--steps", 24_000, "--seeds", 2,
+    "--eval-episodes", 0, "--runtime.chunk-steps", 512,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A finished comparison of seeds 4, 5 and 6."""
     folder = tmp_path_factory.mktemp("compared") / "both"
-    typed = [*TWO, "--seed", 4, "--seeds", SEEDS, "--out", folder, "--quiet", "--algorithm.discount", 0.9]
-    typed += ["--corrector", "vtrace", "--compressor", "identity"]
+    typed = [*TWO, "--seed", 4, "--out", folder, "--quiet"]
     assert cli.main([str(word) for word in typed]) == 0
     return folder
 
@@ -91,12 +95,12 @@ def test_one_figure_and_a_page_name_every_preset(made):
 
 
 def test_the_table_is_told_and_json_is_one_object(capsys, tmp_path):
-    ended = faults.call(capsys, *TWO, "--seeds", 2, "--out", tmp_path / "both", "--json")
+    ended = faults.call(capsys, *TWO, "--out", tmp_path / "both", "--json")
     assert ended.code == 0
     assert ended.json == faults.summary(tmp_path / "both")
     assert set(ended.json) >= {"comparison", "env", "seeds", "steps", "status", "presets", "figure", "report", "wall_s"}
     for words in (
-        "[1 of 2] a2c, seeds 0 to 1",
+        "[1 of 2] a2c, seeds 0 to 2",
         "[2 of 2] ppo",
         "95 % interval",
         "all episodes",
@@ -133,14 +137,20 @@ def test_without_steps_all_get_the_most_that_one_is_tuned_for(capsys, tmp_path, 
 # ------------------------------------------------------------------------------------------------ stopped, killed
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The comparison that the stopped ones must come to."""
+    folder = tmp_path_factory.mktemp("whole") / "both"
+    assert cli.main([str(word) for word in (*LONG, "--out", folder, "--quiet")]) == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL]
 )
-def test_a_stopped_comparison_goes_on_to_the_same_bits(number, tmp_path, capsys):
-    long = ("compare", "a2c", "ppo", "--env", "gymnax:CartPole-v1", "--steps", 24_000, "--seeds", 2)
-    long += ("--eval-episodes", 0, "--runtime.chunk-steps", 512)
+def test_a_stopped_comparison_goes_on_to_the_same_bits(number, whole, tmp_path, capsys):
     out = tmp_path / "stopped"
-    with faults.Process(*long, "--out", out, "--json", SHOAL_SAVE_EVERY=0) as process:
+    with faults.Process(*LONG, "--out", out, "--json", SHOAL_SAVE_EVERY=0) as process:
         faults.wait((out / "ppo" / "seed-1" / "checkpoints").is_dir, "a checkpoint of the second preset")
         process.signal(number)
         ended = process.ended()
@@ -158,9 +168,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_bits(number, tmp_path, capsys)
     assert "a2c, seeds" not in resumed.err, "what is finished is not trained again"
     assert "[2 of 2] ppo, seeds 0 to 1: goes on" in resumed.err, "from where it was, not from the start"
     assert (out / "a2c" / "summary.json").stat().st_mtime_ns == done
-    whole = faults.call(capsys, *long, "--out", tmp_path / "whole", "--quiet")
-    assert whole.code == 0
-    assert digests(out) == digests(tmp_path / "whole")
+    assert digests(out) == digests(whole)
     again = faults.call(capsys, "resume", out)
     assert (again.code, again.err.count("\n"), "is complete" in again.err) == (2, 1, True)
 
@@ -188,7 +196,7 @@ def test_a_signal_between_two_trainings_ends_it_in_order(tmp_path, capsys, monke
         return real(request, *rest, **given)
 
     monkeypatch.setattr(training, "train_seeds", then_a_signal)
-    ended = faults.call(capsys, *TWO, "--seeds", 2, "--out", tmp_path / "both", "--json")
+    ended = faults.call(capsys, *TWO, "--out", tmp_path / "both", "--json")
     assert (ended.code, ended.json["stopped_by"]) == (75, "SIGTERM")
     assert [row["status"] for row in ended.json["presets"].values()] == ["completed", "not begun"]
     assert ended.json["presets"]["ppo"]["return_iqm"] is None

@@ -17,14 +17,23 @@ import numpy as np
 import pytest
 
 from shoal import experiment
-from shoal.core import errors, tree
+from shoal.core import errors, seeds, tree
 from shoal.experiment import budget, presets
 from shoal.formulas import optimise, rules
 from shoal.networks import in_numpy
 from shoal.runs import checkpoint, run_folder, training
 from shoal.runtimes import parameter_server
 from shoal.runtimes.crew import life, sharing, supervise
-from shoal.runtimes.parameter_server import bundle_process, bundle_state, guards, serving, shard_process, transport
+from shoal.runtimes.experience import segments
+from shoal.runtimes.parameter_server import (
+    bundle_learning,
+    bundle_process,
+    bundle_state,
+    guards,
+    serving,
+    shard_process,
+    transport,
+)
 from tests import faults
 from tests.conformance.test_runtimes import Observer
 
@@ -247,10 +256,22 @@ def parts(env, **settings):
     return experiment.build(made).parts
 
 
+_compiled: dict[int, tuple] = {}  # id of parts -> the parts, and what each bundle of theirs would compile again
+
+
+def compiled(parts):
+    """The compiled functions of a bundle and its first state's, made once for all bundles of the same parts."""
+    if id(parts) not in _compiled:
+        learning = bundle_learning.Learning(parts.agent)
+        _compiled[id(parts)] = parts, jax.jit(parts.agent.init), learning, segments.Programs(parts)
+    return _compiled[id(parts)][1:]
+
+
 @contextlib.contextmanager
 def beside(parts, shards=1, *, number=0, block=None, area=None, **settings):
     """A bundle in this process, its shards beside it: whatever it pushes is applied when it waits for that."""
-    state = parts.agent.init(jax.random.key(0))
+    init, learning, programs = compiled(parts)
+    state = init(seeds.key(0))
     flat = tree.flattener(state.params)
     fresh, bells = server(flat.size, shards, bundles=number + 1)
     if block is None:
@@ -267,7 +288,10 @@ def beside(parts, shards=1, *, number=0, block=None, area=None, **settings):
     work = [shard_process.Shard(job, above) for job in jobs]
     del state  # and the memory in it
     job = bundle_process.Job(fresh, bells, room, lambda: parts, 0, number, 0, 2000, given, area is not None)
-    bundle = bundle_process.Bundle(job, above)
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(bundle_learning, "Learning", lambda _: learning)
+        patches.setattr(segments, "Programs", lambda _: programs)
+        bundle = bundle_process.Bundle(job, above)
     bundle.apply = functools.partial(applied, work)
     bundle.cycle = functools.partial(cycle, bundle, fresh)
     try:
@@ -439,7 +463,7 @@ def test_a_bundle_never_has_two_replay_memories(monkeypatch, restored):
             found.append(count())
             return update(*arguments)
 
-        bundle._learning.update = updates
+        monkeypatch.setattr(bundle._learning, "update", updates)
         left = bundle_state.found(made, bundle._job.settings, area) if restored else None
         bundle._warm_up(left)
         assert (max(found), count()) == (1, 1)

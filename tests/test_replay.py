@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -80,13 +81,19 @@ def together(streams):
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves, axis=1)), *(each.steps for each in streams))
 
 
+@functools.cache
+def compiled(plan, spec):
+    """A memory's functions, compiled: one by one, their operations are a hundred small programs."""
+    return _memory.Memory(*map(jax.jit, _memory.build(plan, spec)))
+
+
 def filled(spec, plan, total, *, pieces):
     """(memory's functions, its content, the streams) after `total` steps of every stream in rollouts of `pieces`."""
-    memory = _memory.build(plan, spec)
+    memory = compiled(plan, spec)
     streams = [stream(total, spec=spec, first=b) for b in range(plan.streams)]
-    steps, content, add = together(streams), memory.init(), jax.jit(memory.add)
+    steps, content = together(streams), memory.init()
     for begin in range(0, total, pieces):
-        content = add(content, jax.tree.map(lambda leaf, b=begin: leaf[b : b + pieces], steps))
+        content = memory.add(content, jax.tree.map(lambda leaf, b=begin: leaf[b : b + pieces], steps))
     return memory, content, streams
 
 
@@ -130,12 +137,11 @@ def test_what_is_sampled_is_what_happened(kind, stack, channels, n_step, streams
     memory, content, told = filled(
         spec, plan(n_step=n_step, streams=streams, prioritised=prioritised), total, pieces=pieces
     )
-    sample = jax.jit(memory.sample)
     priorities = _memory.Priorities(jnp.float32(0.6), jnp.float32(0.0))
     begun = {float(name): (b, t) for b, each in enumerate(told) for t, name in enumerate(each.names)}
     seen, cut, ended = set(), 0, 0
     for key in jax.random.split(jax.random.key(0), 4):
-        drawn = jax.tree.map(np.asarray, sample(content, jnp.float32(GAMMA), priorities, key))
+        drawn = jax.tree.map(np.asarray, memory.sample(content, jnp.float32(GAMMA), priorities, key))
         for i in range(len(drawn.reward)):
             b, t = begun[told_by(drawn.obs[i])]
             seen.add((b, t))
@@ -170,7 +176,7 @@ def test_frames_are_kept_once():
 
 @pytest.mark.parametrize("prioritised", [False, True])
 def test_the_bytes_told_are_those_allocated(prioritised):
-    memory = _memory.build(plan(capacity=300, streams=3, prioritised=prioritised), image_spec(4))
+    memory = compiled(plan(capacity=300, streams=3, prioritised=prioritised), image_spec(4))
     content = memory.init()
     assert tree.bytes(jax.eval_shape(memory.init)) == sum(leaf.nbytes for leaf in jax.tree.leaves(content))
     assert tree.bytes(content) == tree.bytes(content)
@@ -250,7 +256,7 @@ def test_priorities_decide_how_often_and_weights_make_up_for_it(alpha, beta):
 
 
 def test_new_experience_is_not_passed_over():
-    memory, content, _ = filled(vector_spec(), plan(capacity=16, prioritised=True, batch=64), 8, pieces=4)
+    memory, content, _ = filled(vector_spec(), plan(capacity=16, prioritised=True, batch=640), 8, pieces=4)
     priorities = _memory.Priorities(jnp.float32(1.0), jnp.float32(0.4))
     content = memory.reprioritise(content, jnp.arange(8), jnp.full(8, 1e-3), priorities)
     more = together([stream(12, spec=vector_spec())])
@@ -286,7 +292,7 @@ def test_a_place_that_holds_nothing_weighs_nothing_and_stays_empty():
 
 
 def test_no_sample_before_there_is_a_whole_sequence():
-    memory = _memory.build(plan(n_step=3, batch=4), image_spec(4))
+    memory = compiled(plan(n_step=3, batch=4), image_spec(4))
     content, told = memory.init(), stream(20, spec=image_spec(4))
     for t in range(10):
         assert bool(memory.filled(content)) == (t >= 3 + 3 + 1)
@@ -336,7 +342,7 @@ def test_a_stream_that_breaks_off_is_cut_at_its_newest_step(spec, going_on):
     """A resume whose simulators begin anew: no return joins the step before it to the one after."""
     total = 6 if going_on else 3  # the first episode of `LENGTHS` ends with its third step
     memory, state, _ = filled(spec, plan(), total, pieces=total)
-    before, cut = state.experience, jax.jit(memory.cut)(state)
+    before, cut = state.experience, memory.cut(state)
     ended = np.asarray(cut.experience.truncated)
     assert ended[0, total - 1] == going_on, "an end that is real stays one"
     assert (np.delete(ended[0], total - 1) == np.delete(np.asarray(before.truncated)[0], total - 1)).all()

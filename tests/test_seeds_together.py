@@ -26,10 +26,9 @@ from shoal.runtimes.members import chunks
 from tests import faults
 
 SHORT = ("a2c", "--env", "probe:match", "--runtime.environments", 8, "--steps", 2000)
-CARTPOLE = (
-    "a2c", "--env", "gymnax:CartPole-v1", "--runtime.environments", 16, "--runtime.chunk-steps", 160,
-    "--steps", 40_000, "--eval-episodes", 0,
-)  # fmt: skip
+CHUNKS = ("a2c", "--env", "gymnax:CartPole-v1", "--runtime.environments", 16, "--runtime.chunk-steps", 160)
+CARTPOLE = (*CHUNKS, "--steps", 16_000, "--eval-episodes", 0)  # a hundred reports: time to be killed between two
+UNTIL = (*CHUNKS, "--steps", 40_000, "--until")  # steps enough for the goal that follows
 SEEDS = 3
 ALL = {"SHOAL_SAVE_EVERY": 0}  # a checkpoint at every report
 
@@ -176,7 +175,7 @@ def test_the_same_command_gives_the_same_bits(undisturbed, capsys, tmp_path):
 
 
 def test_a_seed_that_is_done_keeps_what_it_had_then(capsys, tmp_path):
-    goal = (*CARTPOLE[:-2], "--until", 30)
+    goal = (*UNTIL, 30)
     whole = faults.train(capsys, tmp_path / "group", *goal, "--seeds", SEEDS)
     assert whole["solved"] == SEEDS
     ends = [run["env_steps"] for run in whole["runs"]]
@@ -223,7 +222,7 @@ def test_a_device_is_made_for_each_core_seeds_can_use(monkeypatch):
 
 @pytest.mark.parametrize("seeds", [(), ("--seeds", 2)], ids=["one", "two"])
 def test_computing_ahead_changes_no_bit(seeds, capsys, tmp_path, monkeypatch):
-    typed = (*CARTPOLE[:-2], "--until", 40, *seeds)
+    typed = (*UNTIL, 40, *seeds)
     ahead = faults.train(capsys, tmp_path / "ahead", *typed)
     monkeypatch.setattr(chunks, "TWICE", 0)
     after = faults.train(capsys, tmp_path / "after", *typed)
@@ -345,7 +344,7 @@ def test_one_seed_goes_on_alone_and_the_rest_after_it(undisturbed, copy, capsys)
 def test_a_seed_whose_goal_was_met_stays_as_it_was(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("SHOAL_SAVE_EVERY", "0")
     out = tmp_path / "runs"
-    whole = faults.train(capsys, out, *CARTPOLE[:-2], "--until", 60, "--seeds", SEEDS)
+    whole = faults.train(capsys, out, *UNTIL, 60, "--seeds", SEEDS)
     last = max(whole["runs"], key=lambda run: run["env_steps"])
     assert min(run["env_steps"] for run in whole["runs"]) < last["env_steps"], "or nothing is tested"
     for path in (out, *out.glob("seed-*")):
@@ -380,7 +379,7 @@ def test_an_edited_list_of_seeds_is_refused(copy, capsys):
 
 def test_a_group_in_use_is_left_alone(tmp_path, capsys):
     out = tmp_path / "runs"
-    typed = (*CARTPOLE[:-4], "--steps", 10**9, "--seeds", 2)
+    typed = (*CHUNKS, "--steps", 10**9, "--seeds", 2)
     with faults.Process("train", *typed, "--out", out) as process:
         faults.wait_for_training(process, out / "seed-1")
         for folder in (out, out / "seed-0"):

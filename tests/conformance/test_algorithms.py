@@ -81,9 +81,15 @@ class Case:
         experiment.cache()
         self.name, self.traces = case[0], 0
         self.agent, self.env = build(case, capture=capture), opened(case[1])
-        self.init, self.update = jax.jit(self.agent.init), jax.jit(self.agent.update)
+        self.first: list[Any] = []  # the leaves of what its `init` returned, before JAX made arrays of them
+        self.init = jax.jit(self._init)
         self.compiled = jax.jit(self._update, donate_argnums=0)  # as runtimes do
         self.experience = jax.jit(functools.partial(experience, self.agent, self.env))
+
+    def _init(self, key: Any) -> Any:
+        state = self.agent.init(key)
+        self.first = jax.tree.leaves(state)
+        return state
 
     def _update(self, state: Any, rollout: types.Rollout, key: Any) -> Any:
         self.traces += 1
@@ -222,7 +228,7 @@ def test_its_policy_is_compiled_and_greedy_when_it_is_to_be(name):
 
 
 def test_what_it_counts_holds_the_longest_run(case):
-    state = case.agent.init(jax.random.key(0))
+    state = case.init(jax.random.key(0))
     rollout = case.experience(state, jax.random.key(1))
     late = state._replace(env_steps=jnp.int32(counting.MOST))
     after, metrics = case.update(late, rollout, jax.random.key(2))
@@ -235,11 +241,12 @@ def test_what_it_counts_holds_the_longest_run(case):
 
 
 def test_the_state_is_arrays_and_has_the_fields_of_the_contract(case):
-    state = case.agent.init(jax.random.key(0))
+    state = case.init(jax.random.key(0))
     assert {"params", "optimiser", "normaliser", "env_steps", "hyper"} <= set(state._fields)
     assert isinstance(state.optimiser, optimise.OptimiserState)
+    assert case.first
+    assert all(isinstance(leaf, jax.Array) for leaf in case.first), "as it returns them"
     for leaf in jax.tree.leaves(state):
-        assert isinstance(leaf, jax.Array)
         assert not leaf.weak_type, "a weak type would compile twice"
         assert not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key), "keys are consumed, never stored"
     assert int(state.env_steps) == 0
@@ -382,7 +389,10 @@ def test_seeds_and_hyperparameters_are_swept_by_vmap(case):
         state = at_rate(state, rate)._replace(hyper=state.hyper._replace(discount=rate * 50.0))
         return state, case.experience(state, key)
 
-    states, rollouts = jax.device_get(jax.jit(jax.vmap(prepared))(keys, rates))
+    several = jax.eval_shape(jax.vmap(prepared), keys, rates)  # these can be swept too
+    each = [prepared(*given) for given in zip(keys, rates, strict=True)]
+    states, rollouts = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+    assert jax.tree.map(np.shape, (states, rollouts)) == jax.tree.map(np.shape, several)
     together = jax.device_get(jax.jit(jax.vmap(case.agent.update))(states, rollouts, keys)[0])
     for i in range(4):
         state, rollout, found = (jax.tree.map(lambda leaf, i=i: leaf[i], each) for each in (states, rollouts, together))
