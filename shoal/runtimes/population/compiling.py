@@ -73,16 +73,16 @@ class Compiler:
         return loop.Loop(self.cut.like(whole.members), self.cut.like_copied(whole.common))
 
     def call(self, like: loop.Loop, keys: types.Key, way: dispatch.Way) -> Callable[..., Any]:
-        """(loop, keys, force) -> (loop, told); the loop is given away."""
+        """(loop, keys, ask) -> (loop, told); the loop is given away."""
         every = self.cut.over(loop.call(self._parts, self._shape, way), (True, False, True, False), (True, False, True))
 
-        def chunk(at: loop.Loop, keys: types.Key, force: Any) -> tuple[loop.Loop, loop.Told]:
-            members, common, told = every(at.members, at.common, keys, force)
+        def chunk(at: loop.Loop, keys: types.Key, ask: loop.Ask) -> tuple[loop.Loop, loop.Told]:
+            members, common, told = every(at.members, at.common, keys, ask)
             return loop.Loop(members, common), told
 
         what = f"population {self._shape} {way}"
-        force = jax.ShapeDtypeStruct((), bool)
-        return self.count.one(self._shelf.compiled(what, chunk, self._like(like), keys, force, donate=True))
+        ask = loop.Ask(jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((), bool))
+        return self.count.one(self._shelf.compiled(what, chunk, self._like(like), keys, ask, donate=True))
 
     def measure(self, like: types.State, keys: types.Key) -> Callable[..., Any]:
         """(states, keys) -> (fitness ``[N]``, smallest distance)."""
