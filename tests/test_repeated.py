@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shoal.runs import training
-from shoal.runtimes.population import applying, lineage
+from shoal.runtimes.population import applying, lineage, running
 from tests import faults
 
 RUN = (
@@ -36,6 +36,13 @@ def test_a_population_is_done_again_to_the_same_hash(population, capsys):
     assert ended.json["params_sha256"] == ended.json["expected_sha256"] == told["params_sha256"]
     assert (ended.json["tickets"], ended.json["what"]) == (told["population"]["exchanges"], "exchange")
     assert (population / "lineage.jsonl").read_text() == before
+
+
+def test_the_record_stands_in_for_measurements(population, capsys, monkeypatch):
+    calls, measure = [], running.Running._measured
+    monkeypatch.setattr(running.Running, "_measured", lambda life: (calls.append(life), measure(life)))
+    assert faults.call(capsys, "replay", population).code == 0
+    assert len(calls) == 1, "at the end, where nothing was exchanged"
 
 
 def test_another_history_is_told_apart(population, capsys):

@@ -76,6 +76,12 @@ def test_the_tree_draws_every_takeover_and_the_winners_ancestry(one):
     assert [path.count("M") for path in kin] == [3, 3]
     winning = re.findall(r'<path d="([^"]*)" class="winning"', drawn)
     assert [(path.count("C"), path.count("H")) for path in winning] == [(2, 3), (2, 3)]
+    lefts = {
+        float(left)
+        for path in re.findall(r'<path d="([^"]*)" class="cell', drawn.partition("narrow")[0])
+        for left in re.findall(r"M([0-9.]+) ", path)
+    }
+    assert sorted(lefts) == [50.0, pytest.approx(315.3, abs=0.1), pytest.approx(580.7, abs=0.1)], "one after the other"
     cells = sum(path.count("M") for path in re.findall(r'<path d="([^"]*)" class="cell', drawn))
     assert cells == 2 * 9, "three members, three intervals"
     assert 'class="cell unfit"' in drawn
@@ -154,3 +160,18 @@ def test_sub_populations_are_parted(tmp_path):
 def test_other_runs_have_no_such_section(tmp_path):
     _, page = written(tmp_path, make_run(tmp_path / "plain"))
     assert population.TITLE not in page.said
+
+
+def test_runs_on_different_schedules_are_different_experiments(tmp_path):
+    folders = []
+    for name, value in (("a", 0.1), ("b", 0.2), ("c", None)):
+        path = make_run(tmp_path / name)
+        config = json.loads((path / "config.json").read_text())
+        if value is not None:
+            config["schedule"] = [[0, {RATE: 1.0}], [100, {RATE: value}]]
+        (path / "config.json").write_text(json.dumps(config))
+        folders.append(path)
+    content, _ = written(tmp_path, *folders)
+    assert len(set(re.findall(r"schedule 1 change \([0-9a-f]{6}\)", content))) == 2
+    assert "schedule null" in content
+    assert "[[0," not in content

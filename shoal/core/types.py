@@ -751,7 +751,7 @@ class ManySeeds(Runtime, Protocol):
 class Repeats(Runtime, Protocol):
     """A runtime that can do a run again, with what its lineage tells in place of measurements (`Ways.repeats`)."""
 
-    def repeat(self, parts: Parts, seed: int, steps: int, observe: Observer, again: Any) -> Result:
+    def repeat(self, parts: Parts, seed: int, steps: int, observe: Observer, again: Tree) -> Result:
         """Train from the beginning, as the run did.
 
         Args:
