@@ -18,6 +18,7 @@ from shoal.formulas import optimise
 
 OBS, ACTIONS = 17, 6
 DISCOUNT = 0.99
+BATCHES = 8  # that a member has and comes back to
 RULES: dict[str, Any] = {"td3": td3, "sac": sac, "dqn": dqn}
 
 
@@ -32,7 +33,9 @@ def agent(algorithm: str, width: int, batch: int) -> types.Agent:
     discrete = algorithm == "dqn"
     choices = types.ActionSpec(discrete=True, n=ACTIONS, shape=(), low=(), high=())
     box = types.ActionSpec(discrete=False, n=0, shape=(ACTIONS,), low=(-1.0,) * ACTIONS, high=(1.0,) * ACTIONS)
-    spec = types.EnvSpec("bench", types.ObservationSpec((OBS,), "float32", False), choices if discrete else box, None, None, True)
+    spec = types.EnvSpec(
+        "bench", types.ObservationSpec((OBS,), "float32", False), choices if discrete else box, None, None, True
+    )
     adam = optimise.Config(rule="adam", learning_rate=3e-4, anneal=False, decay=0.999, epsilon=1e-8, max_norm=0.0)
     given = algorithms.Ingredients(
         spec=spec,
@@ -48,7 +51,7 @@ def agent(algorithm: str, width: int, batch: int) -> types.Agent:
 def states(learner: types.Agent, members: int, seed: int = 0) -> types.State:
     """Learners [N], without their memories."""
     keys = jax.random.split(seeds.key(seed, "init"), members)
-    return jax.jit(lambda keys: jax.vmap(lambda key: learner.init(key)._replace(memory=()))(keys))(keys)
+    return jax.jit(jax.vmap(lambda key: learner.init(key)._replace(memory=())))(keys)
 
 
 def samples(algorithm: str, members: int, updates: int, batch: int, seed: int = 0) -> _memory.Sample:
@@ -59,27 +62,29 @@ def samples(algorithm: str, members: int, updates: int, batch: int, seed: int = 
     def uniform(key: Any, *shape: int) -> Any:
         return jax.random.uniform(key, lead + shape, minval=-1.0)
 
-    if algorithm == "dqn":
-        action = jax.random.randint(keys[1], lead, 0, ACTIONS)
-    else:
-        action = uniform(keys[1], ACTIONS)
+    action = jax.random.randint(keys[1], lead, 0, ACTIONS) if algorithm == "dqn" else uniform(keys[1], ACTIONS)
     reward = jax.random.uniform(keys[2], lead)
     ones = jnp.ones(lead)
     return _memory.Sample(uniform(keys[0], OBS), action, reward, DISCOUNT * ones, uniform(keys[3], OBS), ones, ())
 
 
-def updating(learner: types.Agent) -> Callable[[types.State, _memory.Sample, types.Key], tuple[types.State, Any]]:
-    """(state, sample [K, batch, ...], key) -> (state after K gradient steps of one member, last loss)."""
+def updating(learner: types.Agent) -> Callable[..., tuple[types.State, Any]]:
+    """One member's gradient steps.
+
+    Returns:
+        (state, sample [K, batch, ...], key, steps) -> (state, last loss). Steps may be traced, batches come round
+        again; a single one is no loop.
+    """
     practice = learner.about.practice
     assert practice is not None
 
-    def once(state: types.State, given: tuple[_memory.Sample, types.Key]) -> tuple[types.State, Any]:
-        state, _, metrics = practice.learn(state, *given)
-        return state, metrics["loss"]
+    def several(state: types.State, drawn: _memory.Sample, key: types.Key, steps: Any) -> tuple[types.State, Any]:
+        def once(at: Any, now: tuple[types.State, Any]) -> tuple[types.State, Any]:
+            mine = jax.tree.map(lambda leaf: leaf[at % len(leaf)], drawn)
+            state, _, metrics = practice.learn(now[0], mine, jax.random.fold_in(key, at))
+            return state, metrics["loss"]
 
-    def several(state: types.State, drawn: _memory.Sample, key: types.Key) -> tuple[types.State, Any]:
-        keys = jax.random.split(key, drawn.reward.shape[0])
-        state, losses = jax.lax.scan(once, state, (drawn, keys))
-        return state, losses[-1]
+        first = state, jnp.float32(0.0)
+        return once(0, first) if isinstance(steps, int) and steps == 1 else jax.lax.fori_loop(0, steps, once, first)
 
     return several

@@ -33,9 +33,12 @@ def write(path: Path, rule: str) -> tuple[Arrays, Arrays]:
     data = {name: getattr(drawn, name) for name in ("obs", "action", "reward", "discount", "next_obs")}
     held = {name: np.asarray(leaf) for name, leaf in data.items()}
     held["action"] = held["action"].astype(np.int64) if rule == "dqn" else held["action"]
-    noise = jax.vmap(lambda key: jax.vmap(lambda one: _noise(rule, one))(jax.random.split(key, UPDATES)))(keys)
+    noise = jax.vmap(
+        lambda key: jax.vmap(lambda at: _noise(rule, jax.random.fold_in(key, at)))(jax.numpy.arange(UPDATES))
+    )(keys)
     np.savez(path, **before, **held, noise=np.asarray(noise))  # type: ignore[arg-type]
-    after, _ = jax.jit(jax.vmap(_members.updating(learner)))(states, drawn, keys)
+    learn = jax.vmap(_members.updating(learner), in_axes=(0, 0, 0, None))
+    after, _ = jax.jit(learn)(states, drawn, keys, UPDATES)
     return _flat(before), _flat(_parameters(rule, after.params))
 
 

@@ -16,11 +16,12 @@ Parts (a rule and a width) that were stopped go on.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,14 +32,16 @@ RULES = ("td3", "sac", "dqn")
 WIDTHS = {64: 64, 256: 256}  # units of both hidden layers -> transitions of a gradient step
 MEMBERS = (1, 2, 4, 8, 16, 32, 80)
 STEPS = 8  # a call, where every side is timed
-OTHERS = {1: (1, 8, 80), 50: (1, 8, 80)}  # steps a call -> members, Shoal and JAX member by member only
+OTHERS, AT = (1, 50), (1, 8, 80)  # other steps a call, and of how many members: Shoal and JAX member by member only
+AGAIN = (8, 80)  # members for whom the choice is made once more, with a warm cache
+VARIANTS = ("default", "here")  # of JAX member by member
 LONGEST = 2_000.0  # milliseconds of a step times K beyond which a cell is left out: nothing is left to amortise
 PROCESSES = (2, 4, 8)  # members that are also processes
 REPEATS, SECONDS = 5, 0.25
 SLOW = 1_500.0  # milliseconds of a step beyond which a side is timed only twice
 SIDES = ("auto", "jax_sequential", "jax_sequential_k", "jax_processes", "torch_sequential", "torch_batched")
 KEYS = (
-    *(f"{rule}.w{width}.n80.{side}_ms" for rule in RULES for width in WIDTHS for side in SIDES if "processes" not in side),
+    *(f"{rule}.w{width}.n80.{side}_ms" for rule in RULES for width in WIDTHS for side in SIDES),
     *(f"{rule}.w{width}.{ratio}" for rule in RULES for width in WIDTHS for ratio in
       ("ratio_sequential", "ratio_sequential_k", "ratio_torch", "ratio_torch_batched", "within", "choosing_warm_s")),
     *(f"same.{rule}" for rule in RULES),
@@ -46,12 +49,11 @@ KEYS = (
 
 
 class Cell(NamedTuple):
-    """What is timed together."""
+    """One population."""
 
     rule: str
     width: int
     members: int
-    updates: int  # steps a call
 
     @property
     def request(self) -> dict[str, Any]:
@@ -67,7 +69,8 @@ def main() -> None:
     arguments = parser.parse_args()
     results = earlier(arguments)
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as cache, Sides(cache, arguments.quick) as sides:
-        results["same"] = results["same"] | {rule: sides.same(rule) for rule in RULES}
+        checked = RULES[:1] if arguments.quick else RULES
+        results["same"] = results["same"] | {rule: sides.same(rule) for rule in checked}
 
         def save() -> dict[str, Any]:
             made = _common.record("population", arguments, results, sides.report)
@@ -77,12 +80,11 @@ def main() -> None:
 
         for rule, width in wanted(arguments):
             part = results[rule][f"w{width}"]
-            for cell in cells(rule, width, arguments.quick):
-                if (place := place_of(part, cell)) is None:
-                    continue
-                place |= timed(sides, cell, arguments.quick)
-                results[rule][f"w{width}"] = part = concluded(part)
-                _common.say(f"{rule} {width} wide, {cell.members} members, {cell.updates} steps a call: {shown(place)}")
+            for members in (1, 80) if arguments.quick else MEMBERS:
+                if f"n{members}" not in part or part[f"n{members}"].get("auto_ms") is None:
+                    part[f"n{members}"] = timed(sides, Cell(rule, width, members), arguments.quick)
+                    results[rule][f"w{width}"] = part = concluded(part)
+                    _common.say(f"{rule}, {width} wide, {members} members: {shown(part[f'n{members}'])}")
             part |= {"complete": not arguments.quick, "commit": _common.commit()}
             save()
         _common.finish(arguments, save())
@@ -94,15 +96,6 @@ def wanted(arguments: argparse.Namespace) -> list[tuple[str, int]]:
     if arguments.quick:
         return every[:1]
     return [(rule, width) for rule, width in every if arguments.only in (None, f"{rule}.w{width}")]
-
-
-def cells(rule: str, width: int, quick: bool) -> Iterator[Cell]:
-    """Of a part; those with other steps a call come after the one with all sides."""
-    for members in (1, 80) if quick else MEMBERS:
-        yield Cell(rule, width, members, STEPS)
-        for updates, at in {} if quick else OTHERS.items():
-            if members in at:
-                yield Cell(rule, width, members, updates)
 
 
 def blank() -> dict[str, Any]:
@@ -119,20 +112,13 @@ def earlier(arguments: argparse.Namespace) -> dict[str, Any]:
     kept = json.loads(arguments.json.read_text(encoding="utf-8"))["results"]
     for rule, width in [(rule, f"w{width}") for rule in RULES for width in WIDTHS]:
         part = kept[rule][width]
-        if arguments.any_commit or part.get("commit") == _common.commit() or (rule, int(width[1:])) not in wanted(arguments):
+        if (
+            arguments.any_commit
+            or part.get("commit") == _common.commit()
+            or (rule, int(width[1:])) not in wanted(arguments)
+        ):
             results[rule][width] = part
     return results
-
-
-def place_of(part: dict[str, Any], cell: Cell) -> dict[str, Any] | None:
-    """Where a cell's numbers go; None: they are there, or it would take too long for what it tells."""
-    at = part.setdefault(f"n{cell.members}", {})
-    if cell.updates != STEPS:
-        if at["auto_ms"] * cell.updates > LONGEST:
-            at[f"k{cell.updates}"] = {"left_out": "a call takes too long for its dispatch to matter"}
-            return None
-        at = at.setdefault(f"k{cell.updates}", {})
-    return None if at.get("auto_ms") is not None else at
 
 
 # ------------------------------------------------------------------------------------------------ sides
@@ -198,47 +184,65 @@ Ask = Callable[[], dict[str, float] | None]
 
 
 def timed(sides: Sides, cell: Cell, quick: bool) -> dict[str, Any]:
-    """All that is told of a cell."""
+    """All that is told of a population."""
     repeats, seconds = (2, 0.1) if quick else (REPEATS, SECONDS)
-    ours = sides.shoal(cell.width)
-    made = sides.answer(ours, **cell.request, updates=cell.updates, again=cell.members in (8, 80) and cell.updates == STEPS)
+    ours, again = sides.shoal(cell.width), cell.members in AGAIN and not quick
+    made = sides.answer(ours, **cell.request, again=again)
     if made is None:
         raise RuntimeError(f"Shoal's own side failed: {sides.report['jax']['error']}")
-    asks: dict[str, Ask] = {
-        way: lambda way=way: sides.answer(ours, way=way, seconds=seconds)  # type: ignore[misc]
-        for way in made["compile_s"]
-    }
-    asks |= _peers_of(sides, cell, seconds)
-    values = rounds(asks, repeats)
-    return told(values, made)
+
+    def all_sides(updates: int, asks: dict[str, Ask]) -> dict[str, Any]:
+        for way in made["compile_s"]:
+            request = {"way": way, "updates": updates, "seconds": seconds}
+            asks[way] = lambda request=request: sides.answer(ours, **request)  # type: ignore[misc]
+        return told(rounds(asks, repeats), made)
+
+    jax = functools.partial(in_turn, sides, cell, seconds=seconds, variants=VARIANTS[-1:] if quick else VARIANTS)
+    found = all_sides(STEPS, {**jax(1), **jax(STEPS), **processes(sides, cell, seconds), **torch(sides, cell, seconds)})
+    choosing = {key: made.get(key) for key in ("chosen", "choosing_s", "choosing_warm_s", "devices")}
+    found |= choosing | {"compile_s": made["compile_s"]}
+    for updates in OTHERS if cell.members in AT and not quick else ():
+        if found["auto_ms"] * updates > LONGEST:
+            found[f"k{updates}"] = {"left_out": "a call takes too long for its dispatch to matter"}
+        else:
+            found[f"k{updates}"] = all_sides(updates, jax(updates))
+    return found
 
 
-def _peers_of(sides: Sides, cell: Cell, seconds: float) -> dict[str, Ask]:
-    """The other sides, started and warm: name -> one measurement."""
+def in_turn(sides: Sides, cell: Cell, updates: int, *, seconds: float, variants: Sequence[str]) -> dict[str, Ask]:
+    """JAX member by member, warm: name -> one measurement."""
     asks: dict[str, Ask] = {}
-    request = cell.request
-    for variant in ("default", "here"):
-        name = f"in turn, {variant}"
-        if not sides.of(name, "in_turn", variant, peer="jax", script="jax_population.py"):
-            continue
-        for label, updates in {"jax_sequential": 1, "jax_sequential_k": cell.updates}.items():
-            whole = {**request, "updates": updates}
-            if (cell.updates == STEPS or label.endswith("_k")) and sides.answer(name, **whole, seconds=0) is not None:
-                asks[f"{label}, {variant}"] = lambda name=name, whole=whole: sides.answer(name, **whole, seconds=seconds)  # type: ignore[misc]
-    if cell.updates != STEPS:
-        return asks
-    if cell.members in PROCESSES:
-        names, whole = sides.processes(cell.members), {**request, "members": 1, "updates": STEPS}
-        sides.together(names, **whole, seconds=0)
-        asks["jax_processes"] = lambda: sides.together(names, **whole, seconds=seconds)
-    if sides.of("torch", peer="torch", script="torch_population.py"):
-        for label, form, threads in (
-            ("torch_sequential", "in_turn", 1),
-            ("torch_batched, 1 thread", "batched", 1),
-            ("torch_batched, all threads", "batched", None),
+    for variant in variants:
+        name, request = f"in turn, {variant}", {**cell.request, "updates": updates}
+        if sides.of(name, "in_turn", variant, peer="jax", script="jax_population.py") and sides.answer(
+            name, **request, seconds=0
         ):
-            whole = {**request, "form": form, "threads": threads}
-            asks[label] = lambda whole=whole: sides.answer("torch", **whole, seconds=seconds)  # type: ignore[misc]
+            label = f"jax_sequential{'_k' if updates > 1 else ''}, {variant}"
+            asks[label] = lambda name=name, request=request: sides.answer(name, **request, seconds=seconds)  # type: ignore[misc]
+    return asks
+
+
+def processes(sides: Sides, cell: Cell, seconds: float) -> dict[str, Ask]:
+    """A process for each of a few members."""
+    if cell.members not in PROCESSES:
+        return {}
+    names, request = sides.processes(cell.members), {**cell.request, "members": 1, "updates": STEPS}
+    sides.together(names, **request, seconds=0)
+    return {"jax_processes": lambda: sides.together(names, **request, seconds=seconds)}
+
+
+def torch(sides: Sides, cell: Cell, seconds: float) -> dict[str, Ask]:
+    """PyTorch, member by member and all at once."""
+    if not sides.of("torch", peer="torch", script="torch_population.py"):
+        return {}
+    asks: dict[str, Ask] = {}
+    for label, form, threads in (
+        ("torch_sequential", "in_turn", 1),
+        ("torch_batched, 1 thread", "batched", 1),
+        ("torch_batched, all threads", "batched", None),
+    ):
+        request = {**cell.request, "form": form, "threads": threads}
+        asks[label] = lambda request=request: sides.answer("torch", **request, seconds=seconds)  # type: ignore[misc]
     return asks
 
 
@@ -266,12 +270,11 @@ def told(values: dict[str, list[dict[str, float]]], made: dict[str, Any]) -> dic
         found |= milliseconds(side, variants.get(best or "", []))
         if best and "," in best:
             found[f"{side}_as"] = best.partition(", ")[2]
-    ways = {way: {**milliseconds("", values[way]), "compile_s": made["compile_s"][way]} for way in made["compile_s"]}
+    ways = {way: milliseconds("", values[way]) for way in made["compile_s"]}
     chosen = made["chosen"]
     fastest = min(one["ms"] for one in ways.values())
     found |= milliseconds("auto", values[chosen])
-    choosing = {key: made.get(key) for key in ("chosen", "choosing_s", "choosing_warm_s", "devices")}
-    return found | choosing | {"within": ways[chosen]["ms"] / fastest, "ways": ways}
+    return found | {"within": ways[chosen]["ms"] / fastest, "ways": ways}
 
 
 def milliseconds(side: str, values: list[dict[str, float]]) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from shoal.core import compilation, seeds  # noqa: E402
+from shoal.core import compilation, seeds
 
 if "here" in sys.argv:
     compilation.settle_calls()
 
-import _members  # noqa: E402
-import jax  # noqa: E402
+import _members
+import jax
 
 compiled = {}  # what fixes a program -> (program, seconds of compiling)
 populations = {}  # of the latest request
@@ -30,19 +30,20 @@ def program(kind, state, drawn, key):
     """A member's update, compiled once for all members."""
     if kind not in compiled:
         began = time.perf_counter()
-        update = jax.jit(_members.updating(_members.agent(*kind[:3])), donate_argnums=0)
+        several = _members.updating(_members.agent(*kind[:3]))
+        update = jax.jit(lambda state, drawn, key: several(state, drawn, key, kind[3]), donate_argnums=0)
         made = update.lower(state, drawn, key).compile()
         compiled[kind] = made, time.perf_counter() - began
     return compiled[kind]
 
 
-def population(algorithm, width, batch, members, updates):
+def population(algorithm, width, batch, members):
     """Everybody's state and batches."""
-    kind = (algorithm, width, batch, members, updates)
+    kind = (algorithm, width, batch, members)
     if kind not in populations:
         populations.clear()
         states = _members.states(_members.agent(algorithm, width, batch), members)
-        drawn = _members.samples(algorithm, members, updates, batch)
+        drawn = _members.samples(algorithm, members, _members.BATCHES, batch)
         every = states, drawn, jax.random.split(seeds.key(0, "learn"), members)
         mine = [jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in range(members)]
         populations[kind] = [list(parts) for parts in zip(*mine)]  # noqa: B905
@@ -60,7 +61,7 @@ def measure(*, algorithm, width, batch, members, updates, seconds):
         updates: K, gradient steps a call.
         seconds: About how long to measure; 0: only compile and warm up.
     """
-    states, drawn, keys = population(algorithm, width, batch, members, updates)
+    states, drawn, keys = population(algorithm, width, batch, members)
     run, compiling = program((algorithm, width, batch, updates), states[0], drawn[0], keys[0])
 
     def step():

@@ -10,6 +10,7 @@ and the targets move in one fused call: PyTorch as fast as its own means make it
 
 import functools
 import importlib.metadata
+import itertools
 import json
 import math
 import sys
@@ -29,7 +30,7 @@ THREADS = torch.get_num_threads()
 def network(sizes, lead):
     """Weights and biases of dense layers, with a leading axis over members or none: a flat list."""
     made = []
-    for before, after in zip(sizes, sizes[1:]):  # noqa: B905  PyTorch has Pythons of its own
+    for before, after in itertools.pairwise(sizes):
         bound = 1.0 / math.sqrt(before)
         made.append((torch.rand(*lead, before, after) * 2 - 1) * bound)
         made.append(torch.zeros(*lead, *([1] if lead else []), after))
@@ -47,7 +48,7 @@ def forward(net, x):
 
 
 def q(critic, obs, action):
-    """``[..., batch]``"""
+    """``[..., batch]``."""
     return forward(critic, torch.cat([obs, action], -1)).squeeze(-1)
 
 
@@ -69,7 +70,7 @@ def descend(optimiser, params, loss):
 
 
 def follow(target, params, share):
-    """target <- target + share (params - target)"""
+    """Target <- target + share (params - target)."""
     with torch.no_grad():
         torch._foreach_lerp_(target, [leaf.detach() for leaf in params], share)
 
@@ -187,7 +188,7 @@ class DQN:
         """Name -> network."""
         return {"q": self.net}
 
-    def step(self, obs, action, reward, discount, following, noise=None):
+    def step(self, obs, action, reward, discount, following, noise=None):  # noqa: ARG002  there is none
         """One gradient step."""
         with torch.no_grad():
             best = forward(self.net, following).argmax(-1, keepdim=True)
@@ -247,7 +248,11 @@ def measure(*, algorithm, width, batch, members, form, threads, seconds):
         step()
         step()
         calls += 2
-    return {"ms": 1e3 * (time.perf_counter() - began) / calls, "cpu_ms": 1e3 * (time.process_time() - busy) / calls, "calls": calls}
+    return {
+        "ms": 1e3 * (time.perf_counter() - began) / calls,
+        "cpu_ms": 1e3 * (time.process_time() - busy) / calls,
+        "calls": calls,
+    }
 
 
 def check(*, check, algorithm, width, form):
@@ -278,7 +283,9 @@ def check(*, check, algorithm, width, form):
             learner.step(*drawn, noise=noise)
         for name, net in learner.networks().items():
             for i, leaf in enumerate(net):
-                found.setdefault(f"{name}.{i}", []).append(leaf.detach().numpy().reshape(members if form == "batched" else 1, -1))
+                found.setdefault(f"{name}.{i}", []).append(
+                    leaf.detach().numpy().reshape(members if form == "batched" else 1, -1)
+                )
     np.savez(check, **{name: np.concatenate(parts) for name, parts in found.items()})
     return {"members": members, "updates": updates}
 
