@@ -49,6 +49,8 @@ PEERS = {
     # Not on the package index: the benchmark is given a checkout. It needs gymnax before 1.0; our own JAX works.
     "purejaxrl": Peer("purejaxrl_ppo.py", ((*JAX, *OLD_GYMNAX),)),
     "rejax": Peer("rejax_ppo.py", ((*JAX, *OLD_GYMNAX, "rejax==0.1.3"),)),
+    "torch": Peer("torch_population.py", ((TORCH,), ("numpy==2.4.6",))),
+    "jax": Peer("jax_population.py", ()),  # Shoal's own rules and its own JAX
 }
 
 

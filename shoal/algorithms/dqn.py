@@ -293,6 +293,5 @@ def moved(state: State) -> State:
     """θ⁻ ← θ⁻ + τ (θ - θ⁻) where a multiple of the period was passed, by this learner or by others."""
     period = state.hyper.target_period.astype(jnp.int32)
     due = state.updates // period > state.moved_at // period
-    towards = tree.lerp(state.target, state.params, state.hyper.tau)
-    target = jax.tree.map(lambda new, old: jnp.where(due, new, old), towards, state.target)
+    target = tree.sometimes(tree.lerp, due, state.target, state.params, state.hyper.tau)
     return state._replace(target=target, moved_at=jnp.where(due, state.updates, state.moved_at))

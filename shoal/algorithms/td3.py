@@ -201,6 +201,30 @@ def choose(rule: _critics.Rule, params: types.Params, normaliser: Any, obs: Any)
     return jnp.tanh(_critics.head(rule, params, normaliser, obs))
 
 
+def improve(rule: _critics.Rule, now: Any, state: State, obs: Any, critics: Any) -> Any:
+    """One gradient step of the policy, and the targets' move.
+
+    Args:
+        rule: The rule.
+        now: (policy, its optimiser, targets).
+        state: Of the learner before this update.
+        obs: ``[N, *obs]``.
+        critics: Parameters, after their own step.
+
+    Returns:
+        As `now`.
+    """
+    policy, optimiser, target = now
+
+    def loss(policy: types.Params) -> Any:
+        act = jax.vmap(functools.partial(choose, rule), in_axes=(None, None, 0))
+        chosen = act(policy, state.normaliser, obs)
+        return -_critics.values(rule, critics[:1], state.normaliser, obs, chosen)[0].mean()
+
+    policy, optimiser, _ = _critics.apply(rule, state, jax.grad(loss)(policy), optimiser, policy)
+    return policy, optimiser, tree.lerp(target, {"policy": policy, "critics": critics}, state.hyper.tau)
+
+
 def learn(rule: _critics.Rule, state: State, drawn: _memory.Sample, key: types.Key) -> tuple[State, Any, types.Metrics]:
     """One gradient step of the critics, and every so often one of the policy.
 
@@ -220,19 +244,12 @@ def learn(rule: _critics.Rule, state: State, drawn: _memory.Sample, key: types.K
     target = drawn.reward + drawn.discount * lowest
     judged = _critics.descend(rule, state, drawn, target)
 
-    def policy_loss(policy: types.Params) -> Any:
-        chosen = act(policy, seen, drawn.obs)
-        return -_critics.values(rule, judged.critics[:1], seen, drawn.obs, chosen)[0].mean()
-
-    def improve(policy: types.Params, optimiser: Any, target: types.Params) -> Any:
-        gradient = jax.grad(policy_loss)(policy)
-        policy, optimiser, _ = _critics.apply(rule, state, gradient, optimiser, policy)
-        return policy, optimiser, tree.lerp(target, {"policy": policy, "critics": judged.critics}, hyper.tau)
-
     updates = state.updates + 1
     due = updates % hyper.policy_delay.astype(jnp.int32) == 0
     now = state.params["policy"], state.optimiser, state.target
-    policy, optimiser, slow = jax.lax.cond(due, improve, lambda *same: same, *now)
+    policy, optimiser, slow = tree.sometimes(
+        functools.partial(improve, rule), due, now, state, drawn.obs, judged.critics
+    )
     metrics = {"loss": judged.loss, "q": judged.q.mean(), "gradient_norm": judged.norm}
     state = state._replace(
         params={"policy": policy, "critics": judged.critics},

@@ -200,6 +200,42 @@ def lerp(old: types.Tree, new: types.Tree, weight: Any) -> types.Tree:
     return jax.tree.map(blend, old, new)
 
 
+def sometimes(change: Callable[..., types.Tree], due: Any, now: types.Tree, *given: types.Tree) -> types.Tree:
+    """`change(now, *given)` where it is due, else `now`; under `vmap` nothing is computed while it is due for nobody.
+
+    `lax.cond` under `vmap` computes both branches every time. Members of a population whose turns come together, as
+    they do with one period, then cost what they cost alone; with other periods the results are the same.
+
+    Args:
+        change: Of arrays that are handed to it; it must not reach for traced ones itself.
+        due: Scalar bool.
+        now: What may change; `change` returns such a tree.
+        given: What else it is computed from.
+    """
+
+    def alone(due: Any, now: types.Tree, given: tuple[types.Tree, ...]) -> types.Tree:
+        return jax.lax.cond(due, change, lambda now, *_: now, now, *given)
+
+    chosen = jax.custom_batching.custom_vmap(alone)
+
+    @chosen.def_vmap
+    def several(size: int, axes: Any, due: Any, now: types.Tree, given: Any) -> tuple[types.Tree, types.Tree]:
+        given_axes = jax.tree.map(lambda batched: 0 if batched else None, axes[2])
+        due, now = (
+            jax.tree.map(lambda leaf, batched: leaf if batched else jnp.broadcast_to(leaf, (size, *leaf.shape)), *both)
+            for both in ((due, axes[0]), (now, axes[1]))
+        )
+
+        def changed(now: types.Tree, *given: types.Tree) -> types.Tree:
+            new = jax.vmap(change, (0, *given_axes))(now, *given)
+            return jax.vmap(lambda due, new, old: jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old))(due, new, now)
+
+        after = jax.lax.cond(jnp.any(due), changed, lambda now, *_: now, now, *given)
+        return after, jax.tree.map(lambda _: True, after)
+
+    return chosen(due, now, given)
+
+
 def _rebuilder(like: types.Tree) -> Callable[[Mapping[str, Any]], types.Tree]:
     """Puts leaves given by key path back into the structure of `like`."""
     pairs, structure = jax.tree_util.tree_flatten_with_path(like)
