@@ -42,6 +42,7 @@ def train(
     until: float | str | None = None,
     episodes: int | None = None,
     start: str | Path | None = None,
+    settings_file: str | Path | None = None,
     evaluate_every: int | None = None,
     evaluate_episodes: int | None = None,
     out: str | Path | None = None,
@@ -67,6 +68,7 @@ def train(
         until: Stop early at this mean return of the last 100 episodes; ``"solved"`` takes the environment's own.
         episodes: Stop after so many training episodes, of each seed; or at `steps`, if that comes first.
         start: A run whose policy, with its statistics of observations, this one starts from; shapes must be the same.
+        settings_file: Settings as `shoal tune` writes them (best.json); the other arguments win over it.
         evaluate_every: Also evaluate while it trains, every so many environment steps; the best policy is kept.
         evaluate_episodes: Episodes of each of these evaluations; 10 when None.
         out: The run folder; a new one under ``runs/`` when None.
@@ -80,7 +82,7 @@ def train(
     """
     from shoal import log
     from shoal.core import importing
-    from shoal.experiment import presets
+    from shoal.experiment import filed, presets
     from shoal.runs import training
 
     settings: dict[str, Mapping[str, Any]] = dict(parts)
@@ -98,6 +100,8 @@ def train(
         settings=settings,
         evaluate_every=evaluate_every, evaluate_episodes=evaluate_episodes,
     )  # fmt: skip
+    if settings_file is not None:
+        request = filed.over(request, filed.read(settings_file, preset))
     if workers is not None:
         settings["runtime"] = {presets.workers(request): workers, **settings["runtime"]}
     if seeds is None:

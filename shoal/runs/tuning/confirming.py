@@ -1,0 +1,129 @@
+"""The winner beside the default: both trained anew, on seeds that no trial had, for equal steps.
+
+The score that won a search was chosen for being high, so it promises too much; what is told here was not chosen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from etils import epy
+
+from shoal import experiment, log
+from shoal.core import errors
+from shoal.experiment import presets
+from shoal.report import statistics
+from shoal.runs import checkpoint, group, run_folder
+from shoal.runs.tuning import trial
+
+with epy.lazy_imports():
+    from shoal.runs import training
+
+
+class Side(NamedTuple):
+    """One of the two."""
+
+    name: str  # "best" or "default"
+    settings: Mapping[str, Any]  # by option name
+
+
+class Work(NamedTuple):
+    """What is trained with."""
+
+    folder: Path  # of the search
+    made: experiment.Experiment
+    steps: int  # of each run
+    seeds: int  # 0 to seeds - 1
+    eval_episodes: int
+    console: Callable[[str], log.Console]
+    told: Callable[[str, int, int], None]  # side, seeds done, environment steps of them
+
+
+def run(work: Work, sides: Sequence[Side]) -> dict[str, Any]:
+    """Train every side on every seed; what is finished there is not trained again.
+
+    Returns:
+        ``confirm`` of the summary.
+
+    Raises:
+        Stopped: A signal ended it.
+    """
+    found: dict[str, Any] = {}
+    for side in sides:
+        try:
+            runs = _side(work, side)
+        except (errors.ShoalError, OSError) as problem:
+            found[side.name] = {"scores": [], "why": " ".join(str(problem).split())}
+            continue
+        scores = [one["eval_return_mean"] for one in runs]
+        found[side.name] = {"scores": [score for score in scores if score is not None], "why": ""}
+        work.told(side.name, len(scores), sum(one["env_steps"] for one in runs))
+    return {"seeds": list(range(work.seeds)), "steps": work.steps, **conclude(found)}
+
+
+def conclude(sides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Interquartile means and intervals of both sides, and of their difference.
+
+    Args:
+        sides: ``best`` and ``default``, and others beside them, each with ``scores``.
+    """
+    made: dict[str, Any] = {name: {**side, **_middle(side["scores"])} for name, side in sides.items()}
+    ours, theirs = made["best"]["scores"], made["default"]["scores"]
+    difference = made["best"]["iqm"] - made["default"]["iqm"] if ours and theirs else None
+    within = list(statistics.difference(ours, theirs)) if len(ours) > 1 and len(theirs) > 1 else None
+    made["difference"] = {"iqm": difference, "interval": within}
+    made["verdict"] = _verdict(difference, within)
+    return made
+
+
+def _verdict(difference: float | None, within: Sequence[float] | None) -> str:
+    if difference is None:
+        return "not measured"
+    if within is None:
+        return "one seed tells nothing about others"
+    return "better" if within[0] > 0 else "worse" if within[1] < 0 else "not told apart"
+
+
+def _middle(scores: Sequence[float]) -> dict[str, Any]:
+    return {
+        "iqm": statistics.iqm(scores) if scores else None,
+        "interval": list(statistics.interval(scores)) if len(scores) > 1 else None,
+    }
+
+
+def _side(work: Work, side: Side) -> list[dict[str, Any]]:
+    """The summaries of a side's seeds; one program trains them where the runtime can."""
+    place, console = work.folder / "confirm" / side.name, work.console(f"confirming {side.name}")
+    asked = trial.request(work.made, side.settings, 0, work.steps)
+    if work.seeds > 1 and experiment.ways(work.made.runtime, work.made.configs["runtime"]).seeds:
+        _train(place, asked, work, console, together=True)
+        return [_summary(group.seed_folder(place, seed)) for seed in range(work.seeds)]
+    for seed in range(work.seeds):
+        _train(group.seed_folder(place, seed), asked._replace(seed=seed), work, console, together=False)
+    return [_summary(group.seed_folder(place, seed)) for seed in range(work.seeds)]
+
+
+def _train(place: Path, asked: presets.Request, work: Work, console: log.Console, *, together: bool) -> None:
+    if run_folder.status(place) == "completed":
+        return
+    how: dict[str, Any] = {"console": console, "eval_episodes": work.eval_episodes}
+    saved = [place, *(group.seed_folder(place, seed) for seed in range(work.seeds))]
+    run: Any
+    if place.exists() and any(checkpoint.folders(one / "checkpoints") for one in saved):
+        run = training.resume(place, **how)
+    else:
+        trial.clear(place)
+        how["command"] = "shoal tune"
+        run = (
+            training.train_seeds(asked, work.seeds, place, **how) if together else training.train(asked, place, **how)
+        )
+    if run.summary["status"] == "interrupted":
+        raise trial.Stopped(run.summary["stopped_by"])
+
+
+def _summary(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place / "summary.json").read_text())
+    return found
