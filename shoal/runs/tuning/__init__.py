@@ -18,7 +18,7 @@ from shoal import environments, experiment
 from shoal.core import errors, types
 from shoal.experiment import filed, presets
 from shoal.runs import checkpoint, run_folder
-from shoal.runs.tuning import confirming, optuna_side, screen, searching, space, trial
+from shoal.runs.tuning import confirming, optuna_side, screen, searching, space, trial, workshop
 from shoal.runs.tuning import folder as folders
 from shoal.runs.tuning import plan as plans
 from shoal.runs.tuning import summary as summaries
@@ -157,6 +157,7 @@ class _Work:
         self.priors = space.read([f"{name}={prior}" for name, prior in self.plan.priors.items()])
         self.rows = folders.trials(folder)
         self.confirmed = 0  # environment steps
+        self.workshop = workshop.Workshop(self.made)
         made = self.made
         self.screen = screen.Screen(
             f"shoal tune · {made.preset} · {made.env} · {self.plan.method}", quiet=asked.quiet
@@ -173,6 +174,10 @@ class _Work:
             sum(row["steps"] for row in self.rows) + self.confirmed, of,
         )  # fmt: skip
 
+    def how(self, what: str) -> trial.How:
+        """How something is trained that is called `what`."""
+        return trial.How(self.screen.training(what), self.plan.eval_episodes, self.workshop)
+
     def told(self, row: Mapping[str, Any]) -> None:
         """A trial has come to something."""
         if row["status"] == "failed":
@@ -186,7 +191,7 @@ class _Work:
     def search(self) -> None:
         """The method."""
         searching.run(searching.Search(
-            self.folder, self.plan, self.made, self.typed, self.priors, self.rows, self.screen.training, self.told
+            self.folder, self.plan, self.made, self.typed, self.priors, self.rows, self.how, self.told
         ))  # fmt: skip
 
     def confirm(self, best: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,8 +201,7 @@ class _Work:
             self.confirmed += steps
             self.screen.told(self.far(), f"{name}: trained on {seeds} fresh seed{'s' * (seeds > 1)}")
 
-        work = confirming.Work(self.folder, self.made, self.plan.steps, self.plan.confirm, self.plan.eval_episodes,
-            self.screen.training, told)  # fmt: skip
+        work = confirming.Work(self.folder, self.made, self.plan.steps, self.plan.confirm, self.how, told)
         sides = [confirming.Side("best", best["settings"]), confirming.Side("default", {})]
         return confirming.run(work, sides)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import experiment, log
+from shoal import experiment
 from shoal.core import errors
 from shoal.experiment import presets
 from shoal.report import statistics
@@ -37,8 +37,7 @@ class Work(NamedTuple):
     made: experiment.Experiment
     steps: int  # of each run
     seeds: int  # 0 to seeds - 1
-    eval_episodes: int
-    console: Callable[[str], log.Console]
+    how: Callable[[str], trial.How]  # what is trained, in words -> how
     told: Callable[[str, int, int], None]  # side, seeds done, environment steps of them
 
 
@@ -96,29 +95,29 @@ def _middle(scores: Sequence[float]) -> dict[str, Any]:
 
 def _side(work: Work, side: Side) -> list[dict[str, Any]]:
     """The summaries of a side's seeds; one program trains them where the runtime can."""
-    place, console = work.folder / "confirm" / side.name, work.console(f"confirming {side.name}")
+    place, how = work.folder / "confirm" / side.name, work.how(f"confirming {side.name}")
     asked = trial.request(work.made, side.settings, 0, work.steps)
     if work.seeds > 1 and experiment.ways(work.made.runtime, work.made.configs["runtime"]).seeds:
-        _train(place, asked, work, console, together=True)
+        _train(place, asked, work, how, together=True)
         return [_summary(group.seed_folder(place, seed)) for seed in range(work.seeds)]
     for seed in range(work.seeds):
-        _train(group.seed_folder(place, seed), asked._replace(seed=seed), work, console, together=False)
+        _train(group.seed_folder(place, seed), asked._replace(seed=seed), work, how, together=False)
     return [_summary(group.seed_folder(place, seed)) for seed in range(work.seeds)]
 
 
-def _train(place: Path, asked: presets.Request, work: Work, console: log.Console, *, together: bool) -> None:
+def _train(place: Path, asked: presets.Request, work: Work, how: trial.How, *, together: bool) -> None:
     if run_folder.status(place) == "completed":
         return
-    how: dict[str, Any] = {"console": console, "eval_episodes": work.eval_episodes}
     saved = [place, *(group.seed_folder(place, seed) for seed in range(work.seeds))]
     run: Any
+    given = trial.keywords(saved[-1], how)
     if place.exists() and any(checkpoint.folders(one / "checkpoints") for one in saved):
-        run = training.resume(place, **how)
+        run = training.resume(place, **given)
     else:
         trial.clear(place)
-        how["command"] = "shoal tune"
+        given["command"] = "shoal tune"
         run = (
-            training.train_seeds(asked, work.seeds, place, **how) if together else training.train(asked, place, **how)
+            training.train_seeds(asked, work.seeds, place, **given) if together else training.train(asked, place, **given)
         )
     if run.summary["status"] == "interrupted":
         raise trial.Stopped(run.summary["stopped_by"])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shoal import experiment, log
+from shoal import experiment
 from shoal.core import errors
 from shoal.runs.tuning import folder as folders
 from shoal.runs.tuning import optuna_side, space, trial
@@ -33,7 +33,7 @@ class Search(NamedTuple):
     typed: Mapping[str, Any]  # settings by option name that hold for every trial
     priors: Mapping[str, space.Prior]
     rows: list[dict[str, Any]]  # of ``trials.json``
-    console: Callable[[str], log.Console]  # what is trained, in words -> what a person sees of it
+    how: Callable[[str], trial.How]  # what is trained, in words -> how
     told: Callable[[dict[str, Any]], None]  # called with every row that changed
 
 
@@ -104,9 +104,9 @@ def _train(search: Search, study: optuna_side.Study, row: dict[str, Any], rung: 
     asked = trial.request(search.made, row["settings"], row["seed"], steps)
     if len(search.plan.rungs) > 1:
         asked = asked._replace(anneal=search.plan.steps)
-    console = search.console(f"trial {row['trial'] + 1} of {search.plan.trials}")
+    how = search.how(f"trial {row['trial'] + 1} of {search.plan.trials}")
     before = sum(one["steps"] for one in search.rows) - row["steps"]
-    came = trial.train(search.folder / row["run"], asked, steps, console, search.plan.eval_episodes)
+    came = trial.train(search.folder / row["run"], asked, steps, how)
     row |= {"score": came.score, "std": came.std, "steps": came.steps, "why": came.why}
     row["wall_s"] = round(row["wall_s"] + came.wall_s, 3)
     if came.score is None:

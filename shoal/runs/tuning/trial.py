@@ -20,6 +20,7 @@ from shoal.core import errors
 from shoal.experiment import filed, presets
 from shoal.runs import checkpoint, run_folder
 from shoal.runs.session import hearing
+from shoal.runs.tuning import workshop
 
 with epy.lazy_imports():
     from shoal.runs import training
@@ -56,24 +57,29 @@ def request(made: experiment.Experiment, settings: Mapping[str, Any], seed: int,
     )  # fmt: skip
 
 
-def train(
-    place: Path, asked: presets.Request, steps: int, console: log.Console, eval_episodes: int
-) -> Outcome:
+class How(NamedTuple):
+    """How trials are trained."""
+
+    console: log.Console  # what a person sees of it
+    eval_episodes: int  # of the evaluation
+    workshop: workshop.Workshop
+
+
+def train(place: Path, asked: presets.Request, steps: int, how: How) -> Outcome:
     """Bring a trial to some environment steps, from where it is, and evaluate it; a failure is its outcome.
 
     Args:
         place: Its run folder.
         asked: The run; where it is to be judged on the way, `anneal` holds its steps in all.
         steps: It is to have had.
-        console: What a person sees of it.
-        eval_episodes: Of the evaluation.
+        how: It is trained.
 
     Raises:
         Stopped: A signal ended it; it was saved, and goes on from there.
     """
     began = time.monotonic()
     try:
-        summary = _brought(place, asked._replace(steps=steps), console, eval_episodes)
+        summary = _brought(place, asked._replace(steps=steps), how)
     except (Stopped, *SPENT):
         raise
     except Exception as problem:  # noqa: BLE001  whatever its settings led to: the search goes on
@@ -87,22 +93,28 @@ def train(
     return Outcome(score, std, taken, "", spent)
 
 
-def _brought(place: Path, asked: presets.Request, console: log.Console, eval_episodes: int) -> dict[str, Any]:
+def _brought(place: Path, asked: presets.Request, how: How) -> dict[str, Any]:
     """The summary of a run that has had the steps asked for."""
-    how: dict[str, Any] = {"console": console, "eval_episodes": eval_episodes}
+    given = keywords(place, how)
     if not checkpoint.folders(place / "checkpoints"):
         clear(place)
     if not place.exists():
-        run: Any = training.train(asked, place, command="shoal tune", **how)
+        run: Any = training.train(asked, place, command="shoal tune", **given)
     else:
         before = experiment.from_json(run_folder.read_config(place)).steps
         done = run_folder.status(place) == "completed"
         if done and (before >= asked.steps or _taken(place) >= asked.steps):  # type: ignore[operator]
             return _summary(place)
-        run = training.resume(place, **({"steps": asked.steps} if before < asked.steps else {}), **how)
+        run = training.resume(place, **({"steps": asked.steps} if before < asked.steps else {}), **given)
     if run.summary["status"] == "interrupted":
         raise Stopped(run.summary["stopped_by"])
     return dict(run.summary)
+
+
+def keywords(place: Path, how: How) -> dict[str, Any]:
+    """Of `training.train` and its like."""
+    how.workshop.at = str(sorted(folder.name for folder in checkpoint.folders(place / "checkpoints"))[-1:])
+    return {"console": how.console, "eval_episodes": how.eval_episodes, "builder": how.workshop}
 
 
 def clear(place: Path) -> None:
