@@ -106,7 +106,8 @@ def _course(
     scored: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> markup.Markup:
     said = "Each dot is the evaluation of a trial, greedy episodes that are no part of its training; the line is the best "
-    said += "so far of those trained to the end." if summary["method"] == "halving" else "so far."
+    said += "so far"
+    said += " of those trained to the end; small dots were judged on the way." if summary["method"] == "halving" else "."
     said += " Vertical lines: there a trial failed." if any(row["status"] == "failed" for row in rows) else ""
     return figures.figure("Score of every trial over the budget", charts.course(rows, summary["default_score"]), said)
 
@@ -146,7 +147,7 @@ def _settings(config: Mapping[str, Any], summary: Mapping[str, Any]) -> markup.M
         kind, _, field = name.partition(".")
         own = parts[kind].get(field)
         rows.append((name, *(markup.tag("code", _shown(one)) for one in (value, own)), config["tune"]["priors"][name]))
-    return tables.table(("setting", "best", "the preset's own", "searched"), rows, "settings")
+    return tables.table(("setting", "best", "the preset's own", "searched"), rows, "numbers several")
 
 
 def _shown(value: Any) -> str:

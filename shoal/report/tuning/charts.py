@@ -13,21 +13,36 @@ from shoal.report.tuning import axes
 
 BARS = (svg.Size("wide", 860, 0, 8), svg.Size("narrow", 380, 0, 4))
 TOP = 4  # one of so many trials is drawn as one of the best
+FEW = 6  # failures up to which each is named
+NEAR = 0.95  # of the longest training: as long
+SCORE = "score: mean return of the evaluation"
 ROW = 40  # pixels of a bar with its name above
 
 
 def course(rows: Sequence[Mapping[str, Any]], default: float | None) -> markup.Markup:
     """Every score over the environment steps of the search, and the best so far of those trained longest."""
-    points = sorted((rung["at"], rung["score"]) for row in rows for rung in row["rungs"])
-    longest = max(rung["steps"] for row in rows for rung in row["rungs"])
-    whole = sorted((rung["at"], rung["score"]) for row in rows for rung in row["rungs"] if rung["steps"] >= longest * 0.95)
-    x, y = (np.array([one[part] for one in points], float) for part in (0, 1))
-    steps, best = _stairs(whole, float(x[-1]))
-    failed = [figures.Moment(_failed_at(rows, row), 7, "failed") for row in rows if row["status"] == "failed"]
-    chart = figures.Chart("step", "score: mean return of the evaluation", (figures.WIDE, figures.NARROW), default, (x, y),
-        goal_name="the preset's own settings", moments=tuple(failed[:12]))  # fmt: skip
-    series = figures.Series("best so far", steps, best, 0, 0, "bold", legend="best so far")
-    return figures.plot([series], chart)
+    every = [(rung, row) for row in rows for rung in row["rungs"]]
+    longest = max(rung["steps"] for rung, _ in every)
+    whole = sorted((rung["at"], rung["score"]) for rung, _ in every if rung["steps"] >= longest * NEAR)
+    end = float(max(rung["at"] for rung, _ in every))
+    x, y = _stairs(whole, end)
+    reach = svg.extent(np.array([rung["score"] for rung, _ in every] + ([] if default is None else [default])))
+    failed = [_failed_at(rows, row) for row in rows if row["status"] == "failed"]
+    pictures = []
+    for size in (figures.WIDE, figures.NARROW):
+        frame = svg.Frame(size, (0.0, end * 1.01), reach)
+        parts = [svg.axes(frame, ("environment steps of the search", SCORE), (words.short, words.short))]
+        parts += [svg.moment(frame, at, "hue7", "failed" if len(failed) <= FEW else "") for at in failed]
+        if default is not None:
+            parts.append(svg.level(frame, default, f"the preset's own settings {words.number(default)}"))
+        parts.append(svg.line(frame, x, y, "bold hue0"))
+        for rung, row in every:
+            on = rung["steps"] >= longest * NEAR
+            at = {"cx": round(float(frame.px(rung["at"])), 1), "cy": round(float(frame.py(rung["score"])), 1)}
+            told = f"trial {row['trial']}: {words.number(rung['score'])} after {words.number(rung['steps'])} steps"
+            parts.append(markup.tag("circle", markup.tag("title", told), r=4 if on else 2.5, class_="seed hue1", **at))
+        pictures.append(_svg(size, "score of every trial over the environment steps of the search", parts))
+    return markup.tag("div", *pictures, class_="plot")
 
 
 def _failed_at(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> float:
