@@ -36,6 +36,7 @@ def train(
     seed: int = 0,
     seeds: int | None = None,
     workers: int | None = None,
+    members: int | None = None,
     runtime: str | Mapping[str, Any] | None = None,
     corrector: str | Mapping[str, Any] | None = None,
     compressor: str | Mapping[str, Any] | None = None,
@@ -43,6 +44,7 @@ def train(
     episodes: int | None = None,
     start: str | Path | None = None,
     settings_file: str | Path | None = None,
+    from_schedule: str | Path | None = None,
     evaluate_every: int | None = None,
     evaluate_episodes: int | None = None,
     out: str | Path | None = None,
@@ -61,6 +63,7 @@ def train(
         seed: Seed of everything random.
         seeds: Train so many seeds, from `seed` on, in one program; runtimes on_device and host.
         workers: Worker processes, for runtimes that have them.
+        members: Of a population.
         runtime: Overrides the preset's runtime: a name, or settings (``{"name": "host", "environments": 16}``; the
             name may be left out).
         corrector: Likewise, one of `shoal list correctors`.
@@ -69,6 +72,8 @@ def train(
         episodes: Stop after so many training episodes, of each seed; or at `steps`, if that comes first.
         start: A run whose policy, with its statistics of observations, this one starts from; shapes must be the same.
         settings_file: Settings as `shoal tune` writes them (best.json); the other arguments win over it.
+        from_schedule: A population's run: one agent alone follows the schedule of hyperparameters that won there, for
+            as many steps as a member had if `steps` is None.
         evaluate_every: Also evaluate while it trains, every so many environment steps; the best policy is kept.
         evaluate_episodes: Episodes of each of these evaluations; 10 when None.
         out: The run folder; a new one under ``runs/`` when None.
@@ -97,13 +102,15 @@ def train(
         env = importing.name_of(env)
     request = presets.Request(
         preset=preset, env=env, steps=steps, seed=seed, **names, until=until, episodes=episodes, start=start,
-        settings=settings,
+        settings=settings, from_schedule=from_schedule,
         evaluate_every=evaluate_every, evaluate_episodes=evaluate_episodes,
     )  # fmt: skip
     if settings_file is not None:
         request = filed.over(request, filed.read(settings_file, preset))
     if workers is not None:
         settings["runtime"] = {presets.workers(request): workers, **settings["runtime"]}
+    if members is not None:
+        settings["runtime"] = {"members": members, **settings["runtime"]}
     if seeds is None:
         return training.train(request, out, console=log.pick(quiet), eval_episodes=eval_episodes)
     return training.train_seeds(request, seeds, out, console=log.pick(quiet), eval_episodes=eval_episodes)

@@ -68,18 +68,10 @@ class Sample(NamedTuple):
     index: Any  # for `reprioritise`, () when uniform
 
 
-class Memory(NamedTuple):
-    """Pure functions on the stored experience; one NamedTuple of them for every learner with replay."""
-
-    init: Callable[[], Any]
-    add: Callable[[Any, types.Transition], Any]  # (memory, [T, B]) -> memory
-    sample: Callable[[Any, Any, Any, types.Key], Sample]  # (memory, γ, priorities, key)
-    filled: Callable[[Any], Any]  # whether a sample can be drawn: scalar bool
-    reprioritise: Callable[[Any, Any, Any, Any], Any]  # (memory, index, errors [N], priorities) -> memory
-    cut: Callable[[Any], Any]  # the streams do not go on from their newest steps: memory -> memory
+COUNTS = ("current_index", "is_full", "running_index")  # of what flashbax keeps, what only says how many rows there are
 
 
-def build(plan: Plan, spec: types.EnvSpec) -> Memory:
+def build(plan: Plan, spec: types.EnvSpec) -> types.Replay:
     """A memory for one environment.
 
     Args:
@@ -136,7 +128,11 @@ def build(plan: Plan, spec: types.EnvSpec) -> Memory:
         ended = kept.truncated.at[:, newest].set(kept.discount[:, newest] > 0)
         return memory.replace(experience=kept._replace(truncated=ended))
 
-    return Memory(init, add, sample, buffer.can_sample, reprioritise, cut)
+    def common(memory: Any) -> Any:
+        own = jax.tree.map(lambda _: False, memory)
+        return own.replace(**{name: True for name in COUNTS if name in vars(own)})
+
+    return types.Replay(init, add, sample, buffer.can_sample, reprioritise, cut, common)
 
 
 def _buffer(plan: Plan, length: int, rows: int) -> Any:
@@ -213,7 +209,7 @@ def _fold_frames(before: int, n_step: int, seen: types.ObservationSpec) -> Calla
 
 
 def update(
-    practice: types.Practice, memory: Memory
+    practice: types.Practice, memory: types.Replay
 ) -> Callable[[Any, types.Rollout, types.Key], tuple[Any, types.Metrics]]:
     """What a rule that learns from memory does with a rollout: remember it, then practise."""
 
@@ -227,7 +223,7 @@ def update(
 
 
 def practise(
-    practice: types.Practice, memory: Memory, state: Any, kept: Any, key: types.Key
+    practice: types.Practice, memory: types.Replay, state: Any, kept: Any, key: types.Key
 ) -> tuple[Any, Any, types.Metrics]:
     """Draw and learn, some times over; nothing happens before the rule is ready and a sample can be drawn.
 
@@ -269,6 +265,6 @@ def practise(
     return state, kept, jax.tree.map(lambda leaf: leaf[-1], metrics)
 
 
-def restart(memory: Memory) -> Callable[[Any], Any]:
+def restart(memory: types.Replay) -> Callable[[Any], Any]:
     """`types.About.restart` of such a rule: the streams that are remembered break off."""
     return lambda state: state._replace(memory=memory.cut(state.memory))

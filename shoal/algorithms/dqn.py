@@ -165,6 +165,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         drawing=drawing,
         learn=functools.partial(learn, rule),
         updates=config.updates,
+        memory=memory,
     )
     study = _memory.update(practice, memory)
 

@@ -114,6 +114,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
     rule = _critics.build(config, given, 2 * spec.action.shape[0])
     practice = _critics.practice(rule, given.streams, learn)
     memory = _memory.build(practice.plan, spec)
+    practice = practice._replace(memory=memory)
     box = distributions.bounds(spec.action, np)
 
     def init(key: types.Key) -> State:
@@ -167,6 +168,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
 
     fields = types.Fields(
         own_target="target", updates="updates", memory="memory", policy="policy",
+        critics=("critics", "critic_optimiser"),
         optimisers=("optimiser", "critic_optimiser", "alpha_optimiser"),
     )  # fmt: skip
     about = types.About(

@@ -117,6 +117,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
     rule = _critics.build(config, given, spec.action.shape[0])
     practice = _critics.practice(rule, given.streams, learn)
     memory = _memory.build(practice.plan, spec)
+    practice = practice._replace(memory=memory)
     box = distributions.bounds(spec.action, np)
 
     def init(key: types.Key) -> State:
@@ -176,6 +177,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
 
     fields = types.Fields(
         own_target="target", updates="updates", memory="memory", policy="policy",
+        critics=("critics", "critic_optimiser"),
         optimisers=("optimiser", "critic_optimiser"),
     )  # fmt: skip
     about = types.About(

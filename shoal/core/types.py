@@ -285,6 +285,8 @@ class Fields(NamedTuple):
     memory: str | None = None  # the replay memory
     optimisers: tuple[str, ...] = ("optimiser",)  # every `optimise.OptimiserState`
     policy: str | None = ""  # which part of `params` is the policy's; "": all; None: it is made of them in another way
+    critics: tuple[str, str] | None = None
+    # which part of `params` is the critics', and which optimiser: a policy can be exchanged without them; None: no part
 
 
 class Agent(NamedTuple):
@@ -351,6 +353,18 @@ class Chosen(NamedTuple):
     log_prob: Array  # f32
 
 
+class Replay(NamedTuple):
+    """A replay memory as pure functions on what it keeps."""
+
+    init: Callable[[], Memory]
+    add: Callable[[Memory, Transition], Memory]  # (memory, [T, B]) -> memory
+    sample: Callable[[Memory, Scalar, Tree, Key], Tree]  # (memory, γ, priorities, key) -> `algorithms._memory.Sample`
+    filled: Callable[[Memory], Scalar]  # whether a sample can be drawn: scalar bool
+    reprioritise: Callable[[Memory, Array, Array, Tree], Memory]  # (memory, index, errors [N], priorities) -> memory
+    cut: Callable[[Memory], Memory]  # the streams do not go on from their newest steps: memory -> memory
+    common: Callable[[Memory], Tree]  # memory -> whether each leaf is the same for all that add in lock-step: bools
+
+
 class Practice(NamedTuple):
     """Learning from a replay memory that somebody else keeps; `Agent.update` is composed from it.
 
@@ -365,6 +379,7 @@ class Practice(NamedTuple):
     learn: Callable[[State, Tree, Key], tuple[State, Array, Metrics]]
     # (state, `algorithms._memory.Sample`, key) -> (state, errors [N], metrics)
     updates: int  # gradient steps of an update
+    memory: Replay | None = None  # the functions of that memory; None: only `Agent.update` knows them
 
 
 class Traits(NamedTuple):
@@ -390,6 +405,8 @@ class Ways(NamedTuple):
     learns: str = "rollouts"  # the rules it serves, by `Traits.learns`
     streams: int = 1  # environments that one learner learns from
     learners: int = 1  # that share the parameters, each with streams of its own
+    members: int = 1  # learners that share nothing: the environment steps of a run are divided between them
+    fits: Callable[[Agent], None] | None = None  # refuses what it cannot train with these settings; None: takes all
     captures: bool = False  # True: gradients are left in the state, for the runtime to apply (`optimise.capture`)
     rules: tuple[str, ...] | None = None  # of optimisers, those that it applies; None: all
     pads: bool = False  # whether rollouts may end in padding (`Rollout.used`)

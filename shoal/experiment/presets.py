@@ -14,7 +14,20 @@ from typing import Any, NamedTuple
 
 from shoal import environments, experiment
 from shoal.core import aliases, errors, options, types
-from shoal.experiment.tuned import Preset, Settings, Tuned, actor_critic, actors, linear, off_policy, ppo, teams, values
+from shoal.experiment import scheduled
+from shoal.experiment.tuned import (
+    Preset,
+    Settings,
+    Tuned,
+    actor_critic,
+    actors,
+    linear,
+    off_policy,
+    populations,
+    ppo,
+    teams,
+    values,
+)  # fmt: skip
 
 PRESETS: dict[str, Preset] = {
     **actor_critic.PRESETS,
@@ -24,6 +37,7 @@ PRESETS: dict[str, Preset] = {
     **actors.PRESETS,
     **teams.PRESETS,
     **linear.PRESETS,
+    **populations.PRESETS,
 }
 
 
@@ -53,6 +67,7 @@ class Request(NamedTuple):
     until: float | str | None = None  # a return, "solved", or None to use up the steps
     episodes: int | None = None  # training episodes after which to stop
     start: str | Path | None = None  # the run whose policy it starts from
+    from_schedule: str | Path | None = None  # the run of a population whose winner's schedule it follows
     evaluate_every: int | None = None  # environment steps between two evaluations while it trains; None: there are none
     evaluate_episodes: int | None = None  # of each of them
     configs: Mapping[str, Any] = MappingProxyType({})  # kind -> config already built (command line)
@@ -149,13 +164,15 @@ def resolve(request: Request, runs: int = 1) -> tuple[experiment.Experiment, env
         if kind not in experiment.kinds():
             raise _unknown_argument(kind, configs)
     tuned = tuned_for(preset, names["env"])
-    usual = tuned.steps if tuned else preset.steps
+    follows = None if request.from_schedule is None else scheduled.read(request.from_schedule)
+    usual = follows.steps if follows else tuned.steps if tuned else preset.steps
+    usual = request.filed.steps if request.filed and request.filed.steps and not follows else usual
     experiment.prepare(names["runtime"], names["algorithm"], configs, runs)
     opened = environments.open(names["env"], configs["environment"])
     made = experiment.Experiment(
         preset=request.preset,
         env=names["env"],
-        steps=_steps(request, (request.filed and request.filed.steps) or usual, opened.spec),
+        steps=_steps(request, usual, opened.spec),
         seed=request.seed,
         goal=_goal(request.until, opened.spec),
         algorithm=names["algorithm"],
@@ -167,6 +184,7 @@ def resolve(request: Request, runs: int = 1) -> tuple[experiment.Experiment, env
         evaluate_every=_whole(request.evaluate_every),
         evaluate_episodes=_evaluated(request),
         anneal=request.anneal,
+        schedule=follows.schedule if follows else (),
     )
     experiment.validate(made, opened)
     return made, opened

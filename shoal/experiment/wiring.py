@@ -16,7 +16,7 @@ from etils import epy
 
 from shoal import algorithms, environments, networks
 from shoal.core import compilation, errors, options, programs, registry, types
-from shoal.experiment import correcting, counting, starting
+from shoal.experiment import correcting, counting, scheduled, starting
 from shoal.formulas import optimise
 from shoal.runtimes.crew import threads
 
@@ -53,6 +53,7 @@ class Experiment:
     schema: int = SCHEMA  # of the config.json it is from
     anneal: int | None = None  # environment steps over which the learning rate is lowered; None: over all
     start: str | None = None  # digest of the policy it starts from (`starting`); None: from nothing
+    schedule: scheduled.Schedule = ()  # that its learner's numbers follow; (): none
     evaluate_every: int | None = None  # environment steps between two evaluations while it trains; None: there are none
     evaluate_episodes: int | None = None  # of each of them; None likewise
     earlier: tuple[Mapping[str, Any], ...] = ()  # what it was asked for before it was to go on (`runs.extending`)
@@ -75,6 +76,7 @@ class Experiment:
             **({"episodes": self.episodes} if self.episodes is not None else {}),
             **({"anneal": self.anneal} if self.anneal is not None else {}),
             **({"start": self.start} if self.start is not None else {}),
+            **({"schedule": scheduled.plain(self.schedule)} if self.schedule else {}),
             **({"evaluate_every": self.evaluate_every} if self.evaluate_every is not None else {}),
             **({"evaluate_episodes": self.evaluate_episodes} if self.evaluate_episodes is not None else {}),
             **({"earlier": [dict(one) for one in self.earlier]} if self.earlier else {}),
@@ -121,7 +123,7 @@ def from_json(data: Mapping[str, Any]) -> Experiment:
         return Experiment(
             preset=data["preset"], env=data["env"], steps=data["steps"], seed=data["seed"], goal=goal, **names,
             configs=configs, episodes=data.get("episodes"), schema=int(data["schema"]), anneal=data.get("anneal"),
-            start=data.get("start"),
+            start=data.get("start"), schedule=scheduled.made(data.get("schedule", ())),
             evaluate_every=data.get("evaluate_every"), evaluate_episodes=data.get("evaluate_episodes"),
             earlier=tuple(data.get("earlier", ())),
         )  # fmt: skip
@@ -169,7 +171,10 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
         )
     registry.load("runtime", experiment.runtime).check(experiment.configs["runtime"], experiment, opened)
     _check_compressor(experiment, opened)
-    if ways(experiment.runtime, experiment.configs["runtime"]).records and not _check.repeats(opened):
+    how = ways(experiment.runtime, experiment.configs["runtime"])
+    if how.fits is not None:
+        how.fits(_agent(experiment, opened.spec, how))
+    if how.records and not _check.repeats(opened):
         raise errors.Refused(
             f"--replayable on {experiment.env}: the same seed and actions do not give the same observations and "
             f"rewards, so nothing could be repeated; `shoal check-env {experiment.env}` tells more"
@@ -317,6 +322,7 @@ def prepare(runtime: str, algorithm: str, configs: Mapping[str, Any], runs: int 
             or what is compared.
     """
     how, rule = ways(runtime, configs["runtime"]), traits(algorithm, configs["algorithm"])
+    threads.spread(how.members)
     if how.threads is not None:
         threads.prepare(how.threads, rule.samples(how.streams), configs["network"])
     if programs.kept() and not how.ahead and runs == 1:  # the process is the command line's
@@ -362,7 +368,7 @@ def _agent(experiment: Experiment, spec: types.EnvSpec, how: types.Ways) -> type
         spec=_as_recorded(experiment, spec),
         network=configs["network"],
         optimiser=(optimise.capture if how.captures else optimise.local)(
-            configs["optimiser"], experiment.anneal or experiment.steps
+            configs["optimiser"], -(-(experiment.anneal or experiment.steps) // how.members)
         ),
         corrector=correcting.build(experiment.corrector, configs["corrector"]),
         streams=how.streams,
@@ -370,7 +376,10 @@ def _agent(experiment: Experiment, spec: types.EnvSpec, how: types.Ways) -> type
         stretches=experiment.schema >= 2,  # before, they acted in the environment's units
     )
     made: types.Agent = registry.load("algorithm", experiment.algorithm).build(configs["algorithm"], given)
-    return made
+    if not experiment.schedule:
+        return made
+    scheduled.check(experiment.schedule, made, experiment.algorithm, how, experiment.runtime)
+    return scheduled.follow(made, experiment.schedule)
 
 
 def _compressor(experiment: Experiment, agent: types.Agent) -> types.Compressor:

@@ -15,7 +15,7 @@ from etils import epy
 
 from shoal import environments, experiment, log
 from shoal.core import errors, seeds, tree, types
-from shoal.experiment import budget, counting, extending, presets, starting
+from shoal.experiment import budget, counting, extending, presets, scheduled, starting
 from shoal.runs import checkpoint, group, longer, origin, run_folder, session
 from shoal.runtimes.crew import spawning, threads
 
@@ -285,7 +285,8 @@ def _ready(
     folder = run_folder.free(run_folder.named(made, [one.seed for one in members], out), exact=bool(out))
     built = (builder or _build)(made, opened, start)
     needed = _need(made, built)
-    notes = lone, crowded, checked(made, built.parts.agent, needed, seeds), presets.note(request)
+    followed = scheduled.told(made.schedule)
+    notes = lone, crowded, checked(made, built.parts.agent, needed, seeds), presets.note(request), followed
     return _Ready(
         members=members, folder=folder, built=built, needed=needed, notes=tuple(filter(None, notes)),
         command=command or _command(), start=start,
@@ -337,6 +338,8 @@ def checked(made: experiment.Experiment, agent: types.Agent, needed: budget.Need
     how = experiment.ways(made.runtime, made.configs["runtime"])
     gradients = experiment.traits(made.algorithm, made.configs["algorithm"]).gradients
     counting.check_gradients(made.steps, agent.about.rollout_length * how.streams, gradients)
+    if how.members > 1:  # several seeds are trained one after the other
+        return budget.check(needed, how.members, "members")
     if not how.holds_memory:
         return budget.check(needed, seeds)
     # Two: the worker's own, and what it leaves for a checkpoint. Before it has its own there is the one that is loaded.

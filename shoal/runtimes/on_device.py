@@ -26,7 +26,7 @@ with epy.lazy_imports():
 
     from shoal.runtimes.crew import beside
     from shoal.runtimes.experience import rollouts
-    from shoal.runtimes.members import chunks
+    from shoal.runtimes.members import chunks, dispatch, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,15 +136,15 @@ class OnDevice:
         plan = _plan(self._config, parts.agent.about.rollout_length, steps, min(done))
         lane = jax.jit(lambda tree, at: jax.tree.map(lambda leaf: leaf[at], tree))
 
-        def make() -> tuple[Loop, Chunk, _Cut]:
+        def make() -> tuple[Loop, Chunk, spread.Cut]:
             init = _keys(places, "init")
             start = _shelf(parts).compiled("starts", jax.vmap(_start(parts, self._config.environments)), init)
             # Under vmap a replay memory is copied at every step, and a rule that learns now and then learns always.
             remembers = parts.agent.about.fields.memory is not None
-            cut = _Cut(len(places), fill=not remembers)
+            cut = spread.Cut(len(places), fill=not remembers)
             keys = cut.put(_keys(places, "run"))
             with _beside(lambda: cut.put(_joined(lambda: start.load()(init), places, lane))) as loop:
-                every = cut.over((_in_turn if remembers else jax.vmap)(_chunk(parts, plan)))
+                every = cut.over((dispatch.in_turn if remembers else jax.vmap)(_chunk(parts, plan)))
                 chunk = _compiled(parts, "chunks", every, cut.like(start.returns), keys)
             return loop.result(), chunk, cut
 
@@ -157,56 +157,6 @@ class OnDevice:
         observers = [(place.observe, place.ended) if place.observe else None for place in places]
         program = _program(parts, plan, chunk)._replace(lane=lambda tree, at: lane(*cut.share(tree, at)))
         chunks.Drive(program, observers, began)(loop)
-
-
-class _Cut:
-    """Several seeds spread over the devices, each device with its share; they have nothing to tell each other."""
-
-    def __init__(self, seeds: int, *, fill: bool) -> None:
-        """Args: `fill`, shares are made equal by twins of the last seed; else there are fewer of them."""
-        devices = min(seeds, jax.local_device_count())
-        if not fill:
-            devices = next(count for count in range(devices, 0, -1) if seeds % count == 0)
-        self._seeds, self._devices, self._lanes = seeds, devices, seeds + -seeds % devices
-        self._axis = jax.sharding.PartitionSpec("seeds")
-        mesh = jax.make_mesh((devices,), ("seeds",), devices=jax.local_devices()[:devices])
-        self._where = jax.sharding.NamedSharding(mesh, self._axis)
-
-    def over(self, every: Callable[[Loop, Any], Any]) -> Callable[[Loop, Any], Any]:
-        """A chunk of every seed, on each device those of its share."""
-        if self._devices == 1:
-            return every
-        # Unchecked: the check wants every branch of a rule to say that its numbers differ between devices.
-        return jax.shard_map(every, mesh=self._where.mesh, in_specs=self._axis, out_specs=self._axis, check_vma=False)
-
-    def put(self, tree: Any) -> Any:
-        """Leaves ``[seeds, ...]`` to their devices."""
-        if self._devices == 1:
-            return tree
-        if self._lanes > self._seeds:
-            which = jnp.minimum(jnp.arange(self._lanes), self._seeds - 1)
-            tree = jax.tree.map(lambda leaf: leaf[which], tree)
-        return jax.device_put(tree, self._where)
-
-    def share(self, tree: Any, at: int) -> tuple[Any, int]:
-        """What the device of a seed holds, and the seed's place in it."""
-        if self._devices == 1:
-            return tree, at
-        each = self._lanes // self._devices
-        begins = at // each * each
-
-        def held(leaf: Any) -> Any:
-            return next(part.data for part in leaf.addressable_shards if (part.index[0].start or 0) == begins)
-
-        return jax.tree.map(held, tree), at - begins
-
-    def like(self, tree: Any) -> Any:
-        """What `put` makes of ShapeDtypeStructs."""
-        if self._devices == 1:
-            return tree
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((self._lanes, *leaf.shape[1:]), leaf.dtype, sharding=self._where), tree
-        )
 
 
 def _joined(start: Callable[[], Loop], places: Sequence[types.Place], lane: Callable[[Any, int], Any]) -> Loop:
@@ -250,20 +200,6 @@ def _keys(places: Sequence[types.Place], purpose: str) -> Any:
 
 def _stack(*leaves: Any) -> Any:
     return jnp.asarray(np.stack(leaves))
-
-
-def _in_turn(chunk: Callable[[Loop, Any], Any]) -> Callable[[Loop, Any], Any]:
-    """A chunk of every seed, one seed after the other, each in its place in the joined loop."""
-
-    def every(loops: Loop, keys: Any) -> tuple[Loop, Any]:
-        def one(loops: Loop, which: tuple[Any, Any]) -> tuple[Loop, Any]:
-            at, key = which
-            loop, told = chunk(jax.tree.map(lambda leaf: leaf[at], loops), key)
-            return jax.tree.map(lambda all_, mine: all_.at[at].set(mine), loops, loop), told
-
-        return jax.lax.scan(one, loops, (jnp.arange(len(loops.update)), keys))
-
-    return every
 
 
 class Plan(NamedTuple):

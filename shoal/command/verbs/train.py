@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +39,8 @@ class TrainOptions:
     """Train so many seeds, from --seed on, in one program (runtimes on_device and host)."""
     workers: int | None = None
     """Worker processes (short for --runtime.workers, or --runtime.bundles of a parameter server)."""
+    members: int | None = None
+    """Members of a population (short for --runtime.members)."""
     replayable: bool = False
     """Record the order of the workers' updates, for `shoal replay` (short for --runtime.replayable)."""
     runtime: str | None = None
@@ -54,6 +57,8 @@ class TrainOptions:
         default=None, metadata={"flag": "from"}
     )
     """A run whose policy, with its statistics of observations, this one starts from; shapes must be the same."""
+    from_schedule: Path | None = None
+    """A population's run: one agent alone is trained with the schedule of hyperparameters that won there."""
     out: Path | None = None
     """The run folder; must not exist. Default: runs/PRESET-ENV-SEED-TIME (of several seeds: FIRSTtoLAST)."""
     episodes: int | None = None
@@ -83,6 +88,7 @@ def run(typed: list[str]) -> int:
         Refused: In one line, before anything is made.
     """
     since = output.process_start()
+    given_as, typed = typed, [re.sub(r"^--population\.", "--runtime.", word) for word in typed]
     first = arguments.peek(typed)
     if first is None:
         if {"-h", "--help"} & set(typed):
@@ -95,14 +101,14 @@ def run(typed: list[str]) -> int:
         raise errors.Refused(f"--eval-episodes {given.eval_episodes} is negative; 0 turns the evaluation off")
     request = request._replace(
         steps=given.steps, seed=given.seed, until=given.until, episodes=given.episodes, start=given.start,
-        configs=configs,
+        configs=configs, from_schedule=given.from_schedule,
         evaluate_every=given.evaluate_every, evaluate_episodes=given.evaluate_episodes,
     )  # fmt: skip
     asked: dict[str, Any] = {
         "console": log.pick(given.quiet),
         "eval_episodes": given.eval_episodes,
         "since": since,
-        "command": shlex.join(["shoal", "train", *typed]),
+        "command": shlex.join(["shoal", "train", *given_as]),
     }
     made = (
         training.train(request, given.out, **asked)
@@ -146,23 +152,24 @@ def options(request: presets.Request) -> type:
 def _configs(request: presets.Request, given: TrainOptions) -> dict[str, Any]:
     """The settings of every part, short options included."""
     configs = {kind: getattr(given, f"{kind}_config") for kind in experiment.kinds()}
-    for name, value in ((presets.workers(request), given.workers), ("replayable", given.replayable or None)):
+    short = (presets.workers(request), given.workers), ("replayable", given.replayable or None)
+    for name, value in (*short, ("members", given.members)):
         if value is None:
             continue
         if not hasattr(configs["runtime"], name):
-            raise errors.Refused(_lacking(request, value, configs))
+            raise errors.Refused(_lacking(request, name, value, configs))
         configs["runtime"] = dataclasses.replace(configs["runtime"], **{name: value})
     return configs
 
 
-def _lacking(request: presets.Request, value: int | bool, configs: dict[str, Any]) -> str:
-    """What is said of --replayable (True) or --workers where the runtime lacks it, with the runtimes that would do."""
+def _lacking(request: presets.Request, name: str, value: int | bool, configs: dict[str, Any]) -> str:
+    """What is said of a short option where the runtime lacks it, with the runtimes that would do."""
     parts = presets.parts(request)
-    lacks = ("--replayable", "does not record updates"), (f"--workers {value}", "has no workers")
-    shown, reason = lacks[value is not True]
+    lacks = {"replayable": ("--replayable", "does not record updates"), "members": (f"--members {value}", "has none")}
+    shown, reason = lacks.get(name, (f"--workers {value}", "has no workers"))
 
     def would_do(other: str) -> bool:
-        field = "replayable" if value is True else presets.workers(request._replace(runtime=other))
+        field = name if name in lacks else presets.workers(request._replace(runtime=other))
         has = field in experiment.config_class("runtime", other).__dataclass_fields__  # type: ignore[attr-defined]
         return has and experiment.serves(other, parts["algorithm"], configs)
 

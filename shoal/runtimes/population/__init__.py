@@ -1,0 +1,222 @@
+"""A population: members that share nothing are trained as one program, and the better ones take over from the worse.
+
+Flajolet et al. 2022, "Fast Population-Based Reinforcement Learning on a Single Machine", arXiv:2206.08888; what is
+exchanged is that of population based training (Jaderberg et al. 2017, arXiv:1711.09846).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from etils import epy
+
+from shoal.core import errors, options, seeds, types
+from shoal.runtimes.population import exchange, priors
+
+with epy.lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from shoal.core import tree
+    from shoal.runtimes.crew import beside
+    from shoal.runtimes.members import dispatch
+    from shoal.runtimes.population import applying, compiling, loop, running, standing
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Members in one compiled program, their exchange, and how they are computed."""
+
+    members: int = options.number(8, low=1)
+    """Learners (N); the environment steps of the run are divided between them."""
+    environments: int = options.number(1, low=1)
+    """Environments of each member, stepped in lock-step (B)."""
+    exchange: Literal["truncation", "mf_pbt", "none"] = "truncation"
+    """Who takes over from whom: the last from the others (truncation), within and between sub-populations that evolve
+    at intervals of their own (mf_pbt), or nobody (none: random search)."""
+    interval: int = options.number(10_000, low=1)
+    """Environment steps of a member between two exchanges."""
+    episodes: int = options.number(10, low=1)
+    """Greedy episodes that a member's fitness is the mean of."""
+    fraction: float = options.number(0.4, low=0.0, high=1.0)
+    """Of the members, those that truncation replaces."""
+    intervals: tuple[int, ...] = (1, 10, 25, 50)
+    """Rounds between two evolutions of each sub-population of mf_pbt; those for which there are not enough members are
+    left out."""
+    copy: Literal["policy", "all"] = "policy"
+    """What is taken over: the policy (critics and replay memory stay the member's own), or all but the memory."""
+    explore: Literal["resample", "perturb"] = "resample"
+    """How hyperparameters change that were taken over: drawn anew from their priors, or multiplied by a factor."""
+    factors: tuple[float, float] = (0.8, 1.25)
+    """The factors of perturb."""
+    prior: tuple[str, ...] = ()
+    """Distributions of hyperparameters, e.g. algorithm.entropy_cost=log_uniform(1e-4,1e-1); also uniform(LOW,HIGH),
+    integer(LOW,HIGH), choice(A,B,...)."""
+    dispatch: Literal["auto", "vmap", "map", "sequential"] = "auto"
+    """How members are computed: with an axis over all (vmap), over blocks of them (map), one after the other
+    (sequential), or whichever of them a short measurement finds fastest (auto)."""
+    block: int = options.number(0, low=0)
+    """Members in a block of map, on each device; 0: 4, or what divides them."""
+    chunk_steps: int = options.number(16384, low=1)
+    """Environment steps of all members between two looks of the host, at most."""
+    threads: int = options.number(0, low=0)
+    """Threads of the compiled program on a CPU; 0: one where a gradient step is small, else one a core."""
+
+
+def ways(config: Config) -> types.Ways:
+    """See `types.Ways`."""
+    return types.Ways(
+        streams=config.environments, members=config.members, seeds=True, exact_resume=True, threads=config.threads,
+        ahead=True, fits=functools.partial(_fits, config),
+    )  # fmt: skip
+
+
+def check(config: Config, experiment: Any, opened: Any) -> None:
+    """Refuse environments that cannot be compiled, and settings that do not fit together.
+
+    Raises:
+        Refused: Says what to change.
+    """
+    if opened.device is None:
+        raise errors.Refused(
+            f"the population runtime needs a pure-JAX environment, but {experiment.env} is a Python simulator; "
+            "give an id that begins with gymnax:, brax: or probe:"
+        )
+    exchange.check(config.exchange, _settings(config), config.members)
+    _prior(config)
+    if config.block and config.members % config.block:
+        raise errors.Refused(
+            f"runtime.block={config.block} does not divide {config.members} members; give one of "
+            f"{', '.join(str(one) for one in range(1, config.members + 1) if config.members % one == 0)}"
+        )
+
+
+def _fits(config: Config, agent: types.Agent) -> None:
+    priors.check(_prior(config), agent.about.hyper)
+
+
+def _prior(config: Config) -> dict[str, priors.Prior]:
+    return dict(map(priors.parse, config.prior))
+
+
+def _settings(config: Config) -> exchange.Settings:
+    return exchange.Settings(config.fraction, tuple(config.intervals))
+
+
+def build(config: Config) -> types.Runtime:
+    """The runtime."""
+    return Population(config)
+
+
+class Population:
+    """Runs calls until told to stop."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._rules = compiling.Rules(
+            members=config.members, episodes=config.episodes, exchange=config.exchange, settings=_settings(config),
+            how=applying.How(config.copy, config.explore, config.factors), prior=_prior(config),
+        )  # fmt: skip
+
+    def like(self, parts: types.Parts, seed: int) -> types.Tree:
+        """See `types.Runtime`."""
+        compiler = self._compiler(parts, 1)
+        keys = compiler.keys(seeds.key(seed, "init"))
+        return standing.Saved(compiler.start(keys).returns, standing.fresh(self._rules.members))
+
+    def policy(self, parts: types.Parts, seed: int, saved: types.Tree) -> types.Policy:
+        """See `types.Runtime`: the best member's, by the fitness that was measured last."""
+        del seed
+        at = standing.best(saved.standing)
+        return parts.agent.snapshot(jax.tree.map(lambda leaf: leaf[at], saved.loop.members.state))
+
+    def run(
+        self,
+        parts: types.Parts,
+        seed: int,
+        steps: int,
+        goal: types.Goal | None,
+        observe: types.Observer,
+        saved: types.Tree | None,
+    ) -> types.Result:
+        """See `types.Runtime`."""
+        del goal  # the observer sees every call and decides
+        began, config = time.monotonic(), self._config
+        done = int(saved.loop.common.update) if saved is not None else 0
+        per_update = config.environments * parts.agent.about.rollout_length
+        cut = running.plan(per_update, config.members, config.interval, config.chunk_steps, steps, done)
+        look = beside.first(observe, done * per_update * config.members, done)
+        compiler = self._compiler(parts, cut.per_call)
+        init = compiler.keys(seeds.key(seed, "init"))
+        start = compiler.start(init)
+        keys = compiler.cut.put(compiler.keys(seeds.key(seed, "run")))
+        now = standing.fresh(config.members) if saved is None else saved.standing
+        choose = functools.partial(self._chosen, compiler, start.returns, keys, cut, look)
+        way, call, now = choose(lambda: compiler.put(start.load()(init)), now)
+
+        def make() -> tuple[standing.Saved, running.Machine]:
+            state = start.returns.members.state
+            whole = start.load()(init) if saved is None else jax.tree.map(jnp.asarray, saved.loop)
+            swap = compiler.exchange(state) if cut.updates > cut.interval else None
+            machine = running.Machine(call, compiler.measure(state, keys), swap, keys, compiler)
+            return standing.Saved(compiler.put(whole), now), machine
+
+        first, machine = beside.done(make, beside.COMPILING, look)
+        each = tree.bytes(start.returns.members) // config.members
+        going = running.Running(parts, self._rules, machine, cut, seed, way)
+        return going(first, observe, time.monotonic() - began, each)
+
+    def run_many(self, parts: types.Parts, places: Sequence[types.Place], steps: int, goal: types.Goal | None) -> None:
+        """See `types.ManySeeds`: one population after the other."""
+        for place in places:
+            if place.observe is not None:
+                place.ended(self.run(parts, place.seed, steps, goal, place.observe, place.saved))
+
+    def _compiler(self, parts: types.Parts, updates: int) -> compiling.Compiler:
+        return compiling.Compiler(parts, loop.Shape(self._config.environments, updates), self._rules)
+
+    def _chosen(
+        self,
+        compiler: compiling.Compiler,
+        like: loop.Loop,
+        keys: types.Key,
+        cut: running.Plan,
+        look: beside.Look,
+        fresh: Callable[[], loop.Loop],
+        now: standing.Standing,
+    ) -> tuple[dispatch.Way, Callable[..., Any], standing.Standing]:
+        """How members are computed, and the program that does."""
+        each = compiler.cut.each
+        way = dispatch.way(self._config.dispatch, self._config.block, each)
+        if way is None and now.block >= 0:
+            way = dispatch.of(int(now.block), each)
+        several = dispatch.candidates(each)
+        if way is None and len(several) == 1:
+            way = several[0]
+        if way is not None:
+            call = beside.done(functools.partial(compiler.call, like, keys, way), beside.COMPILING, look)
+            return way, call, standing.chosen(now, way, standing.times(now, each))
+        clock, made, at = dispatch.Clock(cut.updates // cut.per_call), {}, [fresh()]
+        for number, one in enumerate(several):
+            if not clock.worth():
+                break
+            stage = types.Stage("choosing how to compute members", number, len(several))
+            began = time.monotonic()
+            made[one] = beside.done(functools.partial(compiler.call, like, keys, one), stage, look)
+            compiling_s = time.monotonic() - began
+
+            def again(program: Callable[..., Any] = made[one]) -> None:
+                at[0], told = program(at[0], keys, np.bool_(True))  # what it learns is thrown away
+                jax.block_until_ready(told)
+
+            beside.done(functools.partial(clock.take, one, again, compiling_s), stage, look)
+        way = clock.best.way
+        return way, made[way], standing.chosen(now, way, clock.timed)
+
+
+__all__ = ["Config", "Population", "build", "check", "ways"]

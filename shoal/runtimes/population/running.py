@@ -1,0 +1,218 @@
+"""The host's side of a population: one call after the other, and between two intervals a measurement and an exchange.
+
+Everything that decides what comes next is in `standing.Saved`, so a run that was stopped at any call goes on with the
+same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epy
+
+from shoal.core import seeds, types
+from shoal.runtimes.experience import finite
+from shoal.runtimes.members import dispatch
+from shoal.runtimes.population import (
+    applying,
+    chronicle,
+    compiling,
+    exchange,
+    failing,
+    lineage,
+    standing,
+    telling,
+)  # fmt: skip
+
+with epy.lazy_imports():
+    import jax
+
+
+class Plan(NamedTuple):
+    """How the steps of a member are cut up."""
+
+    per_update: int  # environment steps of one member
+    per_call: int  # updates
+    interval: int  # updates between two exchanges, whole calls
+    updates: int  # of each member in all, whole calls
+
+
+def plan(per_update: int, members: int, interval: int, call: int, steps: int, done: int = 0) -> Plan:
+    """Equal calls, of which a whole number makes an interval.
+
+    Args:
+        per_update: Environment steps of one member in an update.
+        members: N.
+        interval: Environment steps of a member between two exchanges; rounded up to whole updates.
+        call: Environment steps of all members in a call, at most.
+        steps: Environment steps of all members in all; rounded up to whole calls.
+        done: Updates of earlier lives.
+    """
+    every = math.ceil(interval / per_update)
+    updates = max(math.ceil(steps / members / per_update), 1)
+    most = max(1, min(call // (per_update * members), updates))
+    whole = math.gcd(every, done) if done else every
+    fitting = [count for count in range(1, most + 1) if whole % count == 0]
+    near = [count for count in fitting if 4 * count >= fitting[-1]]
+    each = min(near, key=lambda count: (-(-updates // count) * count, -count))  # the least beyond what was asked for
+    return Plan(per_update, each, every, max(done, -(-updates // each) * each))
+
+
+class Machine(NamedTuple):
+    """What runs on the device."""
+
+    call: Callable[..., Any]
+    measure: Callable[..., Any]
+    exchange: Callable[..., Any] | None  # None: the run ends before the first
+    keys: types.Key  # [N], of learning
+    compiler: compiling.Compiler
+
+
+class Running:
+    """One life of a run."""
+
+    def __init__(
+        self, parts: types.Parts, rules: compiling.Rules, machine: Machine, cut: Plan, seed: int, way: dispatch.Way
+    ) -> None:
+        self._agent, self._rules, self._machine, self._plan, self._seed = parts.agent, rules, machine, cut, seed
+        self._way = way
+        self._accounts = telling.Accounts(rules.members)
+        self._lineage = lineage.Lineage()
+        self._copied = applying.copied(parts.agent, rules.how)
+        self._before_exchange: int | None = None  # programs that had been made then
+
+    def __call__(self, saved: standing.Saved, observe: types.Observer, startup: float, each_bytes: int) -> types.Result:
+        """Train to the end.
+
+        Args:
+            saved: Where it begins.
+            observe: Who looks on.
+            startup: Seconds that it took to get here.
+            each_bytes: That one member takes.
+        """
+        self._loop, self._now, self._bytes = saved.loop, saved.standing, each_bytes
+        self._update = self._began_at = int(jax.device_get(saved.loop.common.update))
+        self._began = time.monotonic()
+        if not self._update:
+            values = self._hyperparameters()
+            self._lineage.add(chronicle.initial(values, self._rules.members))
+        progress = self._progress([])
+        while self._update < self._plan.updates:
+            self._settle()
+            told = self._step()
+            progress = self._progress(told)
+            if not observe(progress):
+                break
+        if self._update >= self._plan.updates:
+            self._measured()
+        progress = self._progress([])
+        at = standing.best(self._now)
+        return types.Result(self.policy(at), progress, startup)
+
+    def policy(self, at: int) -> types.Policy:
+        """A member's, on the host."""
+        state, place = self._machine.compiler.cut.share(self._loop.members.state, at)
+        policy: types.Policy = jax.device_get(self._agent.snapshot(jax.tree.map(lambda leaf: leaf[place], state)))
+        return policy
+
+    # ---------------------------------------------------------------- an interval
+
+    def _step(self) -> list[types.Episode]:
+        """One call, and new members for those that failed in it."""
+        self._loop, told = self._machine.call(self._loop, self._machine.keys, np.bool_(False))
+        told = jax.device_get(told)
+        before = self._update * self._plan.per_update * self._rules.members
+        self._update += self._plan.per_call
+        found = telling.episodes(told.ended, before)
+        self._accounts.take(told, found)
+        if not told.finite.all():
+            self._mend(~told.finite)
+        return found
+
+    def _settle(self) -> None:
+        """The exchange that is due."""
+        if self._update // self._plan.interval <= self._now.exchanges or self._machine.exchange is None:
+            return
+        self._measured()
+        if self._before_exchange is None:
+            self._before_exchange = self._machine.compiler.count.made
+        found, rounds = standing.known(self._now), int(self._now.exchanges)
+        key = seeds.key(self._seed, "exchange", rounds)
+        members = self._loop.members
+        state, *told = self._machine.exchange(members.state, found, np.int32(rounds), key)
+        self._loop = self._loop._replace(members=members._replace(state=state))
+        swap, ranks, before, after = jax.device_get(told)
+        done = chronicle.Round(rounds, self._update, self._update * self._plan.per_update, found, exchange.Plan(*swap))
+        events = chronicle.exchanged(done, ranks, before, after, self._rules.exchange, self._copied)
+        self._lineage.add(events)
+        self._now = standing.exchanged(self._now, swap.weights_from != np.arange(self._rules.members))
+
+    def _measured(self) -> None:
+        """Fitness of the states as they are."""
+        if self._now.measured_at == self._update:
+            return
+        began = time.monotonic()
+        compiler = self._machine.compiler
+        keys = compiler.cut.put(compiler.keys(seeds.key(self._seed, "fitness", self._update)))
+        found, far = jax.device_get(self._machine.measure(self._loop.members.state, keys))
+        self._now = standing.take(self._now, found, self._update, float(far))
+        self._accounts.measuring += time.monotonic() - began
+
+    def _mend(self, mask: types.Array) -> None:
+        values = self._hyperparameters()
+        self._now = standing.lapsed(self._now, mask)
+        failing.check(self._now, mask, values, self._update)
+        taken = failing.sources(self._now, mask, self._rules.settings.fraction, self._seed, self._update)
+        key = seeds.key(self._seed, "failure", self._update)
+        self._loop = self._loop._replace(members=self._machine.compiler.mend(self._loop.members, mask, taken, key))
+        after = self._hyperparameters()
+        copied = applying.copied(self._agent, applying.How(copy="policy"))
+        steps = self._update * self._plan.per_update
+        for member in np.flatnonzero(mask).tolist():
+            source = int(taken[member]) if taken[member] != member else None
+            given = copied if source is not None else ((), ("all",))
+            self._lineage.add([chronicle.failed(self._update, steps, member, source, after, copied=given)])
+
+    def _hyperparameters(self) -> dict[str, types.Array]:
+        names = self._rules.prior
+        found: dict[str, types.Array] = jax.device_get(
+            applying.hyperparameters(self._agent, names, self._loop.members.state)
+        )
+        return found
+
+    # ---------------------------------------------------------------- told
+
+    def _progress(self, episodes: list[types.Episode]) -> types.Progress:
+        spent, accounts, now = time.monotonic() - self._began, self._accounts, self._now
+        each = self._plan.per_update * self._rules.members
+        compiler = self._machine.compiler
+        done = (self._update - self._began_at) * each
+        made, later = compiler.count.made, 0
+        if self._before_exchange is not None:
+            later = made - self._before_exchange
+        more: Mapping[str, Any] = {
+            "devices": compiler.cut.devices,
+            "member_steps_per_s": done / spent if done else None,
+            "measuring_s": accounts.measuring,
+            "compilations": made,
+            "compilations_after_first_exchange": later,
+            "bytes_per_member": self._bytes,
+        }
+        return types.Progress(
+            env_steps=self._update * each,
+            updates=self._update,
+            train_s=spent,
+            episodes=episodes,
+            metrics=telling.metrics(accounts, now),
+            split={"on_device": spent},
+            workers={},
+            faults={"non_finite": accounts.non_finite, **finite.faults(*accounts.unfit)},
+            save=lambda: jax.device_get(standing.Saved(self._loop, self._now)),
+            policy=lambda: self.policy(standing.best(self._now)),
+            subsystems={"population": telling.summary(accounts, now, self._way, compiler.cut.each, more)},
+            artefacts={lineage.FILE: self._lineage},
+        )
