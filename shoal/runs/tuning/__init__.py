@@ -16,9 +16,9 @@ from etils import epy
 
 from shoal import environments, experiment
 from shoal.core import errors, types
-from shoal.experiment import filed, presets
+from shoal.experiment import budget, filed, presets
 from shoal.runs import checkpoint, run_folder
-from shoal.runs.tuning import confirming, optuna_side, screen, searching, space, trial, workshop
+from shoal.runs.tuning import confirming, optuna_side, population, screen, searching, space, trial, workshop
 from shoal.runs.tuning import folder as folders
 from shoal.runs.tuning import plan as plans
 from shoal.runs.tuning import summary as summaries
@@ -29,6 +29,8 @@ with epy.lazy_imports():
 
 Wanted = plans.Wanted
 METHODS = plans.METHODS
+POPULATION = population.RUNTIME
+members = population.usual
 
 
 class Tuned(NamedTuple):
@@ -67,19 +69,16 @@ def begin(
         GaveUp: Every trial fails.
     """
     plans.check(wanted)
+    made, priors = _population(request, wanted) if wanted.method == "pbt" else _trials(request, wanted)
+    texts = {name: space.text(name, prior).partition("=")[2] for name, prior in priors.items()}
+    if wanted.method == "pbt":
+        wanted = wanted._replace(members=made.configs["runtime"].members)
+    plan = plans.make(wanted, made.steps, texts)
     if wanted.method != "pbt":
-        optuna_side.check()
-    priors = space.read(wanted.priors)
-    made, opened = presets.resolve(request._replace(steps=None, seed=0))
-    experiment.check_environment(opened)
-    about = _about(made, opened)
-    priors = priors or space.usual(made, about.hyper)
-    _check(wanted.method, priors, made, about)
-    plan = plans.make(wanted, made.steps, {name: space.text(name, prior).partition("=")[2]
-        for name, prior in priors.items()})  # fmt: skip
-    made = dataclasses.replace(made, steps=plan.steps)
+        made = dataclasses.replace(made, steps=plan.steps)
     typed = filed.named(made.configs, {kind: presets.config(_bare(request), kind) for kind in experiment.kinds()})
-    typed |= {kind: name for kind in filed.CHOICES if (name := getattr(request, kind))}
+    typed = {name: value for name, value in typed.items() if wanted.method != "pbt" or not name.startswith("runtime.")}
+    typed |= {kind: name for kind in filed.CHOICES if (name := getattr(request, kind)) and name != population.RUNTIME}
     config = folders.config(plan, made, typed, command)
     if out is not None and folders.is_one(out):
         folders.same(out, config)
@@ -112,22 +111,52 @@ def resume(folder: Path, asked: Asked) -> Tuned:
 # ------------------------------------------------------------------------------------------ before anything starts
 
 
+def _trials(
+    request: presets.Request, wanted: plans.Wanted
+) -> tuple[experiment.Experiment, dict[str, space.Prior]]:
+    """The experiment that every trial varies, and the priors, all checked."""
+    optuna_side.check()
+    priors = space.read(wanted.priors)
+    made, opened = presets.resolve(request._replace(steps=None, seed=0))
+    experiment.check_environment(opened)
+    if (members := experiment.ways(made.runtime, made.configs["runtime"]).members) > 1:
+        raise errors.Refused(
+            f"{made.preset} trains {members} members, and a trial is one learner; use --method pbt, or the preset of the "
+            "rule itself"
+        )
+    about = _about(made, opened)
+    priors = priors or space.usual(made, about.hyper)
+    space.check_options(priors, made)
+    return made, priors
+
+
+def _population(
+    request: presets.Request, wanted: plans.Wanted
+) -> tuple[experiment.Experiment, dict[str, space.Prior]]:
+    """The same of a population."""
+    if request.runtime != population.RUNTIME:
+        raise errors.Refused(
+            f"--runtime {request.runtime}: --method pbt trains its members under the runtime {population.RUNTIME}; leave "
+            f"it out, or {population.OTHERS}"
+        )
+    priors = space.read(wanted.priors)
+    if not priors:
+        made, opened = population.resolve(request, wanted, ())
+        priors = population.usual_priors(made, experiment.build(made, opened).parts.agent.about.hyper)
+    made, opened = population.resolve(request, wanted, [space.text(*one) for one in priors.items()])
+    experiment.check_environment(opened)
+    _about(made, opened)
+    return made, priors
+
+
 def _about(made: experiment.Experiment, opened: environments.Opened) -> types.About:
     """What is known of the agent; that it fits into the memory too."""
-    from shoal.experiment import budget
-
     experiment.cache()
     training.apart(made)
     agent = experiment.build(made, opened).parts.agent
     needed = budget.need(agent, experiment.traits(made.algorithm, made.configs["algorithm"]).capacity)
     training.checked(made, agent, needed, 1)
     return agent.about
-
-
-def _check(method: str, priors: Mapping[str, space.Prior], made: experiment.Experiment, about: types.About) -> None:
-    if method == "pbt":
-        raise errors.Refused("--method pbt is not there yet; use --method random, tpe or halving")
-    space.check_options(priors, made)
 
 
 def _bare(request: presets.Request) -> presets.Request:
@@ -158,6 +187,7 @@ class _Work:
         self.rows = folders.trials(folder)
         self.confirmed = 0  # environment steps
         self.workshop = workshop.Workshop(self.made)
+        self.alone = population.alone(self.made) if self.plan.method == "pbt" else self.made
         made = self.made
         self.screen = screen.Screen(
             f"shoal tune · {made.preset} · {made.env} · {self.plan.method}", quiet=asked.quiet
@@ -167,7 +197,7 @@ class _Work:
         """How far it is."""
         best = searching.best(self.rows)
         over = [row for row in self.rows if row["status"] != "running"]
-        of = self.plan.budget + 2 * self.plan.confirm * self.plan.steps
+        of = self.plan.budget + (2 + (self.plan.method == "pbt")) * self.plan.confirm * self.plan.steps
         return screen.Far(
             len(over), self.plan.trials, sum(row["status"] == "failed" for row in self.rows),
             best["score"] if best else None, best["trial"] if best else None,
@@ -190,6 +220,9 @@ class _Work:
 
     def search(self) -> None:
         """The method."""
+        if self.plan.method == "pbt":
+            population.run(population.Search(self.folder, self.plan, self.made, self.rows, self.how, self.told))
+            return
         searching.run(searching.Search(
             self.folder, self.plan, self.made, self.typed, self.priors, self.rows, self.how, self.told
         ))  # fmt: skip
@@ -201,9 +234,15 @@ class _Work:
             self.confirmed += steps
             self.screen.told(self.far(), f"{name}: trained on {seeds} fresh seed{'s' * (seeds > 1)}")
 
-        work = confirming.Work(self.folder, self.made, self.plan.steps, self.plan.confirm, self.how, told)
-        sides = [confirming.Side("best", best["settings"]), confirming.Side("default", {})]
+        work = confirming.Work(self.folder, self.alone, self.plan.steps, self.plan.confirm, self.how, told)
+        sides = [confirming.Side("best", self.settings(best)), confirming.Side("default", {})]
+        if self.plan.method == "pbt":
+            sides.append(confirming.Side("schedule", {}, self.folder / population.PLACE))
         return confirming.run(work, sides)
+
+    def settings(self, best: Mapping[str, Any]) -> dict[str, Any]:
+        """The winner's, as options."""
+        return population.settings(self.alone, best["settings"]) if self.plan.method == "pbt" else best["settings"]
 
 
 def _run(folder: Path, config: Mapping[str, Any], asked: Asked) -> Tuned:
@@ -220,7 +259,7 @@ def _run(folder: Path, config: Mapping[str, Any], asked: Asked) -> Tuned:
                 if best is None:
                     status = "failed"
                 else:
-                    summaries.write_best(folder, work.made, work.typed, best, work.plan)
+                    summaries.write_best(folder, work.alone, {**work.typed, **work.settings(best)}, best, work.plan)
                     if work.plan.confirm:
                         confirm = work.confirm(best)
         except trial.Stopped as signalled:

@@ -26,8 +26,9 @@ with epy.lazy_imports():
 class Side(NamedTuple):
     """One of the two."""
 
-    name: str  # "best" or "default"
+    name: str  # "best", "default" or "schedule"
     settings: Mapping[str, Any]  # by option name
+    schedule: Path | None = None  # the population's run whose schedule it follows
 
 
 class Work(NamedTuple):
@@ -96,7 +97,7 @@ def _middle(scores: Sequence[float]) -> dict[str, Any]:
 def _side(work: Work, side: Side) -> list[dict[str, Any]]:
     """The summaries of a side's seeds; one program trains them where the runtime can."""
     place, how = work.folder / "confirm" / side.name, work.how(f"confirming {side.name}")
-    asked = trial.request(work.made, side.settings, 0, work.steps)
+    asked = trial.request(work.made, side.settings, 0, work.steps)._replace(from_schedule=side.schedule)
     if work.seeds > 1 and experiment.ways(work.made.runtime, work.made.configs["runtime"]).seeds:
         _train(place, asked, work, how, together=True)
         return [_summary(group.seed_folder(place, seed)) for seed in range(work.seeds)]

@@ -11,19 +11,19 @@ from shoal import experiment
 from shoal.experiment import filed
 from shoal.runs import run_folder
 from shoal.runs.tuning import folder as folders
-from shoal.runs.tuning import optuna_side, searching, space
+from shoal.runs.tuning import optuna_side, population, searching, space
 from shoal.runs.tuning import plan as plans
 
 
 def write_best(
-    folder: Path, made: experiment.Experiment, typed: Mapping[str, Any], best: Mapping[str, Any], plan: plans.Plan
+    folder: Path, made: experiment.Experiment, settings: Mapping[str, Any], best: Mapping[str, Any], plan: plans.Plan
 ) -> None:
     """The settings file of the winner.
 
     Args:
         folder: The tune folder.
         made: The preset on its environment.
-        typed: Settings that a person gave for all trials.
+        settings: The winner's, and those that a person gave for all trials, by option name.
         best: The winner's row.
         plan: Of the search.
     """
@@ -31,7 +31,8 @@ def write_best(
         "tune": str(folder), "method": plan.method, "trial": best["trial"], "score": best["score"],
         "score_steps": best["steps"], "seed": best["seed"], "eval_episodes": plan.eval_episodes,
     }  # fmt: skip
-    settings = {**typed, **best["settings"]}
+    if plan.method == "pbt":
+        source["schedule"] = str(folder / population.PLACE)
     run_folder.write_json(folder / folders.BEST, filed.data(made.preset, made.env, plan.steps, settings, source))
 
 
@@ -71,6 +72,7 @@ def make(
         "default_score": own["rungs"][-1]["score"] if own and own["rungs"] else None,
         "confirm": dict(confirm) if confirm else None,
         "settings_file": str(folder / folders.BEST) if there else None,
+        "schedule": str(folder / population.PLACE) if there and plan.method == "pbt" else None,
         "budget": plan.budget,
         "env_steps": sum(row["steps"] for row in rows),
         "trial_steps": plan.steps,
@@ -105,13 +107,15 @@ def lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         rows.append(("best", f"{best['score']:.4g}, trial {best['trial']}{beside}"))
         rows += [("", f"--{name.replace('_', '-')} {_typed(value)}") for name, value in best["settings"].items()]
     if confirm:
-        rows += [(f"{name} again", _side(confirm[name])) for name in ("best", "default")]
+        rows += [(f"{name} again", _side(confirm[name])) for name in ("best", "default", "schedule") if name in confirm]
         rows.append(("verdict", _verdict(confirm)))
     if summary["status"] == "interrupted":
         rows.append(("resume", f"shoal resume {folder}"))
     elif best:
         rows += [("settings", f"shoal train {summary['preset']} --settings {summary['settings_file']}"),
                  ("report", summary["report"])]  # fmt: skip
+        if summary["schedule"]:
+            rows.insert(-1, ("schedule", f"shoal train {summary['preset']} --from-schedule {summary['schedule']}"))
     width = max(len(name) for name, _ in rows)
     return [f"{head}): {ended}", *(f"  {name:<{width}}  {value}" for name, value in rows)]
 

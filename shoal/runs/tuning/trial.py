@@ -79,7 +79,7 @@ def train(place: Path, asked: presets.Request, steps: int, how: How) -> Outcome:
     """
     began = time.monotonic()
     try:
-        summary = _brought(place, asked._replace(steps=steps), how)
+        summary = brought(place, asked._replace(steps=steps), how)
     except (Stopped, *SPENT):
         raise
     except Exception as problem:  # noqa: BLE001  whatever its settings led to: the search goes on
@@ -93,8 +93,12 @@ def train(place: Path, asked: presets.Request, steps: int, how: How) -> Outcome:
     return Outcome(score, std, taken, "", spent)
 
 
-def _brought(place: Path, asked: presets.Request, how: How) -> dict[str, Any]:
-    """The summary of a run that has had the steps asked for."""
+def brought(place: Path, asked: presets.Request, how: How) -> dict[str, Any]:
+    """The summary of a run that has had the steps asked for, from where it is; failures are raised.
+
+    Raises:
+        Stopped: A signal ended it.
+    """
     given = keywords(place, how)
     if not checkpoint.folders(place / "checkpoints"):
         clear(place)

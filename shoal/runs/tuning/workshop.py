@@ -24,6 +24,7 @@ with epy.lazy_imports():
     import numpy as np
 
 MOST = 16  # programs that are held
+OUTSIDE = ("seed", "steps", "goal", "preset", "episodes", "evaluate_every", "evaluate_episodes", "earlier")
 
 
 class Workshop:
@@ -33,7 +34,7 @@ class Workshop:
         """Args: `made`, the preset on its environment; what is built with its programs differs in leaves from it."""
         self._like = _rest(made, ())
         how = experiment.ways(made.runtime, made.configs["runtime"])
-        self._shares = how.ahead and not how.processes and made.compressor == "identity"
+        self._shares = how.ahead and not how.processes and how.members == 1 and made.compressor == "identity"
         self._base: experiment.Built | None = None
         self._memo: dict[Hashable, Any] = {}
         self._values = _Values()
@@ -131,7 +132,8 @@ def _rest(made: experiment.Experiment, hyper: Any) -> dict[str, Any]:
     """All that decides a run's programs, by option name, without leaves and without what no program depends on."""
     data = made.to_json()
     found = {f"{kind}.{name}": value for kind, part in data["parts"].items() for name, value in part.items()}
-    found |= {"env": data["env"], "schema": data["schema"], "anneal": made.anneal or made.steps}
+    found |= {name: value for name, value in data.items() if name not in ("parts", *OUTSIDE)}
+    found["anneal"] = made.anneal or made.steps
     return {name: value for name, value in found.items() if name not in hyper}
 
 
