@@ -78,8 +78,14 @@ def make(
         "trial_steps": plan.steps,
         "importance": importance(folder, plan, rows) if status == "completed" else None,
         "report": str(folder / "report.html"),
+        "search_s": round(_spent(plan, rows), 3),
         "wall_s": round(time.time() - since, 3),
     }
+
+
+def _spent(plan: plans.Plan, rows: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds of all trials; members share theirs."""
+    return float((max if plan.method == "pbt" else sum)([row["wall_s"] for row in rows] or [0.0]))
 
 
 def importance(folder: Path, plan: plans.Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
