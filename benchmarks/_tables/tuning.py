@@ -21,7 +21,9 @@ def tune(results: Mapping[str, Any]) -> str:
         for name, part in results["methods"].items()
     ]
     task = results["task"]
-    said = f"`shoal tune {task['preset']} --env {task['env']} --budget {task['budget']}`, {task['steps']:,} steps a trial"
+    said = (
+        f"`shoal tune {task['preset']} --env {task['env']} --budget {task['budget']}`, {task['steps']:,} steps a trial"
+    )
     return "\n\n".join([f"{said}:", show.grid(HEAD, rows), "Settings found:", "\n".join(found)])
 
 

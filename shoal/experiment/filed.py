@@ -1,8 +1,8 @@
 """A settings file: what a search has found, as ``shoal train PRESET --settings FILE`` takes it.
 
 One JSON object: ``settings`` by option name (``"algorithm.entropy_cost": 0.003``; a part's choice by its kind,
-``"corrector": "vtrace"``), and, where they are known, the ``preset`` and ``env`` they were found for, the ``steps`` of a
-run, and the ``source``: who found them. What is typed by hand wins over the file, and the file over the preset.
+``"corrector": "vtrace"``), and, where they are known, the ``preset`` and ``env`` they were found for, the ``steps`` of
+a run, and the ``source``: who found them. What is typed by hand wins over the file, and the file over the preset.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ KEYS = ("schema", "preset", "env", "steps", "settings", "source")
 CHOICES = ("runtime", "corrector", "compressor")  # kinds of parts that a file may choose
 
 
-def data(
-    preset: str, env: str, steps: int, settings: Mapping[str, Any], source: Mapping[str, Any]
-) -> dict[str, Any]:
+def data(preset: str, env: str, steps: int, settings: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
     """What a file holds.
 
     Args:
@@ -49,7 +47,7 @@ def read(path: str | Path, preset: str) -> presets.Filed:
     """
     given = _object(Path(path))
     if unknown := next((key for key in given if key not in KEYS), None):
-        raise _told(path, errors.unknown("key", unknown, KEYS, "Settings of parts belong into \"settings\"."))
+        raise _told(path, errors.unknown("key", unknown, KEYS, 'Settings of parts belong into "settings".'))
     schema, settings = given.get("schema", SCHEMA), given.get("settings")
     if not isinstance(schema, int) or schema > SCHEMA:
         raise errors.Refused(f"{path} has schema {schema!r}, this Shoal reads up to {SCHEMA}; install a newer one")
@@ -80,7 +78,7 @@ def over(request: presets.Request, filed: presets.Filed) -> presets.Request:
     Raises:
         Refused: A setting that the parts do not have, or a value they do not take; names the file and the setting.
     """
-    chosen = {kind: getattr(request, kind) or filed.choices.get(kind) for kind in CHOICES}
+    chosen: dict[str, Any] = {kind: getattr(request, kind) or filed.choices.get(kind) for kind in CHOICES}
     made = request._replace(**chosen, env=request.env or filed.env, filed=filed)
     for kind in experiment.kinds():
         try:

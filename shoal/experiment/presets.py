@@ -114,7 +114,7 @@ def workers(request: Request) -> str:
 
 
 def config(request: Request, kind: str) -> Any:
-    """The preset's config of one kind of part, with what is tuned for the environment, or what a settings file holds."""
+    """The preset's config of a kind of part, with what is tuned for the environment, and what a settings file holds."""
     preset, names = find(request.preset), parts(request)
     cls = experiment.config_class(kind, names.get(kind, ""))
     base: Any = options.build(cls, _fitting(cls, preset.settings.get(kind, {})), kind)
@@ -205,7 +205,13 @@ def _unknown_argument(name: str, configs: Mapping[str, Any]) -> errors.Refused:
 def note(request: Request) -> str | None:
     """What is said where nothing was tuned for the environment, with the presets for which something was."""
     preset, env = find(request.preset), parts(request)["env"]
-    if request.filed or not preset.tuned or env == preset.env or environments.split(env)[0] == "probe" or tuned_for(preset, env):
+    if (
+        request.filed
+        or not preset.tuned
+        or env == preset.env
+        or environments.split(env)[0] == "probe"
+        or tuned_for(preset, env)
+    ):
         return None  # probes are there to be solved by anything
     others = [name for name, other in PRESETS.items() if other.tuned and tuned_for(other, env)]
     better = f"; tuned for it: {', '.join(others)}" if others else ""

@@ -35,7 +35,7 @@ class TuneOptions:
     budget: int | None = None
     """Environment steps of all trials together; those of the confirmation come on top."""
     method: Literal["pbt", "random", "tpe", "halving"] = "pbt"
-    """pbt: a population in one program, no extra needed; random, tpe, halving: trials one after the other, with Optuna."""
+    """pbt: a population in one program, no extra needed; random, tpe, halving: trials in turn, with Optuna."""
     prior: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to search, once for each setting, e.g. algorithm.entropy_cost=log_uniform(1e-4,1e-1); uniform, log_uniform,
     integer(1,5) or choice(32,64). Default: the usual ones of the preset's rule (docs/tune.md)."""
@@ -60,7 +60,7 @@ class TuneOptions:
     compressor: str | None = None
     """How the policy is made smaller for those who act: one of `shoal list compressors`."""
     out: Path | None = None
-    """The tune folder; a search that is there goes on. Default: a new one in --runs, by preset, environment and time."""
+    """The tune folder; a search that is there goes on. Default: a new one in --runs, named by preset and time."""
     runs: Path = Path("runs")
     """Where the folder is made when --out is not given."""
     quiet: bool = False

@@ -44,7 +44,7 @@ def body(folder: Path, summary: Mapping[str, Any]) -> str:
     return page.document(
         title,
         _header(title, summary),
-        page.section("Scores", _course(scored, rows, summary)),
+        page.section("Scores", _course(rows, summary)),
         page.section("Fresh seeds", *_confirmed(summary)),
         page.section("The best settings", _settings(config, summary)),
         page.section("What decides", *_decides(scored, config, summary)),
@@ -67,8 +67,7 @@ def _header(title: str, summary: Mapping[str, Any]) -> markup.Markup:
     best, default = summary["best"], summary["default_score"]
     tiles = [
         headline.Tile("Best score", words.number(best and best["score"]), f"trial {best['trial']}" if best else ""),
-        headline.Tile("The preset's own settings", words.number(default), "the same score, trial 0" if default is not None
-                      else ""),
+        headline.Tile("The preset's own settings", words.number(default), "" if default is None else "trial 0"),
         headline.Tile("Trials", words.number(summary["trials"]), f"{summary['failed']} failed"),
         headline.Tile("Environment steps", words.number(summary["env_steps"]),
                       f"budget {words.number(summary['budget'])}; {words.seconds(summary['wall_s'])}"),
@@ -102,12 +101,14 @@ def verdict(summary: Mapping[str, Any]) -> str:
     return f"The settings found by {method} {told}."
 
 
-def _course(
-    scored: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
-) -> markup.Markup:
-    said = "Each dot is the evaluation of a trial, greedy episodes that are no part of its training; the line is the best "
+def _course(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> markup.Markup:
+    said = (
+        "Each dot is the evaluation of a trial, greedy episodes that are no part of its training; the line is the best "
+    )
     said += "so far"
-    said += " of those trained to the end; small dots were judged on the way." if summary["method"] == "halving" else "."
+    said += (
+        " of those trained to the end; small dots were judged on the way." if summary["method"] == "halving" else "."
+    )
     said += " Vertical lines: there a trial failed." if any(row["status"] == "failed" for row in rows) else ""
     return figures.figure("Score of every trial over the budget", charts.course(rows, summary["default_score"]), said)
 
@@ -120,7 +121,9 @@ def _confirmed(summary: Mapping[str, Any]) -> list[markup.Markup]:
     names = {"best": "settings found", "default": "the preset's own", "schedule": "schedule found"}
     shown = {names[name]: side for name, side in sides.items()}
     seeds = words.count(len(confirm["seeds"]), "seed")
-    said = f"Trained anew on {seeds} that no trial had, {words.number(confirm['steps'])} steps each. Below each row: the "
+    said = (
+        f"Trained anew on {seeds} that no trial had, {words.number(confirm['steps'])} steps each. Below each row: the "
+    )
     said += "interquartile mean (IQM) over seeds and its 95 % bootstrap interval."
     said += f" With {seeds} the interval is a rough guide." if len(confirm["seeds"]) < 10 else ""
     head = ("", "IQM", "95 % interval", *(f"seed {seed}" for seed in confirm["seeds"]))
@@ -160,7 +163,9 @@ def _decides(
     found = axes.settings(scored, config["tune"]["priors"])
     made = []
     if told := summary["importance"]:
-        ranks = "Spearman's rank correlation of each setting with the score: how far it rises or falls with it, not a share"
+        ranks = (
+            "Spearman's rank correlation of each setting with the score: how far it rises or falls with it, not a share"
+        )
         pedigree = (
             "PED-ANOVA (Watanabe et al. 2023): how far a setting of the best trials is spread otherwise than of all; "
             "shares of 1"
@@ -172,7 +177,9 @@ def _decides(
     scores = [row["rungs"][-1]["score"] for row in scored]
     furthest = [(len(row["rungs"]), score) for row, score in zip(scored, scores, strict=True)]
     order = sorted(range(len(scored)), key=lambda at: furthest[at])
-    said = "Each line is a trial, from its settings to its score: bold the best, thin the best quarter, faint the others."
+    said = (
+        "Each line is a trial, from its settings to its score: bold the best, thin the best quarter, faint the others."
+    )
     made.append(figures.figure("Settings and score", charts.parallel([*found, axes.score(scores)], order), said))
     small = charts.slices(found, scores, order[-1])
     return [*made, markup.tag("div", *small, class_="multiples")]
@@ -189,7 +196,8 @@ def _trials(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Any
         label = f"{row['trial']}, the preset's own" if row.get("default") else str(row["trial"])
         table.append((
             label, markup.tag("span", status, class_=f"status {class_}"), words.spread(row["score"], row["std"]),
-            words.number(row["steps"]), *(_shown(row["settings"][name]) for name in names), words.seconds(row["wall_s"]),
+            words.number(row["steps"]), *(_shown(row["settings"][name]) for name in names),
+            words.seconds(row["wall_s"]),
         ))  # fmt: skip
     failed = [f"Trial {row['trial']} failed: {row['why']}." for row in rows if row["status"] == "failed"]
     told = markup.tag("ul", *(markup.tag("li", line) for line in failed)) if failed else None

@@ -58,7 +58,9 @@ def _axis(name: str, prior: str, values: Sequence[float]) -> Axis:
         marks = _marks(low, high, decades, lambda value: (math.log10(value) - a) / (b - a or 1.0))
         return Axis(name, (np.log10(np.maximum(values, 1e-300)) - a) / (b - a or 1.0), marks)
     span = high - low or 1.0
-    marks = _marks(low, high, svg.ticks(low, high, 3).tolist() if high > low else [], lambda value: (value - low) / span)
+    marks = _marks(
+        low, high, svg.ticks(low, high, 3).tolist() if high > low else [], lambda value: (value - low) / span
+    )
     return Axis(name, (np.asarray(values, float) - low) / span, marks)
 
 

@@ -85,7 +85,9 @@ def bars(told: Mapping[str, Any]) -> markup.Markup:
             width = max(2.0, room * min(1.0, share))
             parts.append(markup.tag("text", name, x=2, y=y + 13))
             parts.append(markup.tag("rect", x=2, y=y + 19, width=room, height=12, rx=2, class_="trough"))
-            parts.append(markup.tag("rect", x=2, y=y + 19, width=round(width, 1), height=12, rx=2, class_="column hue0"))
+            parts.append(
+                markup.tag("rect", x=2, y=y + 19, width=round(width, 1), height=12, rx=2, class_="column hue0")
+            )
             parts.append(markup.tag("text", shown, x=room + 10, y=y + 30))
         pictures.append(_svg(size._replace(height=height), f"importance of settings, {told['method']}", parts))
     return markup.tag("div", *pictures, class_="plot")
@@ -161,7 +163,9 @@ def _uprights(found: Sequence[axes.Axis], at: Callable[[int, float], tuple[float
         parts.append(markup.tag("line", x1=x, x2=x, y1=low, y2=high, class_="axis"))
         kind, _, name = axis.name.rpartition(".")
         up = 16 if kind else 30
-        parts.append(markup.tag("text", name, x=x, y=up + 14 if kind else up, text_anchor="middle", class_="axis-label"))
+        parts.append(
+            markup.tag("text", name, x=x, y=up + 14 if kind else up, text_anchor="middle", class_="axis-label")
+        )
         parts.append(markup.tag("text", kind, x=x, y=up, text_anchor="middle") if kind else markup.Markup())
         for where, text in axis.marks:
             y = at(number, where)[1]
@@ -192,8 +196,7 @@ def strip(sides: Mapping[str, Mapping[str, Any]]) -> markup.Markup:
     every = np.array([score for side in sides.values() for score in side["scores"]], float)
     low, high = svg.extent(every)
     pictures = []
-    for size in BARS:
-        size = size._replace(height=30 + 58 * len(sides) + svg.BOTTOM)
+    for size in (one._replace(height=30 + 58 * len(sides) + svg.BOTTOM) for one in BARS):
         frame = svg.Frame(size, (low, high), (0, 1))
         parts = [svg.label(frame, float(at), words.short(float(at))) for at in svg.ticks(low, high, size.ticks)]
         parts.append(svg.named(frame, "mean return of the evaluation"))
@@ -201,7 +204,9 @@ def strip(sides: Mapping[str, Mapping[str, Any]]) -> markup.Markup:
             y, hue = 44 + 58 * at, f"hue{at}"
             parts.append(markup.tag("text", name, x=svg.LEFT, y=y - 18, class_=f"name {hue}"))
             for score in side["scores"]:
-                parts.append(markup.tag("circle", cx=round(float(frame.px(score)), 1), cy=y, r=4.5, class_=f"seed {hue}"))
+                parts.append(
+                    markup.tag("circle", cx=round(float(frame.px(score)), 1), cy=y, r=4.5, class_=f"seed {hue}")
+                )
             if side["interval"]:
                 ends = [round(float(frame.px(end)), 1) for end in side["interval"]]
                 parts.append(markup.tag("path", d=f"M{ends[0]} {y + 12}H{ends[1]}", class_=f"line bold {hue}"))
@@ -217,5 +222,3 @@ def _svg(size: svg.Size, told: str, parts: Sequence[markup.Markup]) -> markup.Ma
         "svg", markup.tag("title", told), *parts, role="img", class_=size.name,
         viewBox=f"0 0 {size.width} {size.height}",
     )  # fmt: skip
-
-

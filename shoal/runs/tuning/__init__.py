@@ -111,9 +111,7 @@ def resume(folder: Path, asked: Asked) -> Tuned:
 # ------------------------------------------------------------------------------------------ before anything starts
 
 
-def _trials(
-    request: presets.Request, wanted: plans.Wanted
-) -> tuple[experiment.Experiment, dict[str, space.Prior]]:
+def _trials(request: presets.Request, wanted: plans.Wanted) -> tuple[experiment.Experiment, dict[str, space.Prior]]:
     """The experiment that every trial varies, and the priors, all checked."""
     optuna_side.check()
     priors = space.read(wanted.priors)
@@ -121,8 +119,8 @@ def _trials(
     experiment.check_environment(opened)
     if (members := experiment.ways(made.runtime, made.configs["runtime"]).members) > 1:
         raise errors.Refused(
-            f"{made.preset} trains {members} members, and a trial is one learner; use --method pbt, or the preset of the "
-            "rule itself"
+            f"{made.preset} trains {members} members, and a trial is one learner; use --method pbt, or the preset of "
+            "the rule itself"
         )
     about = _about(made, opened)
     priors = priors or space.usual(made, about.hyper)
@@ -130,14 +128,12 @@ def _trials(
     return made, priors
 
 
-def _population(
-    request: presets.Request, wanted: plans.Wanted
-) -> tuple[experiment.Experiment, dict[str, space.Prior]]:
+def _population(request: presets.Request, wanted: plans.Wanted) -> tuple[experiment.Experiment, dict[str, space.Prior]]:
     """The same of a population."""
     if request.runtime != population.RUNTIME:
         raise errors.Refused(
-            f"--runtime {request.runtime}: --method pbt trains its members under the runtime {population.RUNTIME}; leave "
-            f"it out, or {population.OTHERS}"
+            f"--runtime {request.runtime}: --method pbt trains its members under the runtime {population.RUNTIME}; "
+            f"leave it out, or {population.OTHERS}"
         )
     priors = space.read(wanted.priors)
     if not priors:
@@ -189,9 +185,9 @@ class _Work:
         self.workshop = workshop.Workshop(self.made)
         self.alone = population.alone(self.made) if self.plan.method == "pbt" else self.made
         made = self.made
-        self.screen = screen.Screen(
-            f"shoal tune · {made.preset} · {made.env} · {self.plan.method}", quiet=asked.quiet
-        )
+        of = "members" if self.plan.method == "pbt" else "trials"
+        title = f"shoal tune · {made.preset} · {made.env} · {self.plan.method}"
+        self.screen = screen.Screen(title, of, quiet=asked.quiet)
 
     def far(self) -> screen.Far:
         """How far it is."""
@@ -210,12 +206,13 @@ class _Work:
 
     def told(self, row: Mapping[str, Any]) -> None:
         """A trial has come to something."""
+        name = f"{'member' if self.plan.method == 'pbt' else 'trial'} {row['trial']}"
         if row["status"] == "failed":
-            line = f"trial {row['trial']} failed: {row['why']}"
+            line = f"{name} failed: {row['why']}"
         elif row["status"] == "left":
             return
         else:
-            line = f"trial {row['trial']}: {row['score']:.4g} after {row['steps']:,} steps"
+            line = f"{name}: {row['score']:.4g} after {row['steps']:,} steps"
         self.screen.told(self.far(), line)
 
     def search(self) -> None:

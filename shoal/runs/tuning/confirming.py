@@ -118,7 +118,9 @@ def _train(place: Path, asked: presets.Request, work: Work, how: trial.How, *, t
         trial.clear(place)
         given["command"] = "shoal tune"
         run = (
-            training.train_seeds(asked, work.seeds, place, **given) if together else training.train(asked, place, **given)
+            training.train_seeds(asked, work.seeds, place, **given)
+            if together
+            else training.train(asked, place, **given)
         )
     if run.summary["status"] == "interrupted":
         raise trial.Stopped(run.summary["stopped_by"])

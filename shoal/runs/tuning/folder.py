@@ -21,9 +21,7 @@ from shoal.runs.tuning import plan as plans
 TRIALS, BEST = "trials.json", "best.json"
 
 
-def config(
-    plan: plans.Plan, made: experiment.Experiment, typed: Mapping[str, Any], command: str
-) -> dict[str, Any]:
+def config(plan: plans.Plan, made: experiment.Experiment, typed: Mapping[str, Any], command: str) -> dict[str, Any]:
     """What ``config.json`` holds.
 
     Args:
@@ -103,7 +101,7 @@ def place(folder: Path, trial: int) -> Path:
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")

@@ -1,9 +1,9 @@
 """Optuna's side of a search: which settings the next trial has. The one file that imports it, when it is called.
 
 Akiba et al. 2019, "Optuna: A Next-generation Hyperparameter Optimization Framework", arXiv:1907.10902; TPE is that of
-Bergstra et al. 2011. Its storage is a journal in the tune folder, lines of JSON that are only ever added to, so a search
-that was killed goes on. What a trial is given depends on the search's seed, the trial's number and what was told before,
-and on nothing else: a search that was resumed asks what one without an end would have asked.
+Bergstra et al. 2011. Its storage is a journal in the tune folder, lines of JSON that are only ever added to, so a
+search that was killed goes on; nothing is unpickled. What a trial is given depends on the search's seed, the trial's
+number and what was told before, so a search that was resumed asks what one without a break would have asked.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Study:
             seed: Of the search.
         """
         import optuna
+        import optuna.storages.journal
 
         optuna.logging.set_verbosity(logging.WARNING)
         self._optuna, self._sampler, self._trials, self._seed = optuna, sampler, trials, seed

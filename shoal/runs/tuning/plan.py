@@ -64,7 +64,8 @@ def check(wanted: Wanted) -> None:
         raise errors.unknown("method", wanted.method, METHODS)
     counts = (
         ("--budget", wanted.budget, 1), ("--trials", wanted.trials, 2), ("--trial-steps", wanted.trial_steps, 1),
-        ("--members", wanted.members, 2), ("--confirm", wanted.confirm, 0), ("--eval-episodes", wanted.eval_episodes, 1),
+        ("--members", wanted.members, 2), ("--confirm", wanted.confirm, 0),
+        ("--eval-episodes", wanted.eval_episodes, 1),
     )  # fmt: skip
     for flag, value, least in counts:
         if value is not None and value < least:
@@ -74,9 +75,10 @@ def check(wanted: Wanted) -> None:
         _refuse(given, "--method pbt trains members, all of them at once; use --members")
     else:
         _refuse({"--members": wanted.members}, f"--method {wanted.method} has trials; use --trials")
-    if None not in given.values() and wanted.method != "halving" and wanted.trials * wanted.trial_steps > wanted.budget:  # type: ignore[operator]
+    whole = (wanted.trials or 0) * (wanted.trial_steps or 0)
+    if wanted.method != "halving" and whole > wanted.budget:
         raise errors.Refused(
-            f"--trials {wanted.trials} of --trial-steps {wanted.trial_steps:,} are more than --budget "
+            f"--trials {wanted.trials} of --trial-steps {wanted.trial_steps} are more than --budget "
             f"{wanted.budget:,} environment steps; raise it, or leave one of them out"
         )
 
@@ -108,19 +110,29 @@ def make(wanted: Wanted, usual: int, priors: Mapping[str, str]) -> Plan:
         trials = wanted.trials or most(wanted.budget, rungs)
         if cost(trials, rungs) > wanted.budget:
             raise errors.Refused(
-                f"{trials} trials, of which one of {KEEP} goes on to {rungs[1]:,} and one of {KEEP} of these to {steps:,}"
-                f" steps, take {cost(trials, rungs):,} environment steps, more than --budget {wanted.budget:,}; raise it"
+                f"{trials} trials, of which one of {KEEP} goes on to {rungs[1]:,} steps and one of {KEEP} of these to "
+                f"{steps:,}, take {cost(trials, rungs):,} environment steps, more than --budget {wanted.budget:,}; "
+                "raise it"
             )
     else:
-        trials = wanted.trials or max(TRIALS, wanted.budget // usual) if not wanted.trial_steps else wanted.trials
-        trials = trials or wanted.budget // wanted.trial_steps  # type: ignore[operator]
-        rungs = (wanted.trial_steps or wanted.budget // trials if trials else 0,)
+        trials, steps = _cut(wanted, usual)
+        rungs = (steps,)
     if trials < 2 or rungs[0] < 1:
-        raise errors.Refused(f"--budget {wanted.budget:,} is not enough for two trials; raise it, or shorten the trials")
+        raise errors.Refused(
+            f"--budget {wanted.budget:,} is not enough for two trials; raise it, or shorten the trials"
+        )
     return Plan(
         method=wanted.method, budget=wanted.budget, trials=trials, steps=rungs[-1], rungs=rungs, confirm=wanted.confirm,
         eval_episodes=wanted.eval_episodes, seed=wanted.seed, priors=dict(priors),
     )  # fmt: skip
+
+
+def _cut(wanted: Wanted, usual: int) -> tuple[int, int]:
+    """How many trials, and the steps of each."""
+    if wanted.trial_steps is not None:
+        return wanted.trials or wanted.budget // wanted.trial_steps, wanted.trial_steps
+    trials = wanted.trials or max(TRIALS, wanted.budget // usual)
+    return trials, wanted.budget // trials
 
 
 def survivors(trials: int, rung: int) -> int:

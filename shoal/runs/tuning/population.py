@@ -78,9 +78,7 @@ def resolve(
         raise errors.Refused(f"--method pbt: {str(problem).rstrip('.')}; {OTHERS}") from None
 
 
-def usual_priors(
-    made: experiment.Experiment, hyper: Mapping[str, types.Leaf]
-) -> dict[str, space.Prior]:
+def usual_priors(made: experiment.Experiment, hyper: Mapping[str, types.Leaf]) -> dict[str, space.Prior]:
     """Those that the preset of a population declares, else the usual ones of its rule."""
     own = presets.find(made.preset).settings.get("runtime", {}).get("prior", ())
     return space.read(own) if own else space.usual(made, hyper)
@@ -159,8 +157,8 @@ def settings(made: experiment.Experiment, found: Mapping[str, float]) -> dict[st
 
     Args:
         made: One learner alone.
-        found: Its leaves. A critic's rate is an option as a multiple of the policy's; a leaf that no option sets is left
-            out, and only the schedule has it.
+        found: Its leaves. A critic's rate is an option as a multiple of the policy's; a leaf that no option sets is
+            left out, and only the schedule has it.
     """
     given: dict[str, Any] = {}
     for name, value in found.items():

@@ -1,7 +1,7 @@
 """What a person sees of a search: trials done, the best so far, time left; of the trial under way one more line.
 
-On a terminal two lines are drawn again and again, elsewhere a line is written for each trial, and one now and then while
-a trial is long.
+On a terminal three lines are drawn again and again, elsewhere a line is written for each trial, and one now and then
+while a trial is long.
 """
 
 from __future__ import annotations
@@ -34,11 +34,17 @@ class Screen:
     """Shows a search; makes the console of each of its trainings."""
 
     def __init__(
-        self, title: str, *, quiet: bool, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        title: str,
+        of: str = "trials",
+        *,
+        quiet: bool,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Args: what is searched, in words; `quiet` shows nothing; `stream` instead of stderr; `clock` in seconds."""
+        """Args: what is searched, in words, and what it has many `of`; `quiet` shows nothing; `stream` instead of stderr; `clock` in seconds."""
         self._stream = None if quiet else stream or sys.stderr
-        self._title, self._clock = title, clock
+        self._title, self._of, self._clock = title, of, clock
         self._began, self._next = clock(), clock() + EVERY
         self._far, self._first = Far(0, 0, 0, None, None, 0, 1), 0
         self._said: set[str] = set()
@@ -97,8 +103,8 @@ class Screen:
         """How far it is after so many steps."""
         far = self._far
         failed = f", {far.failed} failed" if far.failed else ""
-        best = f", best {far.best:.4g} (trial {far.best_trial})" if far.best is not None else ""
-        return f"{far.done} of {far.trials} trials{failed}{best}, {wording.duration(self.left(steps))} left"
+        best = f", best {far.best:.4g} ({self._of[:-1]} {far.best_trial})" if far.best is not None else ""
+        return f"{far.done} of {far.trials} {self._of}{failed}{best}, {wording.duration(self.left(steps))} left"
 
     def left(self, steps: int) -> float | None:
         """Seconds, if what is to come takes as long a step as what was done here; None before anything was."""

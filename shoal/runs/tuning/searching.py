@@ -1,11 +1,10 @@
 """The methods of trials: random search and TPE, a whole run each; and successive halving, which goes on with the best.
 
-Successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943): all trials are trained for a ninth of their steps, the
-best third of them goes on to a third, and the best third of these to the end. It goes on exactly, with the schedule of
-the learning rate that it would have had anyway, so a trial that gets to the end is bit by bit the run that a person would
-train. Optuna's own pruner decides about each trial when it comes to a rung, by those before it, so that the first ones
-always go on; trials here run one after the other and wait for nobody, so the rungs of all of them can be compared first,
-and what the search will cost is known before it begins.
+Successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943): all trials are trained for a ninth of their steps,
+the best third of them goes on to a third, and the best third of these to the end. It goes on exactly, with the schedule
+of the learning rate that it would have had anyway. Optuna's own pruner decides about each trial when it comes to a
+rung, by those before it, so that the first ones always go on; trials here run one after the other and wait for nobody,
+so all can be compared at a rung first, and what the search will cost is known before it begins.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from shoal.runtimes.population import priors as distributions
 Prior = distributions.Prior
 AROUND = 10.0  # a learning rate is searched this factor below and above the preset's
 
-# The usual prior of a leaf by its name, from the preset's value; leaves that are not here are not searched unless asked.
+# The usual prior of a leaf by its name, from the preset's value; others are searched only if somebody asks.
 USUAL: dict[str, Callable[[float], Prior]] = {
     "optimiser.learning_rate": lambda value: Prior("log_uniform", value / AROUND, value * AROUND),
     "algorithm.entropy_cost": lambda _: Prior("log_uniform", 1e-4, 1e-1),

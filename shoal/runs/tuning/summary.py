@@ -103,14 +103,15 @@ def importance(folder: Path, plan: plans.Plan, rows: Sequence[Mapping[str, Any]]
 def lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     """The screen a search ends with."""
     best, confirm = summary["best"], summary["confirm"]
-    head = f"{summary['preset']} on {summary['env']} ({summary['method']}, {summary['trials']} trials"
+    of = "member" if summary["method"] == "pbt" else "trial"
+    head = f"{summary['preset']} on {summary['env']} ({summary['method']}, {summary['trials']} {of}s"
     head += f", {summary['failed']} failed" if summary["failed"] else ""
     ended = {"interrupted": f"interrupted by {summary['stopped_by']}, saved"}.get(summary["status"], summary["status"])
     rows = [("steps", f"{summary['env_steps']:,} of a budget of {summary['budget']:,}, {summary['wall_s']:.0f} s")]
     if best:
         default = summary["default_score"]
         beside = f"; the preset's own settings {default:.4g}" if default is not None else ""
-        rows.append(("best", f"{best['score']:.4g}, trial {best['trial']}{beside}"))
+        rows.append(("best", f"{best['score']:.4g}, {of} {best['trial']}{beside}"))
         rows += [("", f"--{name.replace('_', '-')} {_typed(value)}") for name, value in best["settings"].items()]
     if confirm:
         rows += [(f"{name} again", _side(confirm[name])) for name in ("best", "default", "schedule") if name in confirm]

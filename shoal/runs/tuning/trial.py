@@ -105,11 +105,10 @@ def brought(place: Path, asked: presets.Request, how: How) -> dict[str, Any]:
     if not place.exists():
         run: Any = training.train(asked, place, command="shoal tune", **given)
     else:
-        before = experiment.from_json(run_folder.read_config(place)).steps
-        done = run_folder.status(place) == "completed"
-        if done and (before >= asked.steps or _taken(place) >= asked.steps):  # type: ignore[operator]
+        before, wanted = experiment.from_json(run_folder.read_config(place)).steps, asked.steps or 0
+        if run_folder.status(place) == "completed" and max(before, _taken(place)) >= wanted:
             return _summary(place)
-        run = training.resume(place, **({"steps": asked.steps} if before < asked.steps else {}), **given)
+        run = training.resume(place, steps=wanted if before < wanted else None, **given)
     if run.summary["status"] == "interrupted":
         raise Stopped(run.summary["stopped_by"])
     return dict(run.summary)

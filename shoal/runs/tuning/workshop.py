@@ -1,8 +1,8 @@
 """Trials that differ in numbers alone share their compiled programs.
 
-Numbers that may change during training are leaves of a learner's state (`types.About.hyper`), so one program serves every
-value of them: it is traced and compiled for the first trial, and the others only begin from other leaves. What starts a
-learner is a program too; here it gets the leaves as an argument. A trial has the bits of the same run made alone.
+Numbers that may change during training are leaves of a learner's state (`types.About.hyper`), so one program serves
+every value of them: it is traced and compiled for the first trial, and the others only begin from other leaves. What
+starts a learner is a program too; here it gets the leaves as an argument. A trial has the bits of the same run alone.
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ class _Values(threading.local):
 class _Shelf:
     """The programs of one trial, made once for all that share them; as `programs.Shelf`."""
 
-    def __init__(
-        self, memo: dict[Hashable, Any], values: _Values, own: Mapping[str, Any], cut: Hashable
-    ) -> None:
+    def __init__(self, memo: dict[Hashable, Any], values: _Values, own: Mapping[str, Any], cut: Hashable) -> None:
         self._memo, self._values, self._own, self._cut = memo, values, dict(own), cut
 
     def compiled(self, what: str, function: Callable[..., Any], *examples: Any, donate: bool = False) -> Any:
