@@ -42,7 +42,15 @@ class Screen:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Args: what is searched, in words, and what it has many `of`; `quiet` shows nothing; `stream` instead of stderr; `clock` in seconds."""
+        """Begin.
+
+        Args:
+            title: What is searched.
+            of: What there are many of: trials, or members.
+            quiet: Show nothing.
+            stream: Instead of stderr.
+            clock: In seconds.
+        """
         self._stream = None if quiet else stream or sys.stderr
         self._title, self._of, self._clock = title, of, clock
         self._began, self._next = clock(), clock() + EVERY
