@@ -15,11 +15,11 @@ from etils import epy
 from shoal import experiment
 from shoal.core import errors
 from shoal.experiment import presets
-from shoal.report import statistics
 from shoal.runs import checkpoint, group, run_folder
 from shoal.runs.tuning import trial
 
 with epy.lazy_imports():
+    from shoal.report import statistics
     from shoal.runs import training
 
 

@@ -112,7 +112,7 @@ class Study:
         states = self._optuna.trial.TrialState
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value = None if score is None else score
+            value = score if state == "COMPLETE" else None  # of one that was left, what was reported last
             self._study.tell(number, value, state=states[state], skip_if_finished=True)
 
     def report(self, number: int, step: int, score: float) -> None:

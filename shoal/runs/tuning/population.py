@@ -1,7 +1,8 @@
 """Population-based training as a search: one run of the population runtime, whose members are the trials.
 
-What it finds is a schedule: the settings of the weights that won, along their ancestry. `best.json` holds the settings
-they ended with, and names the run for ``--from-schedule``; both are confirmed.
+What it finds is a schedule: the settings of the weights that won, along their ancestry. `best.json` holds their mean over
+environment steps, not the last of them, which may be good for weights that have learned and bad to begin with; and it
+names the run for ``--from-schedule``. Both are confirmed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ with epy.lazy_imports():
     from shoal.runtimes.population import lineage
 
 RUNTIME, PLACE = "population", "population"
-ROUNDS = 25  # exchanges, where nobody says how far apart they are
+ROUNDS, UPDATES = 25, 4  # exchanges, where nobody says how far apart they are, with so many updates between two
 USUAL = {"copy": "all", "explore": "perturb"}  # as Jaderberg et al. 2017 did; a preset of populations has its own
 OTHERS = "--method random, tpe or halving tries settings one after the other, in any environment"
 
@@ -69,8 +70,10 @@ def resolve(
     runtime = request.configs.get("runtime", usual(request))
     runtime = dataclasses.replace(runtime, members=wanted.members or runtime.members, prior=tuple(priors))
     if runtime.interval == type(runtime).__dataclass_fields__["interval"].default:
-        steps = wanted.budget // runtime.members
-        runtime = dataclasses.replace(runtime, interval=max(1, math.ceil(steps / ROUNDS)))
+        rule = request.configs.get("algorithm", presets.config(request, "algorithm"))
+        least = UPDATES * runtime.environments * getattr(rule, "rollout_length", 1)
+        steps = math.ceil(wanted.budget / runtime.members / ROUNDS)
+        runtime = dataclasses.replace(runtime, interval=max(least, steps))
     configs = {**request.configs, "runtime": runtime}
     try:
         return presets.resolve(request._replace(configs=configs, steps=wanted.budget, seed=plans.SEED))
@@ -128,7 +131,6 @@ def rows(place: Path, plan: plans.Plan, summary: Mapping[str, Any]) -> list[dict
     """
     events = lineage.read(place)
     rounds = lineage.rounds(events)
-    now = lineage.hyperparameters_at(events, summary["updates"])
     final, each = summary["population"]["fitness"], summary["env_steps"] // plan.trials
     found = []
     for member in range(plan.trials):
@@ -140,7 +142,7 @@ def rows(place: Path, plan: plans.Plan, summary: Mapping[str, Any]) -> list[dict
         rungs += [_rung(each, plan, final[member])] if final[member] is not None else []
         failed = sum(event.event == "failure" and event.member == member for event in events)
         found.append({
-            "trial": member, "seed": plans.SEED, "settings": dict(now[member]), "score": final[member], "std": None,
+            "trial": member, "seed": plans.SEED, "settings": _mean(lineage.schedule(events, member), each, plan), "score": final[member], "std": None,
             "status": "completed" if final[member] is not None else "failed", "steps": each, "rungs": rungs,
             "why": f"replaced {failed} times, for it was not finite" if failed else "", "wall_s": summary["wall_s"],
             "run": PLACE, "default": False,
@@ -148,12 +150,37 @@ def rows(place: Path, plan: plans.Plan, summary: Mapping[str, Any]) -> list[dict
     return found
 
 
+def _mean(schedule: Sequence[tuple[int, Mapping[str, float]]], end: int, plan: plans.Plan) -> dict[str, float]:
+    """The settings that weights were trained with, the mean over environment steps on the scale of each prior."""
+    priors = space.read([f"{name}={prior}" for name, prior in plan.priors.items()])
+    edges = [*(steps for steps, _ in schedule[1:]), max(end, schedule[-1][0])]
+    weights = [edge - steps for edge, (steps, _) in zip(edges, schedule, strict=True)]
+    found: dict[str, float] = {}
+    for name, prior in priors.items():
+        values, now = [], schedule[0][1][name]
+        for _, changed in schedule:
+            now = changed.get(name, now)
+            values.append(now)
+        found[name] = _middle(prior, values, weights if sum(weights) else [1] * len(values))
+    return found
+
+
+def _middle(prior: space.Prior, values: Sequence[float], weights: Sequence[int]) -> float:
+    whole = sum(weights)
+    if prior.kind == "choice":  # the one that was in force for the longest time
+        return max(set(values), key=lambda one: sum(w for v, w in zip(values, weights, strict=True) if v == one))
+    if prior.kind == "log_uniform":
+        return math.exp(sum(w * math.log(v) for v, w in zip(values, weights, strict=True)) / whole)
+    mean = sum(w * v for v, w in zip(values, weights, strict=True)) / whole
+    return float(round(mean)) if prior.kind == "integer" else mean
+
+
 def _rung(steps: int, plan: plans.Plan, score: float) -> dict[str, Any]:
     return {"steps": steps, "score": score, "std": None, "at": steps * plan.trials}
 
 
 def settings(made: experiment.Experiment, found: Mapping[str, float]) -> dict[str, Any]:
-    """What a member ended with, as options of a run.
+    """A member's settings, as options of a run.
 
     Args:
         made: One learner alone.

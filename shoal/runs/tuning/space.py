@@ -113,6 +113,8 @@ def check_options(priors: Mapping[str, Prior], made: experiment.Experiment) -> N
             remedy = f"Here it is {here.replace('-', '_')}." if here else ""
             raise errors.unknown("setting in a prior", name, known, remedy)
         for value in prior.values or (prior.low, prior.high):
+            if prior.kind.endswith("uniform"):
+                setting(made, name, value + 0.123)  # fractions come too
             given = setting(made, name, value)
             kind, _, field = name.partition(".")
             try:
