@@ -19,11 +19,11 @@ import _common
 PRESET, ENV = (
     "ppo",
     "gymnax:Acrobot-v1",
-)  # tuned for 500,000 steps: with 40,000, which the budget gives a trial, they are weak
-BUDGET, STEPS, SEEDS = 800_000, 40_000, 10
+)  # tuned for 500,000 steps: with 40,000 they are weak
+BUDGET, STEPS, SEEDS = 1_600_000, 40_000, 10
 METHODS: dict[str, tuple[Any, ...]] = {
     "tpe": ("--trial-steps", STEPS),
-    "pbt": ("--members", BUDGET // STEPS),
+    "pbt": ("--members", BUDGET // STEPS - 8),
     "random": ("--trial-steps", STEPS),
     "halving": ("--trial-steps", STEPS),
 }

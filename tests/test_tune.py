@@ -41,7 +41,22 @@ def tune(capsys, out, *words):
 def found(tmp_path_factory):
     """A finished search by TPE with a confirmation on two seeds."""
     folder = tmp_path_factory.mktemp("tuned") / "tpe"
-    words = ("tune", "ppo", *TINY, *PRIORS, "--method", "tpe", "--budget", 9 * STEPS, "--trials", 9, "--confirm", 2)
+    words = (
+        "tune",
+        "ppo",
+        *TINY,
+        *PRIORS,
+        "--method",
+        "tpe",
+        "--budget",
+        9 * STEPS,
+        "--trials",
+        9,
+        "--finalists",
+        0,
+        "--confirm",
+        2,
+    )
     assert cli.main([*map(str, words), "--out", str(folder), "--quiet"]) == 0
     return folder
 
@@ -65,16 +80,19 @@ def test_a_budget_is_cut_into_trials():
         wanted = plans.Wanted(method=given.pop("method", "tpe"), budget=given.pop("budget", 1_000_000), **given)
         plans.check(wanted)
         made = plans.make(wanted, usual, {})
-        return made.trials, made.rungs
+        return made.trials, made.rungs, made.finalists
 
-    assert cut() == (20, (50_000,))
-    assert cut(usual=10_000) == (100, (10_000,))
-    assert cut(trial_steps=100_000) == (10, (100_000,))
-    assert cut(trials=4) == (4, (250_000,))
-    assert cut(method="pbt", members=5) == (5, (200_000,))
-    count, rungs = cut(method="halving")
-    assert rungs == (13_889, 41_667, 125_000)
-    assert plans.cost(count, rungs) <= 1_000_000 < plans.cost(count + 1, rungs)
+    assert cut() == (12, (50_000,), 2), "the finals take eight of twenty"
+    assert cut(usual=10_000) == (84, (10_000,), 4)
+    assert cut(trial_steps=100_000) == (10, (100_000,), 0), "too few for finals"
+    assert cut(trials=4) == (4, (250_000,), 0)
+    assert cut(trials=12) == (12, (50_000,), 2)
+    assert cut(finalists=0) == (20, (50_000,), 0)
+    assert cut(method="pbt", members=5) == (5, (200_000,), 0)
+    assert cut(method="pbt") == (8, (62_500,), 2)
+    count, rungs, finalists = cut(method="halving")
+    assert (rungs, finalists) == ((5_556, 16_667, 50_000), 2)
+    assert plans.cost(count, rungs) <= 600_000 < plans.cost(count + 1, rungs)
     assert [plans.survivors(count, rung) for rung in range(3)] == [count, count // 3, count // 9]
     for words in ({"budget": 1}, {"trials": 30, "trial_steps": 50_000}, {"method": "pbt", "trials": 4}, {"members": 4}):
         with pytest.raises(errors.Refused, match=r"--(budget|trials|members)"):
@@ -200,17 +218,32 @@ def test_the_page_shows_every_trial_and_loads_nothing(found):
 
 def test_a_search_goes_on_after_a_kill_and_asks_the_same(found, capsys, tmp_path):
     out = tmp_path / "killed"
-    words = (*TINY, *PRIORS, "--method", "tpe", "--budget", 9 * STEPS, "--trials", 9, "--confirm", 0, "--out", out)
+    words = (
+        *TINY,
+        *PRIORS,
+        "--method",
+        "tpe",
+        "--budget",
+        9 * STEPS,
+        "--trials",
+        9,
+        "--finalists",
+        0,
+        "--confirm",
+        0,
+        "--out",
+        out,
+    )
     with faults.Process("tune", "ppo", *words) as process:
         process.says("trial 2: ")
         process.signal(signal.SIGKILL)
         process.ended()
     done = trials(out)
     assert 3 <= len(done) < 9
-    (out / "optuna.journal").write_bytes(
-        (out / "optuna.journal").read_bytes() + b'{"op_code":'
-    )  # cut off in the middle
-    (out / "optuna.journal.lock").symlink_to("nowhere")
+    journal, lock = out / "optuna.journal", out / "optuna.journal.lock"
+    journal.write_bytes(journal.read_bytes() + b'{"op_code":')  # cut off in the middle
+    lock.unlink(missing_ok=True)  # the kill itself may have left it
+    lock.symlink_to("nowhere")
     assert "tune.trials=9, not 8" in refused(capsys, "tune", "ppo", *words, "--trials", 8)
     ended = faults.call(capsys, "resume", out, "--json")
     assert ended.code == 0, ended.err
@@ -257,7 +290,20 @@ def test_a_search_ends_where_every_trial_fails(capsys, tmp_path):
 
 
 def test_halving_goes_on_with_the_best_third(capsys, tmp_path):
-    words = ("--method", "halving", "--budget", 100 * STEPS, "--trial-steps", 9 * STEPS, "--trials", 9, "--confirm", 0)
+    words = (
+        "--method",
+        "halving",
+        "--budget",
+        100 * STEPS,
+        "--trial-steps",
+        9 * STEPS,
+        "--trials",
+        9,
+        "--finalists",
+        0,
+        "--confirm",
+        0,
+    )
     made = tune(capsys, tmp_path / "halving", *words)
     rows = trials(tmp_path / "halving")
     assert [len([row for row in rows if len(row["rungs"]) > rung]) for rung in range(3)] == [9, 3, 1]

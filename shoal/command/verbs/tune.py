@@ -45,6 +45,9 @@ class TuneOptions:
     """Environment steps of a whole trial; the budget and the preset decide when not given."""
     members: int | None = None
     """Of pbt: how many; 8 when not given."""
+    finalists: int | None = None
+    """The best so many are trained on four further seeds each before one is the winner, within the budget; 0: the best
+    score wins; the budget decides when not given."""
     confirm: int = 3
     """Train the winner and the preset's own settings anew on so many seeds, from 0 on; 0 for none."""
     eval_episodes: int = 20
@@ -93,7 +96,7 @@ def run(typed: list[str]) -> int:
         raise errors.Refused("give the environment steps of all trials together, e.g. --budget 1e6")
     wanted = tuning.Wanted(
         method=given.method, budget=given.budget, priors=given.prior, trials=given.trials,
-        trial_steps=given.trial_steps, members=given.members, confirm=given.confirm,
+        trial_steps=given.trial_steps, members=given.members, finalists=given.finalists, confirm=given.confirm,
         eval_episodes=given.eval_episodes, seed=given.seed,
     )  # fmt: skip
     request = request._replace(configs={kind: getattr(given, f"{kind}_config") for kind in experiment.kinds()})

@@ -65,10 +65,11 @@ def _header(title: str, summary: Mapping[str, Any]) -> markup.Markup:
     shown = page.BADGES["finished"] if outcome == "finished" else "! the search was stopped"
     badge = markup.tag("span", shown, class_=f"badge {outcome}")
     best, default = summary["best"], summary["default_score"]
+    of = "member" if summary["method"] == "pbt" else "trial"
     tiles = [
-        headline.Tile("Best score", words.number(best and best["score"]), f"trial {best['trial']}" if best else ""),
+        headline.Tile("Best", words.number(best and best["score"]), f"{of} {best['trial']}" if best else ""),
         headline.Tile("The preset's own settings", words.number(default), "" if default is None else "trial 0"),
-        headline.Tile("Trials", words.number(summary["trials"]), f"{summary['failed']} failed"),
+        headline.Tile(f"{of.title()}s", words.number(summary["trials"]), f"{summary['failed']} failed"),
         headline.Tile("Environment steps", words.number(summary["env_steps"]),
                       f"budget {words.number(summary['budget'])}; {words.seconds(summary['wall_s'])}"),
     ]  # fmt: skip
@@ -176,19 +177,31 @@ def _decides(
         return made
     scores = [row["rungs"][-1]["score"] for row in scored]
     furthest = [(len(row["rungs"]), score) for row, score in zip(scored, scores, strict=True)]
-    order = sorted(range(len(scored)), key=lambda at: furthest[at])
+    trial = (summary["best"] or {}).get("trial")
+    order = sorted(range(len(scored)), key=lambda at: (scored[at]["trial"] == trial, *furthest[at]))
     said = (
-        "Each line is a trial, from its settings to its score: bold the best, thin the best quarter, faint the others."
+        "Each line is a trial, from its settings to its score: bold the winner, thin the best quarter, faint the rest."
     )
     made.append(figures.figure("Settings and score", charts.parallel([*found, axes.score(scores)], order), said))
-    small = charts.slices(found, scores, order[-1])
+    won = next((at for at, row in enumerate(scored) if row["trial"] == summary["best"]["trial"]), order[-1])
+    small = charts.slices(found, scores, won)
     return [*made, markup.tag("div", *small, class_="multiples")]
 
 
 def _trials(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Any]:
     order = sorted(rows, key=lambda row: (len(row["rungs"]), row["score"] if row["score"] is not None else -np.inf))
     shown = order[::-1][:MANY]
-    head = ("trial", "status", "score", "steps", *(name.rpartition(".")[2].replace("_", " ") for name in names), "time")
+    finals = any(row.get("finals") for row in rows)
+    again = ("finals, mean",) if finals else ()
+    head = (
+        "trial",
+        "status",
+        "score",
+        *again,
+        "steps",
+        *(name.rpartition(".")[2].replace("_", " ") for name in names),
+        "time",
+    )
     table = []
     for row in shown:
         status = {"left": "left early", "completed": "trained to the end"}.get(row["status"], row["status"])
@@ -196,8 +209,8 @@ def _trials(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Any
         label = f"{row['trial']}, the preset's own" if row.get("default") else str(row["trial"])
         table.append((
             label, markup.tag("span", status, class_=f"status {class_}"), words.spread(row["score"], row["std"]),
-            words.number(row["steps"]), *(_shown(row["settings"][name]) for name in names),
-            words.seconds(row["wall_s"]),
+            *([words.number(row.get("finals", {}).get("mean"))] if finals else []), words.number(row["steps"]),
+            *(_shown(row["settings"][name]) for name in names), words.seconds(row["wall_s"]),
         ))  # fmt: skip
     failed = [f"Trial {row['trial']} failed: {row['why']}." for row in rows if row["status"] == "failed"]
     told = markup.tag("ul", *(markup.tag("li", line) for line in failed)) if failed else None

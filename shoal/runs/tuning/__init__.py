@@ -18,7 +18,7 @@ from shoal import environments, experiment
 from shoal.core import errors, types
 from shoal.experiment import budget, filed, presets
 from shoal.runs import checkpoint, run_folder
-from shoal.runs.tuning import confirming, optuna_side, population, screen, searching, space, trial, workshop
+from shoal.runs.tuning import confirming, finals, optuna_side, population, screen, searching, space, trial, workshop
 from shoal.runs.tuning import folder as folders
 from shoal.runs.tuning import plan as plans
 from shoal.runs.tuning import summary as summaries
@@ -70,9 +70,9 @@ def begin(
     """
     plans.check(wanted)
     made, priors = _population(request, wanted) if wanted.method == "pbt" else _trials(request, wanted)
-    texts = {name: space.text(name, prior).partition("=")[2] for name, prior in priors.items()}
     if wanted.method == "pbt":
         wanted = wanted._replace(members=made.configs["runtime"].members)
+    texts = {name: space.text(name, prior).partition("=")[2] for name, prior in priors.items()}
     plan = plans.make(wanted, made.steps, texts)
     if wanted.method != "pbt":
         made = dataclasses.replace(made, steps=plan.steps)
@@ -136,10 +136,12 @@ def _population(request: presets.Request, wanted: plans.Wanted) -> tuple[experim
             f"leave it out, or {population.OTHERS}"
         )
     priors = space.read(wanted.priors)
+    members = wanted.members or request.configs.get("runtime", population.usual(request)).members
+    plan = plans.make(wanted._replace(members=members), wanted.budget, {})
     if not priors:
-        made, opened = population.resolve(request, wanted, ())
+        made, opened = population.resolve(request, plan, ())
         priors = population.usual_priors(made, experiment.build(made, opened).parts.agent.about.hyper)
-    made, opened = population.resolve(request, wanted, [space.text(*one) for one in priors.items()])
+    made, opened = population.resolve(request, plan, [space.text(*one) for one in priors.items()])
     experiment.check_environment(opened)
     _about(made, opened)
     return made, priors
@@ -196,8 +198,8 @@ class _Work:
         of = self.plan.budget + (2 + (self.plan.method == "pbt")) * self.plan.confirm * self.plan.steps
         return screen.Far(
             len(over), self.plan.trials, sum(row["status"] == "failed" for row in self.rows),
-            best["score"] if best else None, best["trial"] if best else None,
-            sum(row["steps"] for row in self.rows) + self.confirmed, of,
+            searching.value(best) if best else None, best["trial"] if best else None,
+            summaries.taken(self.rows) + self.confirmed, of,
         )  # fmt: skip
 
     def how(self, what: str) -> trial.How:
@@ -222,6 +224,18 @@ class _Work:
             return
         searching.run(searching.Search(
             self.folder, self.plan, self.made, self.typed, self.priors, self.rows, self.how, self.told
+        ))  # fmt: skip
+
+    def finals(self) -> None:
+        """The best few on further seeds."""
+
+        def told(row: Mapping[str, Any]) -> None:
+            mean = row["finals"]["mean"]
+            came = row["finals"]["why"] if mean is None else f"mean {mean:.4g} of {len(row['finals']['scores'])} seeds"
+            self.screen.told(self.far(), f"finals of {row['trial']}: {came}")
+
+        finals.run(finals.Finals(
+            self.folder, self.plan, self.alone, self.rows, self.settings, self.how, told
         ))  # fmt: skip
 
     def confirm(self, best: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,6 +266,7 @@ def _run(folder: Path, config: Mapping[str, Any], asked: Asked) -> Tuned:
         try:
             with trial.interruptible():
                 work.search()
+                work.finals()
                 best = searching.best(work.rows)
                 if best is None:
                     status = "failed"

@@ -95,21 +95,41 @@ def _middle(scores: Sequence[float]) -> dict[str, Any]:
 
 
 def _side(work: Work, side: Side) -> list[dict[str, Any]]:
-    """The summaries of a side's seeds; one program trains them where the runtime can."""
-    place, how = work.folder / "confirm" / side.name, work.how(f"confirming {side.name}")
+    """The summaries of a side's seeds."""
     asked = trial.request(work.made, side.settings, 0, work.steps)._replace(from_schedule=side.schedule)
-    if work.seeds > 1 and experiment.ways(work.made.runtime, work.made.configs["runtime"]).seeds:
-        _train(place, asked, work, how, together=True)
-        return [_summary(group.seed_folder(place, seed)) for seed in range(work.seeds)]
-    for seed in range(work.seeds):
-        _train(group.seed_folder(place, seed), asked._replace(seed=seed), work, how, together=False)
-    return [_summary(group.seed_folder(place, seed)) for seed in range(work.seeds)]
+    return seeds(work.folder / "confirm" / side.name, asked, work.seeds, work.made, work.how(f"confirming {side.name}"))
 
 
-def _train(place: Path, asked: presets.Request, work: Work, how: trial.How, *, together: bool) -> None:
+def seeds(
+    place: Path, asked: presets.Request, count: int, made: experiment.Experiment, how: trial.How
+) -> list[dict[str, Any]]:
+    """Train one thing on several seeds, in one program where the runtime can; what is finished is not trained again.
+
+    Args:
+        place: Where their folders go.
+        asked: The run of the first seed.
+        count: How many.
+        made: As the runs will be; its runtime decides.
+        how: They are trained.
+
+    Returns:
+        Their summaries.
+
+    Raises:
+        Stopped: A signal ended it.
+    """
+    places = [group.seed_folder(place, asked.seed + more) for more in range(count)]
+    if count > 1 and experiment.ways(made.runtime, made.configs["runtime"]).seeds:
+        _train(place, asked, count, how, places)
+    else:
+        for more, one in enumerate(places):
+            _train(one, asked._replace(seed=asked.seed + more), 0, how, [one])
+    return [json.loads((one / "summary.json").read_text()) for one in places]
+
+
+def _train(place: Path, asked: presets.Request, together: int, how: trial.How, saved: Sequence[Path]) -> None:
     if run_folder.status(place) == "completed":
         return
-    saved = [place, *(group.seed_folder(place, seed) for seed in range(work.seeds))]
     run: Any
     given = trial.keywords(saved[-1], how)
     if place.exists() and any(checkpoint.folders(one / "checkpoints") for one in saved):
@@ -118,14 +138,7 @@ def _train(place: Path, asked: presets.Request, work: Work, how: trial.How, *, t
         trial.clear(place)
         given["command"] = "shoal tune"
         run = (
-            training.train_seeds(asked, work.seeds, place, **given)
-            if together
-            else training.train(asked, place, **given)
+            training.train_seeds(asked, together, place, **given) if together else training.train(asked, place, **given)
         )
     if run.summary["status"] == "interrupted":
         raise trial.Stopped(run.summary["stopped_by"])
-
-
-def _summary(place: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((place / "summary.json").read_text())
-    return found

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from shoal.core import errors
 
 METHODS = ("pbt", "random", "tpe", "halving")
-TRIALS = 20  # at least so many where nobody says how long one is
-WHOLE = 8  # of halving: so many whole trainings the budget is worth, at least
+WHOLE = 20  # trainings that the budget is worth at least, where nobody says how long one is
+SHARE, FINALISTS, FINAL_SEEDS = 0.4, 4, 4  # of the budget for the finals; the most that are in them, and their seeds
 KEEP = 3  # of halving: one of so many goes on, to so many times the steps
 RUNGS = 3
 MEMBERS = 8
@@ -24,6 +24,7 @@ class Wanted(NamedTuple):
     budget: int  # environment steps of all trials together
     priors: tuple[str, ...] = ()  # as they are typed
     trials: int | None = None
+    finalists: int | None = None
     trial_steps: int | None = None
     members: int | None = None
     confirm: int = 3  # fresh seeds on which the winner and the default are trained
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
     trials: int  # of pbt: members
     steps: int  # environment steps of a whole trial, of a member, of a confirmation
     rungs: tuple[int, ...]  # environment steps at which a trial is judged; the last is `steps`
+    finalists: int  # trained again on further seeds, before one of them is the winner; 0: the best score wins
     confirm: int
     eval_episodes: int
     seed: int
@@ -64,7 +66,7 @@ def check(wanted: Wanted) -> None:
         raise errors.unknown("method", wanted.method, METHODS)
     counts = (
         ("--budget", wanted.budget, 1), ("--trials", wanted.trials, 2), ("--trial-steps", wanted.trial_steps, 1),
-        ("--members", wanted.members, 2), ("--confirm", wanted.confirm, 0),
+        ("--members", wanted.members, 2), ("--finalists", wanted.finalists, 0), ("--confirm", wanted.confirm, 0),
         ("--eval-episodes", wanted.eval_episodes, 1),
     )  # fmt: skip
     for flag, value, least in counts:
@@ -75,12 +77,6 @@ def check(wanted: Wanted) -> None:
         _refuse(given, "--method pbt trains members, all of them at once; use --members")
     else:
         _refuse({"--members": wanted.members}, f"--method {wanted.method} has trials; use --trials")
-    whole = (wanted.trials or 0) * (wanted.trial_steps or 0)
-    if wanted.method != "halving" and whole > wanted.budget:
-        raise errors.Refused(
-            f"--trials {wanted.trials} of --trial-steps {wanted.trial_steps} are more than --budget "
-            f"{wanted.budget:,} environment steps; raise it, or leave one of them out"
-        )
 
 
 def _refuse(given: Mapping[str, Any], why: str) -> None:
@@ -90,7 +86,7 @@ def _refuse(given: Mapping[str, Any], why: str) -> None:
 
 
 def make(wanted: Wanted, usual: int, priors: Mapping[str, str]) -> Plan:
-    """Cut the budget up.
+    """Cut the budget up: a part for the search, a part for the finals.
 
     Args:
         wanted: As `check` has found it good.
@@ -100,48 +96,45 @@ def make(wanted: Wanted, usual: int, priors: Mapping[str, str]) -> Plan:
     Raises:
         Refused: The budget is too small for two trials.
     """
-    rungs: tuple[int, ...]
+    steps = wanted.trial_steps or max(1, min(usual, wanted.budget // WHOLE))
+    finalists = min(FINALISTS, int(SHARE * (wanted.budget // steps) / FINAL_SEEDS))
+    known = wanted.trials if wanted.method in ("random", "tpe") and not wanted.trial_steps else None
     if wanted.method == "pbt":
-        trials = wanted.members or MEMBERS
-        rungs = (wanted.budget // trials,)
-    elif wanted.method == "halving":
-        steps = wanted.trial_steps or min(usual, max(1, wanted.budget // WHOLE))
+        known = wanted.members or MEMBERS
+    if known:
+        finalists = FINALISTS // 2 if known >= MEMBERS else 0
+    finalists = (finalists if finalists > 1 else 0) if wanted.finalists is None else wanted.finalists
+    if known:
+        trials, steps = known, wanted.budget // (known + finalists * FINAL_SEEDS)
+    left = wanted.budget - finalists * FINAL_SEEDS * steps
+    rungs: tuple[int, ...] = (steps,)
+    if wanted.method == "halving":
         rungs = tuple(max(1, math.ceil(steps / KEEP**below)) for below in reversed(range(RUNGS)))
-        trials = wanted.trials or most(wanted.budget, rungs)
-        if cost(trials, rungs) > wanted.budget:
+    if wanted.method != "pbt":
+        trials = wanted.trials or most(left, rungs)
+        if cost(trials, rungs) > left:
             raise errors.Refused(
-                f"{trials} trials, of which one of {KEEP} goes on to {rungs[1]:,} steps and one of {KEEP} of these to "
-                f"{steps:,}, take {cost(trials, rungs):,} environment steps, more than --budget {wanted.budget:,}; "
-                "raise it"
+                f"{trials} trials of {steps:,} environment steps take {cost(trials, rungs):,}, and the finals "
+                f"{finalists * FINAL_SEEDS * steps:,}: more than --budget {wanted.budget:,}; "
+                "raise it, or shorten the trials"
             )
-    else:
-        trials, steps = _cut(wanted, usual)
-        rungs = (steps,)
     if trials < 2 or rungs[0] < 1:
         raise errors.Refused(
             f"--budget {wanted.budget:,} is not enough for two trials; raise it, or shorten the trials"
         )
     return Plan(
-        method=wanted.method, budget=wanted.budget, trials=trials, steps=rungs[-1], rungs=rungs, confirm=wanted.confirm,
-        eval_episodes=wanted.eval_episodes, seed=wanted.seed, priors=dict(priors),
+        method=wanted.method, budget=wanted.budget, trials=trials, steps=steps, rungs=rungs, finalists=finalists,
+        confirm=wanted.confirm, eval_episodes=wanted.eval_episodes, seed=wanted.seed, priors=dict(priors),
     )  # fmt: skip
 
 
-def _cut(wanted: Wanted, usual: int) -> tuple[int, int]:
-    """How many trials, and the steps of each."""
-    if wanted.trial_steps is not None:
-        return wanted.trials or wanted.budget // wanted.trial_steps, wanted.trial_steps
-    trials = wanted.trials or max(TRIALS, wanted.budget // usual)
-    return trials, wanted.budget // trials
-
-
 def survivors(trials: int, rung: int) -> int:
-    """How many trials of halving get to a rung; at least one gets to every rung."""
+    """How many trials get to a rung; at least one gets to every rung."""
     return max(1, trials // KEEP**rung)
 
 
 def cost(trials: int, rungs: tuple[int, ...]) -> int:
-    """Environment steps of successive halving: a trial that goes on pays only for what it had not yet."""
+    """Environment steps of all trials; one that goes on pays only for what it had not yet."""
     before = (0, *rungs)
     return sum(survivors(trials, at) * (rungs[at] - before[at]) for at in range(len(rungs)))
 

@@ -1,8 +1,8 @@
 """Population-based training as a search: one run of the population runtime, whose members are the trials.
 
-What it finds is a schedule: the settings of the weights that won, along their ancestry. `best.json` holds their mean over
-environment steps, not the last of them, which may be good for weights that have learned and bad to begin with; and it
-names the run for ``--from-schedule``. Both are confirmed.
+What it finds is a schedule: the settings of the weights that won, along their ancestry. `best.json` holds their mean
+over environment steps, not the last of them, which may be good for weights that have learned and bad to begin with; and
+it names the run for ``--from-schedule``. Both are confirmed.
 """
 
 from __future__ import annotations
@@ -55,28 +55,28 @@ def usual(request: presets.Request) -> Any:
 
 
 def resolve(
-    request: presets.Request, wanted: plans.Wanted, priors: Sequence[str]
+    request: presets.Request, plan: plans.Plan, priors: Sequence[str]
 ) -> tuple[experiment.Experiment, environments.Opened]:
     """The population's experiment, checked.
 
     Args:
         request: What was asked for, the runtime among it.
-        wanted: Budget and members.
+        plan: Members, and steps of each.
         priors: As they are typed; () where the preset's own are not settled yet.
 
     Raises:
         Refused: The rule or the environment does not fit into one program; names the other methods.
     """
     runtime = request.configs.get("runtime", usual(request))
-    runtime = dataclasses.replace(runtime, members=wanted.members or runtime.members, prior=tuple(priors))
+    runtime = dataclasses.replace(runtime, members=plan.trials, prior=tuple(priors))
     if runtime.interval == type(runtime).__dataclass_fields__["interval"].default:
         rule = request.configs.get("algorithm", presets.config(request, "algorithm"))
         least = UPDATES * runtime.environments * getattr(rule, "rollout_length", 1)
-        steps = math.ceil(wanted.budget / runtime.members / ROUNDS)
+        steps = math.ceil(plan.steps / ROUNDS)
         runtime = dataclasses.replace(runtime, interval=max(least, steps))
     configs = {**request.configs, "runtime": runtime}
     try:
-        return presets.resolve(request._replace(configs=configs, steps=wanted.budget, seed=plans.SEED))
+        return presets.resolve(request._replace(configs=configs, steps=plan.steps * plan.trials, seed=plans.SEED))
     except errors.Refused as problem:
         raise errors.Refused(f"--method pbt: {str(problem).rstrip('.')}; {OTHERS}") from None
 
@@ -141,11 +141,12 @@ def rows(place: Path, plan: plans.Plan, summary: Mapping[str, Any]) -> list[dict
         ]
         rungs += [_rung(each, plan, final[member])] if final[member] is not None else []
         failed = sum(event.event == "failure" and event.member == member for event in events)
+        mean = _mean(lineage.schedule(events, member), each, plan)
         found.append({
-            "trial": member, "seed": plans.SEED, "settings": _mean(lineage.schedule(events, member), each, plan), "score": final[member], "std": None,
+            "trial": member, "seed": plans.SEED, "settings": mean, "score": final[member], "std": None,
             "status": "completed" if final[member] is not None else "failed", "steps": each, "rungs": rungs,
-            "why": f"replaced {failed} times, for it was not finite" if failed else "", "wall_s": summary["wall_s"],
-            "run": PLACE, "default": False,
+            "why": f"replaced {failed} times, for it was not finite" if failed else "",
+            "wall_s": summary["wall_s"], "run": PLACE, "default": False,
         })  # fmt: skip
     return found
 

@@ -148,9 +148,21 @@ def _leave(search: Search, study: optuna_side.Study, rung: int) -> None:
         search.told(row)
 
 
-def best(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The trial with the best score of those that came furthest; the earlier of equals."""
+def furthest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trials that came to the last rung that any of them came to."""
     scored = [row for row in rows if row["rungs"] and row["status"] != "failed"]
-    furthest = max((len(row["rungs"]) for row in scored), default=0)
-    there = [row for row in scored if len(row["rungs"]) == furthest]
-    return max(there, key=lambda row: (row["score"], -row["trial"]), default=None)
+    most = max((len(row["rungs"]) for row in scored), default=0)
+    return [row for row in scored if len(row["rungs"]) == most]
+
+
+def best(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The winner of the finals; before them, the best score of those that came furthest. The earlier of equals."""
+    there = furthest(rows)
+    judged = [row for row in there if row.get("finals", {}).get("mean") is not None]
+    return max(judged or there, key=lambda row: (value(row), -row["trial"]), default=None)
+
+
+def value(row: Mapping[str, Any]) -> float:
+    """What a trial is judged by: the mean of the finals' seeds, else its own score."""
+    mean = row.get("finals", {}).get("mean")
+    return float(row["score"] if mean is None else mean)

@@ -19,9 +19,15 @@ from shoal.runtimes.population import priors as distributions
 Prior = distributions.Prior
 AROUND = 10.0  # a learning rate is searched this factor below and above the preset's
 
+
+def _around(value: float) -> Prior:
+    low, high = (float(f"{end:.6g}") for end in (value / AROUND, value * AROUND))
+    return Prior("log_uniform", low, high)
+
+
 # The usual prior of a leaf by its name, from the preset's value; others are searched only if somebody asks.
 USUAL: dict[str, Callable[[float], Prior]] = {
-    "optimiser.learning_rate": lambda value: _around(value),
+    "optimiser.learning_rate": _around,
     "algorithm.entropy_cost": lambda _: Prior("log_uniform", 1e-4, 1e-1),
     "algorithm.discount": lambda _: Prior("uniform", 0.9, 0.999),
     "algorithm.clip": lambda _: Prior("uniform", 0.1, 0.4),  # PPO
@@ -34,17 +40,13 @@ USUAL: dict[str, Callable[[float], Prior]] = {
     "algorithm.epsilon_end": lambda _: Prior("log_uniform", 0.005, 0.2),  # DQN
     "algorithm.epsilon_steps": lambda value: Prior("integer", math.ceil(value / AROUND), round(value * 3)),
     "algorithm.target_period": lambda value: Prior("integer", max(1, round(value / AROUND)), round(value * 3)),
-    "algorithm.temperature": lambda value: _around(value),  # teams of units
+    "algorithm.temperature": _around,  # teams of units
     "algorithm.trace": lambda _: Prior("uniform", 0.5, 0.99),
 }
 LEFT_OUT = {  # (rule, leaf): where the usual prior would mean something else
     ("dqn", "algorithm.tau"),  # 1 copies the target network now and then: the period counts
     ("map_propagation", "optimiser.learning_rate"),  # its layers have rates of their own
 }
-
-
-def _around(value: float) -> Prior:
-    return Prior("log_uniform", *(float(f"{end:.6g}") for end in (value / AROUND, value * AROUND)))
 
 
 def read(texts: Sequence[str]) -> dict[str, Prior]:

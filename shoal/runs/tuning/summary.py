@@ -27,9 +27,10 @@ def write_best(
         best: The winner's row.
         plan: Of the search.
     """
+    seeds = max(1, len(best.get("finals", {}).get("scores", [])))
     source = {
-        "tune": str(folder), "method": plan.method, "trial": best["trial"], "score": best["score"],
-        "score_steps": best["steps"], "seed": best["seed"], "eval_episodes": plan.eval_episodes,
+        "tune": str(folder), "method": plan.method, "trial": best["trial"], "score": searching.value(best),
+        "score_seeds": seeds, "seed": best["seed"], "eval_episodes": plan.eval_episodes,
     }  # fmt: skip
     if plan.method == "pbt":
         source["schedule"] = str(folder / population.PLACE)
@@ -59,6 +60,7 @@ def make(
     plan, best = plans.from_json(config["tune"]), searching.best(rows)
     own = next((row for row in rows if row.get("default")), None)
     there = (folder / folders.BEST).exists() and best is not None
+    winner = best and {"score": searching.value(best), "settings": best["settings"], "trial": best["trial"]}
     return {
         "tune": str(folder),
         "method": plan.method,
@@ -68,13 +70,13 @@ def make(
         "stopped_by": stopped_by,
         "trials": len([row for row in rows if row["status"] != "running"]),
         "failed": sum(row["status"] == "failed" for row in rows),
-        "best": {key: best[key] for key in ("score", "settings", "trial")} if best else None,
+        "best": winner or None,
         "default_score": own["rungs"][-1]["score"] if own and own["rungs"] else None,
         "confirm": dict(confirm) if confirm else None,
         "settings_file": str(folder / folders.BEST) if there else None,
         "schedule": str(folder / population.PLACE) if there and plan.method == "pbt" else None,
         "budget": plan.budget,
-        "env_steps": sum(row["steps"] for row in rows),
+        "env_steps": taken(rows),
         "trial_steps": plan.steps,
         "importance": importance(folder, plan, rows) if status == "completed" else None,
         "report": str(folder / "report.html"),
@@ -83,9 +85,15 @@ def make(
     }
 
 
+def taken(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Environment steps of all trials, finals included."""
+    return sum(row["steps"] + row.get("finals", {}).get("steps", 0) for row in rows)
+
+
 def _spent(plan: plans.Plan, rows: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds of all trials; members share theirs."""
-    return float((max if plan.method == "pbt" else sum)([row["wall_s"] for row in rows] or [0.0]))
+    """Seconds of all trials, finals included; members share theirs."""
+    trials = float((max if plan.method == "pbt" else sum)([row["wall_s"] for row in rows] or [0.0]))
+    return trials + sum(row.get("finals", {}).get("wall_s", 0.0) for row in rows)
 
 
 def importance(folder: Path, plan: plans.Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
