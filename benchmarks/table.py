@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import _common
-from _tables import acting, asynchrony, engines, linear, lines, map_propagation, scores, several, speed
+from _tables import acting, asynchrony, engines, linear, lines, map_propagation, scores, several, speed, tuning
 
 HEADER = ("bench", "commit", "date", "command", "machine", "versions", "peers", "quick", "results")
 PAGES = [_common.RESULTS.parent / "README.md", _common.RESULTS.parents[1] / "README.md"]
@@ -38,6 +38,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "pong": scores.pong,
     "gorila": asynchrony.gorila,
     "accerl": acting.accerl,
+    "tune": tuning.tune,
     "engines_actor": engines.engines_actor,
     "several": several.several,
 }

@@ -43,6 +43,7 @@ def train(
     until: float | str | None = None,
     episodes: int | None = None,
     start: str | Path | None = None,
+    settings_file: str | Path | None = None,
     from_schedule: str | Path | None = None,
     evaluate_every: int | None = None,
     evaluate_episodes: int | None = None,
@@ -70,6 +71,7 @@ def train(
         until: Stop early at this mean return of the last 100 episodes; ``"solved"`` takes the environment's own.
         episodes: Stop after so many training episodes, of each seed; or at `steps`, if that comes first.
         start: A run whose policy, with its statistics of observations, this one starts from; shapes must be the same.
+        settings_file: Settings as `shoal tune` writes them (best.json); the other arguments win over it.
         from_schedule: A population's run: one agent alone follows the schedule of hyperparameters that won there, for
             as many steps as a member had if `steps` is None.
         evaluate_every: Also evaluate while it trains, every so many environment steps; the best policy is kept.
@@ -85,7 +87,7 @@ def train(
     """
     from shoal import log
     from shoal.core import importing
-    from shoal.experiment import presets
+    from shoal.experiment import filed, presets
     from shoal.runs import training
 
     settings: dict[str, Mapping[str, Any]] = dict(parts)
@@ -103,6 +105,8 @@ def train(
         settings=settings, from_schedule=from_schedule,
         evaluate_every=evaluate_every, evaluate_episodes=evaluate_episodes,
     )  # fmt: skip
+    if settings_file is not None:
+        request = filed.over(request, filed.read(settings_file, preset))
     if workers is not None:
         settings["runtime"] = {presets.workers(request): workers, **settings["runtime"]}
     if members is not None:

@@ -22,7 +22,7 @@ from shoal.experiment.tuned import teams
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
-    "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several",
+    "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several", "tune",
 )  # fmt: skip
 
 

@@ -149,6 +149,20 @@ def accerl(results: Mapping[str, Any]) -> str:
     )
 
 
+def tune(results: Mapping[str, Any]) -> str:
+    """What each method has gained over the preset's own settings."""
+    told = [
+        f"`{name}` {show.number(part['difference'])} ({show.number(part['difference_low'])} to "
+        f"{show.number(part['difference_high'])})"
+        for name, part in results["methods"].items()
+    ]
+    task = results["task"]
+    return (
+        f"settings that `shoal tune {task['preset']} --env {task['env']}` finds within {task['budget']:,} steps return "
+        f"more than the preset's own on fresh seeds 0 to {task['seeds'] - 1}, by {', '.join(told) or '–'}"
+    )
+
+
 def startup(results: Mapping[str, Any]) -> str:
     """Seconds to the first learning step."""
     told = [f"`{name}` {show.spread(one, 'warm_s')} s" for name, one in results["presets"].items()]
@@ -181,6 +195,7 @@ LINES = (
     Line("Engines of actors", "engines_actor", "engines", engines),
     Line("Compressed actors", "accerl", "compressed-actors", accerl),
     Line("CEM-RL and DvD", "several", "several-policies", several),
+    Line("Tuning", "tune", "tuning", tune),
     Line("MAP propagation", "map_propagation", "map-propagation", team),
     Line("Linear ancestors", "linear", "linear-ancestors", linear),
     Line("Start-up", "startup", "start-up", startup),

@@ -228,7 +228,9 @@ def sometimes(change: Callable[..., types.Tree], due: Any, now: types.Tree, *giv
 
         def changed(now: types.Tree, *given: types.Tree) -> types.Tree:
             new = jax.vmap(change, (0, *given_axes))(now, *given)
-            return jax.vmap(lambda due, new, old: jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old))(due, new, now)
+            return jax.vmap(lambda due, new, old: jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old))(
+                due, new, now
+            )
 
         after = jax.lax.cond(jnp.any(due), changed, lambda now, *_: now, now, *given)
         return after, jax.tree.map(lambda _: True, after)

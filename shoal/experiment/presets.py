@@ -46,6 +46,16 @@ PRESETS: dict[str, Preset] = {
 EVALUATED = 10  # episodes of an evaluation on the way, if nobody says
 
 
+class Filed(NamedTuple):
+    """What a settings file holds (`experiment.filed`)."""
+
+    path: str
+    settings: Settings  # kind -> field -> value
+    choices: Mapping[str, str]  # kind of part -> name
+    env: str | None
+    steps: int | None
+
+
 class Request(NamedTuple):
     """What a person asked for; None leaves it to the preset."""
 
@@ -64,6 +74,8 @@ class Request(NamedTuple):
     evaluate_episodes: int | None = None  # of each of them
     configs: Mapping[str, Any] = MappingProxyType({})  # kind -> config already built (command line)
     settings: Settings = MappingProxyType({})  # kind -> plain values (keyword arguments)
+    filed: Filed | None = None  # a settings file: above what the preset has, below all of the above
+    anneal: int | None = None  # environment steps over which the learning rate is lowered; None: over all
 
 
 def find(name: str) -> Preset:
@@ -104,12 +116,13 @@ def workers(request: Request) -> str:
 
 
 def config(request: Request, kind: str) -> Any:
-    """The preset's config of one kind of part, with what is tuned for the environment."""
+    """The preset's config of a kind of part, with what is tuned for the environment, and what a settings file holds."""
     preset, names = find(request.preset), parts(request)
     cls = experiment.config_class(kind, names.get(kind, ""))
     base: Any = options.build(cls, _fitting(cls, preset.settings.get(kind, {})), kind)
     tuned = tuned_for(preset, names["env"])
-    return options.build(cls, _fitting(cls, tuned.settings.get(kind, {})) if tuned else {}, kind, base)
+    made: Any = options.build(cls, _fitting(cls, tuned.settings.get(kind, {})) if tuned else {}, kind, base)
+    return options.build(cls, request.filed.settings.get(kind, {}), kind, made) if request.filed else made
 
 
 def _fitting(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,6 +168,7 @@ def resolve(request: Request, runs: int = 1) -> tuple[experiment.Experiment, env
     tuned = tuned_for(preset, names["env"])
     follows = None if request.from_schedule is None else scheduled.read(request.from_schedule)
     usual = follows.steps if follows else tuned.steps if tuned else preset.steps
+    usual = request.filed.steps if request.filed and request.filed.steps and not follows else usual
     experiment.prepare(names["runtime"], names["algorithm"], configs, runs)
     opened = environments.open(names["env"], configs["environment"])
     made = experiment.Experiment(
@@ -171,6 +185,7 @@ def resolve(request: Request, runs: int = 1) -> tuple[experiment.Experiment, env
         episodes=request.episodes,
         evaluate_every=_whole(request.evaluate_every),
         evaluate_episodes=_evaluated(request),
+        anneal=request.anneal,
         schedule=follows.schedule if follows else (),
     )
     experiment.validate(made, opened)
@@ -192,7 +207,13 @@ def _unknown_argument(name: str, configs: Mapping[str, Any]) -> errors.Refused:
 def note(request: Request) -> str | None:
     """What is said where nothing was tuned for the environment, with the presets for which something was."""
     preset, env = find(request.preset), parts(request)["env"]
-    if not preset.tuned or env == preset.env or environments.split(env)[0] == "probe" or tuned_for(preset, env):
+    if (
+        request.filed
+        or not preset.tuned
+        or env == preset.env
+        or environments.split(env)[0] == "probe"
+        or tuned_for(preset, env)
+    ):
         return None  # probes are there to be solved by anything
     others = [name for name, other in PRESETS.items() if other.tuned and tuned_for(other, env)]
     better = f"; tuned for it: {', '.join(others)}" if others else ""

@@ -15,11 +15,11 @@ from typing import Any
 from shoal.core import types
 from shoal.log import sinks
 from shoal.log.console import Console, Status, Together
-from shoal.log.picking import pick
+from shoal.log.picking import pick, suits_a_table
 from shoal.log.plain import Plain, Quiet
 from shoal.log.sinks import Evaluated
 
-__all__ = ["Console", "Evaluated", "Log", "Plain", "Quiet", "Status", "Together", "pick"]
+__all__ = ["Console", "Evaluated", "Log", "Plain", "Quiet", "Status", "Together", "pick", "suits_a_table"]
 
 
 class Log:

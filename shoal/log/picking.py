@@ -23,12 +23,12 @@ def pick(quiet: bool = False, stream: TextIO | None = None, every: float = 10.0)
     target = stream or sys.stderr
     if quiet or target is None:  # a service may run without stderr
         return plain.Quiet()
-    if _suits_a_table(target):
+    if suits_a_table(target):
         return live.Live(target)
     return plain.Plain(target, every)
 
 
-def _suits_a_table(stream: TextIO) -> bool:
+def suits_a_table(stream: TextIO) -> bool:
     """Whether there is a person with a capable terminal at the other end."""
     env = os.environ
     return (

@@ -90,6 +90,34 @@ def interval(values: Sequence[float] | np.ndarray, reps: int = 2000, seed: int =
     return float(low), float(high)
 
 
+def difference(
+    ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray, reps: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % percentile-bootstrap interval of how far one interquartile mean lies above another.
+
+    Both sides are resampled on their own: seeds of one have nothing to do with those of the other.
+
+    Args:
+        ours: Scores ``[S]``; at least two seeds.
+        theirs: Scores ``[R]``; likewise.
+        reps: Resamples.
+        seed: Of the resampling.
+
+    Returns:
+        (lower, upper) bound; above 0 both: ours is better.
+
+    Raises:
+        ValueError: There are fewer than two seeds, or a score is not finite.
+    """
+    random = np.random.default_rng(seed)
+    middles = []
+    for values in (ours, theirs):
+        scores = _checked(values, 2).ravel()
+        middles.append(_middle(scores[random.integers(len(scores), size=(reps, len(scores)))], axis=1))
+    low, high = _percentiles(middles[0] - middles[1])
+    return float(low), float(high)
+
+
 def _percentiles(estimates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low, high = np.percentile(estimates, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
     return low, high

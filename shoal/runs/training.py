@@ -25,6 +25,7 @@ with epy.lazy_imports():
     from shoal.runs import evaluation, playing
 
 EVAL_EPISODES = 20
+Builder = Callable[[experiment.Experiment, environments.Opened, types.Tree | None], experiment.Built]
 
 
 @dataclasses.dataclass(repr=False, eq=False)
@@ -110,6 +111,7 @@ def train(
     eval_episodes: int = EVAL_EPISODES,
     since: float | None = None,
     command: str | None = None,
+    builder: Builder | None = None,
 ) -> Run:
     """Train a preset.
 
@@ -120,13 +122,14 @@ def train(
         eval_episodes: Episodes of the evaluation at the end; 0 for none.
         since: ``time.time()`` when the command began.
         command: How the run was asked for, for the report.
+        builder: Makes the parts, in place of `experiment.build`; they compute the same.
 
     Raises:
         Refused: The request or the folder, or it needs more memory than there is; nothing was created.
         GaveUp: A crash loop; the folder tells what happened.
     """
     since, console = since or time.time(), console or log.pick()
-    ready = _ready(request, 1, out, eval_episodes, command)
+    ready = _ready(request, 1, out, eval_episodes, command, builder=builder)
     with session.Heard(console.note) as heard:
         with run_folder.making(ready.folder, exact=bool(out)) as folder:
             run_folder.write_config(folder, ready.members[0], ready.command)
@@ -147,6 +150,7 @@ def train_seeds(
     eval_episodes: int = EVAL_EPISODES,
     since: float | None = None,
     command: str | None = None,
+    builder: Builder | None = None,
 ) -> Group:
     """Train a preset with several seeds in one program.
 
@@ -158,6 +162,7 @@ def train_seeds(
         eval_episodes: Of each seed.
         since: As in `train`.
         command: As in `train`.
+        builder: As in `train`.
 
     Raises:
         Refused: As in `train`, or the runtime cannot run several seeds; nothing was created.
@@ -165,7 +170,7 @@ def train_seeds(
     since, console = since or time.time(), console or log.pick()
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise errors.Refused(f"--seeds {seeds!r} is not a number of seeds; give at least 1, or leave it out")
-    ready = _ready(request, seeds, out, eval_episodes, command, together=True)
+    ready = _ready(request, seeds, out, eval_episodes, command, together=True, builder=builder)
     listed = {"seeds": [made.seed for made in ready.members]}
     with session.Heard(console.note) as heard:
         with run_folder.making(ready.folder, exact=bool(out)) as folder:
@@ -192,6 +197,7 @@ def resume(
     console: log.Console | None = None,
     eval_episodes: int = EVAL_EPISODES,
     since: float | None = None,
+    builder: Builder | None = None,
 ) -> Run | Group:
     """Continue an interrupted run, or group of seeds, from its newest good checkpoint; anew where none was ever saved.
 
@@ -202,6 +208,7 @@ def resume(
         console: As in `train`, and the others too.
         eval_episodes: As in `train`.
         since: As in `train`.
+        builder: As in `train`.
 
     Raises:
         Refused: Not a run folder, one in use, or a run that is complete and has no more steps to do.
@@ -228,9 +235,10 @@ def resume(
     opened = environments.open(made.env, made.configs["environment"])
     experiment.validate(made, opened)
     experiment.check_environment(opened)
-    built = _build(made, opened)
+    build = builder or _build
+    built = build(made, opened, None)
     if (start := origin.read(folder, made, built.parts.agent, console.note)) is not None:
-        built = _build(made, opened, start)
+        built = build(made, opened, start)
     needed = _need(made, built)
     members = [dataclasses.replace(made, seed=seed) for seed in listed]
     for note in (apart(made), crowd(made, len(members)), checked(made, built.parts.agent, needed, len(members))):
@@ -254,6 +262,7 @@ def _ready(
     command: str | None,
     *,
     together: bool = False,
+    builder: Builder | None = None,
 ) -> _Ready:
     """Everything that can be refused, refused."""
     _check(eval_episodes)
@@ -274,7 +283,7 @@ def _ready(
             )
     experiment.check_environment(opened)
     folder = run_folder.free(run_folder.named(made, [one.seed for one in members], out), exact=bool(out))
-    built = _build(made, opened, start)
+    built = (builder or _build)(made, opened, start)
     needed = _need(made, built)
     followed = scheduled.told(made.schedule)
     notes = lone, crowded, checked(made, built.parts.agent, needed, seeds), presets.note(request), followed

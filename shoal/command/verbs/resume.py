@@ -8,7 +8,7 @@ from pathlib import Path
 from etils import epy
 
 from shoal.command import arguments
-from shoal.command.verbs import compare, output
+from shoal.command.verbs import compare, output, tune
 from shoal.core import errors
 
 with epy.lazy_imports():
@@ -23,7 +23,7 @@ class ResumeOptions:
     """Continue an interrupted run from its newest good checkpoint."""
 
     run: tyro.conf.Positional[Path]
-    """The run folder; of several seeds, or of a comparison, the folder that holds theirs."""
+    """The run folder; of several seeds, of a comparison or a search, the folder that holds theirs."""
     steps: int | None = None
     """Go on to so many environment steps in all, also from a complete run; a goal or number of episodes is dropped."""
     reanneal: bool = False
@@ -54,6 +54,10 @@ def run(typed: list[str]) -> int:
         if given.steps is not None:
             raise errors.Refused(f"--steps: {given.run} holds a comparison, whose runs have equal steps; leave it out")
         return compare.resume(given.run, given.eval_episodes, since, quiet=given.quiet, as_json=given.json)
+    if tune.is_one(given.run):
+        if given.steps is not None:
+            raise errors.Refused(f"--steps: {given.run} holds a search, whose budget is settled; leave it out")
+        return tune.resume(given.run, since, quiet=given.quiet, as_json=given.json)
     run = training.resume(
         given.run, steps=given.steps, reanneal=given.reanneal, console=log.pick(given.quiet),
         eval_episodes=given.eval_episodes, since=since,

@@ -14,7 +14,7 @@ from shoal import experiment
 from shoal.command import arguments
 from shoal.command.verbs import output
 from shoal.core import errors, registry
-from shoal.experiment import presets
+from shoal.experiment import filed, presets
 
 with epy.lazy_imports():
     import tyro
@@ -49,6 +49,8 @@ class TrainOptions:
     """How off-policy experience is corrected: one of `shoal list correctors`."""
     compressor: str | None = None
     """How the policy is made smaller for those who act: one of `shoal list compressors`."""
+    settings: Path | None = None
+    """A settings file, e.g. the best.json of `shoal tune`; what is typed beside it wins over it."""
     until: str | None = None
     """Stop early at this mean return of the last 100 episodes; "solved" takes the environment's own number."""
     start: Annotated[Path | None, tyro.conf.arg(name="from")] = dataclasses.field(
@@ -117,19 +119,21 @@ def run(typed: list[str]) -> int:
 
 
 def chosen(preset: str, typed: list[str]) -> presets.Request:
-    """The parts that were typed, which decide what options there are.
+    """The parts that were typed, which decide what options there are; and what a settings file says of them.
 
     Args:
         preset: Its name.
         typed: What stands after ``train``.
     """
-    return presets.Request(
+    request = presets.Request(
         preset=preset,
         env=arguments.value(typed, "--env"),
         runtime=arguments.value(typed, "--runtime"),
         corrector=arguments.value(typed, "--corrector"),
         compressor=arguments.value(typed, "--compressor"),
     )
+    file = arguments.value(typed, "--settings")
+    return request if file is None else filed.over(request, filed.read(file, preset))
 
 
 def options(request: presets.Request) -> type:
