@@ -72,7 +72,7 @@ def refused(capsys, *words):
     return ended.err
 
 
-# ------------------------------------------------------------------------------------------------ the plan and the space
+# --------------------------------------------------------------------------------------------- the plan and the space
 
 
 def test_a_budget_is_cut_into_trials():

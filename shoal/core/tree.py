@@ -200,7 +200,7 @@ def lerp(old: types.Tree, new: types.Tree, weight: Any) -> types.Tree:
     return jax.tree.map(blend, old, new)
 
 
-def sometimes(change: Callable[..., types.Tree], due: Any, now: types.Tree, *given: types.Tree) -> types.Tree:
+def sometimes(change: Callable[..., types.Tree], due: types.Scalar, now: types.Tree, *given: types.Tree) -> types.Tree:
     """`change(now, *given)` where it is due, else `now`; under `vmap` nothing is computed while it is due for nobody.
 
     `lax.cond` under `vmap` computes both branches every time. Members of a population whose turns come together, as
