@@ -27,7 +27,12 @@ MEMBERS, UPDATES = 4, 50
 SMALL = {"network": {"hidden": (8,)}}
 REPLAY = {"batch": 8, "capacity": 200, "learning_starts": 10}
 RULES = {
-    "td3": ("td3", "probe:target", {"algorithm": REPLAY}, ("algorithm.policy_delay=integer(1,3)",)),
+    "td3": (
+        "td3",
+        "probe:target",
+        {"algorithm": REPLAY},
+        ("algorithm.policy_delay=integer(1,3)", "algorithm.learning_starts=integer(4,90)"),
+    ),
     "sac": ("sac", "probe:target", {"algorithm": REPLAY}, ("algorithm.reward_scale=log_uniform(0.1,10)",)),
     "dqn": ("dqn", "probe:match", {"algorithm": {**REPLAY, "rollout_length": 2, "replay": "prioritised"}}, ()),
     "a2c": ("a2c", "probe:match", {}, ("algorithm.entropy_cost=log_uniform(1e-3,1e-1)",)),
@@ -284,6 +289,10 @@ def test_too_many_failures_end_the_run_with_their_hyperparameters():
     with pytest.raises(errors.GaveUp, match=r"3 failures of 4 members.*member 0: optimiser.learning_rate=0.1") as gave:
         failing.check(standing.lapsed(now, mask), mask, values, 7)
     assert "\n" not in str(gave.value)
+    made = built("td3")
+    saved = run(made, stop_at=130)[1].final.save()
+    with pytest.raises(errors.GaveUp, match="3 failures of 4 members"):
+        run(made, saved=poisoned(saved, [0, 1, 3]))
     one = np.arange(MEMBERS) == 2
     for _ in range(2):
         now = standing.lapsed(now, one)
