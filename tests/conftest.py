@@ -127,9 +127,9 @@ def _resident_mb() -> int:
         return 0
 
 
-@pytest.fixture(autouse=True)
-def kept_programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Commands in this process keep their lowered programs, as a user's do, until the test replaces one of ours."""
+@pytest.fixture(scope="module", autouse=True)
+def kept_programs_of_module(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Commands in this process keep their lowered programs, as a user's do; those in fixtures of a module too."""
     if request.module.__name__ in REPLACING:
         yield
         return
@@ -138,6 +138,14 @@ def kept_programs(request: pytest.FixtureRequest) -> Iterator[None]:
         patches.setattr(pytest.MonkeyPatch, "setattr", _replacing(pytest.MonkeyPatch.setattr))
         yield
     os.environ["SHOAL_PROGRAMS"] = "0"
+
+
+@pytest.fixture(autouse=True)
+def kept_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """They do until a test replaces one of our functions, and again after it."""
+    yield
+    if request.module.__name__ not in REPLACING:
+        os.environ.pop("SHOAL_PROGRAMS", None)
 
 
 def _replacing(setattr: Callable[..., None]) -> Callable[..., None]:

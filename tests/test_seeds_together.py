@@ -27,8 +27,10 @@ from tests import faults
 
 SHORT = ("a2c", "--env", "probe:match", "--runtime.environments", 8, "--steps", 2000)
 CHUNKS = ("a2c", "--env", "gymnax:CartPole-v1", "--runtime.environments", 16, "--runtime.chunk-steps", 160)
-CARTPOLE = (*CHUNKS, "--steps", 16_000, "--eval-episodes", 0)  # a hundred reports: time to be killed between two
-UNTIL = (*CHUNKS, "--steps", 40_000, "--until")  # steps enough for the goal that follows
+STEPS = ("--steps", 16_000)  # a hundred reports: time to be killed between two
+CARTPOLE = (*CHUNKS, *STEPS, "--eval-episodes", 0)
+UNTIL = (*CHUNKS, *STEPS, "--until")  # a goal that follows: 35 is reached after 10,000 steps
+EVALUATED = ("--eval-episodes", 3)
 SEEDS = 3
 ALL = {"SHOAL_SAVE_EVERY": 0}  # a checkpoint at every report
 
@@ -55,7 +57,7 @@ def close(ours, theirs):
 def group(tmp_path_factory):
     """A finished group of seeds 4, 5 and 6."""
     folder = tmp_path_factory.mktemp("group") / "runs"
-    typed = ["train", *SHORT, "--seed", 4, "--seeds", SEEDS, "--out", folder, "--eval-episodes", 3, "--quiet"]
+    typed = ["train", *SHORT, "--seed", 4, "--seeds", SEEDS, "--out", folder, *EVALUATED, "--quiet"]
     assert cli.main([str(word) for word in typed]) == 0
     return folder
 
@@ -112,7 +114,7 @@ def test_a_group_is_not_one_run(group, capsys):
 
 
 def test_json_and_screen_are_of_the_group(capsys, tmp_path):
-    ended = faults.call(capsys, "train", *SHORT, "--seeds", SEEDS, "--out", tmp_path / "runs", "--json")
+    ended = faults.call(capsys, "train", *SHORT, "--seeds", SEEDS, "--out", tmp_path / "runs", "--json", *EVALUATED)
     assert ended.code == 0
     assert ended.json == faults.summary(tmp_path / "runs")
     lines = [line for line in ended.err.splitlines() if line.startswith("step=")]
@@ -220,9 +222,9 @@ def test_a_device_is_made_for_each_core_seeds_can_use(monkeypatch):
     assert os.environ["JAX_NUM_CPU_DEVICES"] == "3", "what a person has set stays"
 
 
-@pytest.mark.parametrize("seeds", [(), ("--seeds", 2)], ids=["one", "two"])
+@pytest.mark.parametrize("seeds", [(), ("--seeds", SEEDS)], ids=["one", "several"])
 def test_computing_ahead_changes_no_bit(seeds, capsys, tmp_path, monkeypatch):
-    typed = (*UNTIL, 40, *seeds)
+    typed = (*UNTIL, 35, *seeds)
     ahead = faults.train(capsys, tmp_path / "ahead", *typed)
     monkeypatch.setattr(chunks, "TWICE", 0)
     after = faults.train(capsys, tmp_path / "after", *typed)
@@ -344,7 +346,7 @@ def test_one_seed_goes_on_alone_and_the_rest_after_it(undisturbed, copy, capsys)
 def test_a_seed_whose_goal_was_met_stays_as_it_was(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("SHOAL_SAVE_EVERY", "0")
     out = tmp_path / "runs"
-    whole = faults.train(capsys, out, *UNTIL, 60, "--seeds", SEEDS)
+    whole = faults.train(capsys, out, *UNTIL, 35, "--seeds", SEEDS)
     last = max(whole["runs"], key=lambda run: run["env_steps"])
     assert min(run["env_steps"] for run in whole["runs"]) < last["env_steps"], "or nothing is tested"
     for path in (out, *out.glob("seed-*")):

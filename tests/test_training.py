@@ -213,8 +213,9 @@ def test_ctrl_c_while_workers_start_meets_none_of_them(tmp_path):
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     out = tmp_path / "run"
-    with faults.Process("train", "a3c", "--env", "tests.faults.envs:Viscous-v0", "--out", out) as process:
-        process.says("step=")  # workers are ready
+    typed = ("train", "a3c", "--env", "tests.faults.envs:Viscous-v0", "--workers", 1, "--network.hidden", 8)
+    with faults.Process(*typed, "--out", out) as process:
+        process.says("step=")  # its worker is ready
         process.ctrl_c()
         process.says("Ctrl-C again")
         process.ctrl_c()
@@ -283,7 +284,8 @@ def test_of_a_run_that_ends_early_nothing_is_left_and_its_memory_is_of_the_end(t
             shown.append(status.eta_s)
 
     monkeypatch.setattr(memory, "peak_mb", lambda: looks.append(1) or 100.0 + len(looks))
-    request = presets.Request("a2c", "CartPole-v1", 100_000, episodes=3, settings={"runtime": {"environments": 4}})
+    runtime = {"environments": 4, "processes": 0}  # where stepping takes long, `host` would start some by itself
+    request = presets.Request("a2c", "CartPole-v1", 100_000, episodes=3, settings={"runtime": runtime})
     run = training.train(request, tmp_path / "run", console=Console(), eval_episodes=0)
     assert run.summary["episodes"] == 3
     assert shown[-1] == 0.0  # not what the other steps would have taken

@@ -192,8 +192,8 @@ def test_same_seed_same_walk(opened, walk):
 
 @pytest.mark.parametrize("opened", DEVICE_IDS, indirect=True)
 def test_host_view_equals_device_view(opened, compiled, walk):
-    chance, step = np.random.default_rng(1), compiled[1]
-    state, obs = opened.device.init(_device.key_of_step(1, 0))
+    chance, (init, step) = np.random.default_rng(1), compiled
+    state, obs = init(_device.key_of_step(1, 0))
     np.testing.assert_array_equal(walk.first, obs)
     for index, (seen, outcome) in enumerate(zip(walk.obs, walk.outcomes, strict=True)):
         action = _walk.action(opened.spec.action, chance)

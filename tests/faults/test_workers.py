@@ -14,7 +14,7 @@ from tests import faults
 from tests.faults import envs
 
 WAYS = {
-    "hogwild": ("a3c", "--workers", 2),
+    "hogwild": ("a3c", "--workers", 1),
     "host": ("a2c", "--runtime.processes", 0, "--runtime.environments", 2),
     "host-processes": ("a2c", "--runtime.processes", 2, "--runtime.environments", 2),
     "parameter-server": ("a3c", "--runtime", "parameter_server", "--workers", 1),
@@ -67,8 +67,9 @@ def test_a_worker_that_takes_its_process_with_it_is_restarted(way, capsys, tmp_p
 @pytest.mark.parametrize("way", ["hogwild", "host-processes"])
 def test_a_worker_killed_from_outside_is_restarted(way, tmp_path):
     out, steps = tmp_path / "run", 2500
+    typed = ("a3c", "--workers", 2) if way == "hogwild" else WAYS[way]
     with faults.Process(
-        "train", *WAYS[way], "--env", "tests.faults.envs:Slow-v0", "--steps", steps, "--out", out, "--json",
+        "train", *typed, "--env", "tests.faults.envs:Slow-v0", "--steps", steps, "--out", out, "--json",
         "--eval-episodes", 0,
     ) as process:  # fmt: skip
         faults.wait_for_training(process, out, 100)
@@ -100,8 +101,7 @@ def test_a_worker_killed_from_outside_is_restarted(way, tmp_path):
 def test_a_crash_loop_ends_with_3_and_its_traceback(way, env, story, capsys, tmp_path, once, monkeypatch):
     del once
     monkeypatch.setattr(_check, "first", lambda _: None)  # as if it had worked when it was looked at
-    alone = ("--workers", 1) if way == "hogwild" else ()
-    ended = train(capsys, tmp_path / "run", way, env, *alone)
+    ended = train(capsys, tmp_path / "run", way, env)
     assert ended.code == 3, ended.err
     assert ended.out == ""
     last = ended.err[ended.err.rindex("shoal: ") :]
