@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import _common
-from _tables import acting, asynchrony, engines, linear, lines, map_propagation, scores, speed
+from _tables import acting, asynchrony, engines, linear, lines, map_propagation, population, scores, speed
 
 HEADER = ("bench", "commit", "date", "command", "machine", "versions", "peers", "quick", "results")
 PAGES = [_common.RESULTS.parent / "README.md", _common.RESULTS.parents[1] / "README.md"]
@@ -39,6 +39,8 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "gorila": asynchrony.gorila,
     "accerl": acting.accerl,
     "engines_actor": engines.engines_actor,
+    "population": population.population,
+    "pbt": population.pbt,
 }
 
 
