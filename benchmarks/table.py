@@ -17,7 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import _common
-from _tables import acting, asynchrony, engines, linear, lines, map_propagation, scores, several, speed, tuning
+from _tables import (
+    acting,
+    asynchrony,
+    engines,
+    linear,
+    lines,
+    map_propagation,
+    population,
+    scores,
+    several,
+    speed,
+    tuning,
+)
 
 HEADER = ("bench", "commit", "date", "command", "machine", "versions", "peers", "quick", "results")
 PAGES = [_common.RESULTS.parent / "README.md", _common.RESULTS.parents[1] / "README.md"]
@@ -41,6 +53,8 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "tune": tuning.tune,
     "engines_actor": engines.engines_actor,
     "several": several.several,
+    "population": population.population,
+    "pbt": population.pbt,
 }
 
 

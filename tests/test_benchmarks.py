@@ -22,7 +22,7 @@ from shoal.experiment.tuned import teams
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
-    "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several", "tune",
+    "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several", "tune", "population", "pbt",
 )  # fmt: skip
 
 
@@ -689,6 +689,71 @@ def test_gorila_counts_what_was_not_reached_with_all_its_steps_and_adds_up_lags(
     assert (found["updates_per_s"], found["update_us"], found["utilisation"]) == (100.0, 15.0, 0.2)
     assert found["offered_by_lag"] == {"0": 8, "1": 3}
     assert "1 of 2" in _load("_tables.asynchrony").gorila({"parts": {"score_2": found}})
+
+
+def test_a_cell_takes_each_sides_better_variant_and_says_how_far_the_choice_is_from_the_best():
+    population = _load("population")
+    measured = {
+        "vmap": 2.0, "sequential": 1.0, "jax_sequential, default": 9.0, "jax_sequential, here": 8.0,
+        "torch_batched, 1 thread": 5.0, "torch_batched, all threads": 4.0,
+    }  # fmt: skip
+    values = {name: [{"ms": scale * ms, "cpu_ms": ms} for scale in (1, 2, 3)] for name, ms in measured.items()}
+    found = population.told(values, {"chosen": "vmap", "compile_s": {"vmap": 1.0, "sequential": 1.0}})
+    assert (found["auto_ms"], found["within"]) == (4.0, 2.0)
+    assert (found["jax_sequential_ms"], found["jax_sequential_as"]) == (16.0, "here")
+    assert (found["torch_batched_ms"], found["torch_batched_as"]) == (8.0, "all threads")
+    assert found["torch_batched_ms_quartiles"] == [6.0, 10.0]
+    assert found["torch_sequential_ms"] is None
+    part = population.concluded({"n80": found, "n1": found})
+    assert (part["ratio_sequential"], part["ratio_torch_batched"], part["ratio_torch"]) == (4.0, 2.0, None)
+    assert (part["within"], part["t80_over_t1"]) == (2.0, 1.0)
+
+
+def test_sides_of_a_population_are_timed_once_a_round_and_slow_ones_twice():
+    population = _load("population")
+    calls = {"quick": 0, "slow": 0}
+
+    def ask(name, ms):
+        calls[name] += 1
+        return {"ms": ms, "cpu_ms": ms}
+
+    population.rounds({"quick": lambda: ask("quick", 1.0), "slow": lambda: ask("slow", 2 * population.SLOW)}, 5)
+    assert calls == {"quick": 5, "slow": 2}
+
+
+def test_tables_of_populations_show_the_choice_and_what_is_missing():
+    population, table = _load("population"), _load("_tables.population")
+    values = {name: [{"ms": 1.0, "cpu_ms": 1.0}] * 2 for name in ("vmap", "sequential", "torch_sequential")}
+    cell = population.told(values, {"chosen": "vmap", "compile_s": {"vmap": 1.0, "sequential": 1.0}})
+    cell |= {"chosen": "vmap"}
+    results = population.blank()
+    results["td3"]["w64"] = population.concluded({"n80": cell, "n1": cell})
+    shown = table.population(results)
+    assert "| Shoal, vmap | **1** | **1** |" in shown
+    assert "TD3, 64 wide" in shown
+    assert "SAC" not in shown
+    assert "–" in _load("_tables.lines").population(population.blank())
+
+
+def test_pbt_takes_fresh_evaluations_and_tells_by_how_much_the_fitness_that_selected_is_too_good():
+    pbt = _load("pbt")
+    runs = {str(seed): {"score": float(seed), "fitness": seed + 2.0} for seed in range(5)}
+    found = pbt.aggregate(runs, 5)
+    assert (found["iqm"], found["bias"], found["complete"]) == (2.0, 2.0, True)
+    task = {name: {} for name in (*pbt.METHODS, pbt.ALONE)}
+    assert pbt.conclude("gymnax:Acrobot-v1", task | {"pbt": runs}, 5)["pbt_beats_random"] is None
+    worse = {seed: one | {"score": one["score"] - 100.0} for seed, one in runs.items()}
+    assert pbt.conclude("gymnax:Acrobot-v1", task | {"pbt": runs, "random": worse}, 5)["pbt_beats_random"]
+    assert next(pbt.due(task | {"pbt": runs, "random": runs}, 5)) == ("pbt", 0)  # its schedule is missing
+
+
+def test_methods_of_pbt_have_the_same_steps_and_at_least_200_rounds():
+    pbt = _load("pbt")
+    for env, task in pbt.TASKS.items():
+        words = {method: pbt.words(env, method) for method in pbt.METHODS}
+        assert len({one[-1] for one in words.values()}) == 1
+        assert words["pbt"][-1] // pbt.MEMBERS // task.interval > 200
+        assert pbt.words(env, pbt.ALONE)[-1] * pbt.MEMBERS == words["pbt"][-1]
 
 
 @pytest.mark.parametrize("bench", BENCHES)

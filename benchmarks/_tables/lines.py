@@ -179,6 +179,28 @@ def several(results: Mapping[str, Any]) -> str:
     )
 
 
+def population(results: Mapping[str, Any]) -> str:
+    """Both widths of TD3 over each peer."""
+    told = []
+    for width, part in results["td3"].items():
+        pairs = {"ratio_sequential": "JAX in turn", "ratio_torch": "PyTorch in turn", "ratio_torch_batched": "at once"}
+        each = ", ".join(f"{show.number(part[key])}x {name}" for key, name in pairs.items())
+        told.append(f"{width[1:]} wide {each}")
+    return f"one update step of 80 TD3 members beside the same networks elsewhere: {'; '.join(told)}"
+
+
+def pbt(results: Mapping[str, Any]) -> str:
+    """Where exchanges pay."""
+    told = []
+    for env, found in results["envs"].items():
+        pair = [show.number(found[name]["iqm"]) for name in ("pbt", "mf_pbt", "random")]
+        told.append(f"{env} {' / '.join(pair)}")
+    return (
+        f"PBT / MF-PBT / random search at equal steps, fresh evaluations of the winners: {', '.join(told) or '–'}; PBT "
+        f"is above random search, intervals apart, on {results['pbt_beats_random_on']} of {len(results['envs'])}"
+    )
+
+
 LINES = (
     Line("A3C", "hogwild", "a3c-in-processes", hogwild),
     Line("A3C until solved", "cartpole", "learning", cartpole),
@@ -196,6 +218,8 @@ LINES = (
     Line("Compressed actors", "accerl", "compressed-actors", accerl),
     Line("CEM-RL and DvD", "several", "several-policies", several),
     Line("Tuning", "tune", "tuning", tune),
+    Line("Populations", "population", "populations", population),
+    Line("Population based training", "pbt", "population-based-training", pbt),
     Line("MAP propagation", "map_propagation", "map-propagation", team),
     Line("Linear ancestors", "linear", "linear-ancestors", linear),
     Line("Start-up", "startup", "start-up", startup),

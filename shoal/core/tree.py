@@ -8,6 +8,7 @@ typed PRNG keys are refused, since keys are derived and never stored (see `seeds
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -228,9 +229,7 @@ def sometimes(change: Callable[..., types.Tree], due: types.Scalar, now: types.T
 
         def changed(now: types.Tree, *given: types.Tree) -> types.Tree:
             new = jax.vmap(change, (0, *given_axes))(now, *given)
-            return jax.vmap(lambda due, new, old: jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old))(
-                due, new, now
-            )
+            return jax.vmap(lambda due, *both: jax.tree.map(functools.partial(jnp.where, due), *both))(due, new, now)
 
         after = jax.lax.cond(jnp.any(due), changed, lambda now, *_: now, now, *given)
         return after, jax.tree.map(lambda _: True, after)
