@@ -18,7 +18,7 @@ from etils import epy
 
 from shoal import environments, experiment
 from shoal.core import errors, types
-from shoal.experiment import presets
+from shoal.experiment import populating, presets
 from shoal.runs.tuning import folder as folders
 from shoal.runs.tuning import plan as plans
 from shoal.runs.tuning import space, trial
@@ -26,9 +26,8 @@ from shoal.runs.tuning import space, trial
 with epy.lazy_imports():
     from shoal.runtimes.population import lineage
 
-RUNTIME, PLACE = "population", "population"
+PLACE = "population"
 ROUNDS, UPDATES = 25, 4  # exchanges, where nobody says how far apart they are, with so many updates between two
-USUAL = {"copy": "all", "explore": "perturb"}  # as Jaderberg et al. 2017 did; a preset of populations has its own
 OTHERS = "--method random, tpe or halving tries settings one after the other, in any environment"
 
 
@@ -41,17 +40,6 @@ class Search(NamedTuple):
     rows: list[dict[str, Any]]  # of ``trials.json``, a member each
     how: Callable[[str], trial.How]
     told: Callable[[dict[str, Any]], None]
-
-
-def usual(request: presets.Request) -> Any:
-    """The runtime's settings where nothing is typed.
-
-    Args:
-        request: The preset, its runtime chosen.
-    """
-    config = presets.config(request, "runtime")
-    own = presets.find(request.preset).runtime == RUNTIME
-    return config if own else dataclasses.replace(config, **USUAL)
 
 
 def resolve(
@@ -67,7 +55,7 @@ def resolve(
     Raises:
         Refused: The rule or the environment does not fit into one program; names the other methods.
     """
-    runtime = request.configs.get("runtime", usual(request))
+    runtime = request.configs.get("runtime", populating.usual(request))
     runtime = dataclasses.replace(runtime, members=plan.trials, prior=tuple(priors))
     if runtime.interval == type(runtime).__dataclass_fields__["interval"].default:
         rule = request.configs.get("algorithm", presets.config(request, "algorithm"))
