@@ -16,10 +16,7 @@ from typing import Any
 
 import _common
 
-PRESET, ENV = (
-    "ppo",
-    "gymnax:Acrobot-v1",
-)  # for which it is not tuned: its general settings learn nothing
+PRESET, ENV = "a2c", "gymnax:Acrobot-v1"  # for which it is not tuned: its general settings learn nothing
 BUDGET, STEPS, SEEDS = 4_000_000, 100_000, 10
 METHODS: dict[str, tuple[Any, ...]] = {
     "tpe": ("--trial-steps", STEPS),
