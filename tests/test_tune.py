@@ -72,7 +72,7 @@ def refused(capsys, *words):
     return ended.err
 
 
-# --------------------------------------------------------------------------------------------- the plan and the space
+# ------------------------------------------------------------------------------------------------ plan and space
 
 
 def test_a_budget_is_cut_into_trials():
@@ -244,7 +244,7 @@ def test_a_search_goes_on_after_a_kill_and_asks_the_same(found, capsys, tmp_path
     journal.write_bytes(journal.read_bytes() + b'{"op_code":')  # cut off in the middle
     lock.unlink(missing_ok=True)  # the kill itself may have left it
     lock.symlink_to("nowhere")
-    assert "tune.trials=9, not 8" in refused(capsys, "tune", "ppo", *words, "--trials", 8)
+    assert "trials=9, not 8" in refused(capsys, "tune", "ppo", *words, "--trials", 8)
     ended = faults.call(capsys, "resume", out, "--json")
     assert ended.code == 0, ended.err
     again, whole = trials(out), trials(found)
@@ -287,6 +287,21 @@ def test_a_search_ends_where_every_trial_fails(capsys, tmp_path):
     ended = faults.call(capsys, "tune", "ppo", *TINY, *words, "--out", tmp_path / "all")
     assert ended.code == 3
     assert "the first 3 trials failed" in ended.err
+
+
+def test_the_best_are_trained_again_and_their_mean_decides(capsys, tmp_path):
+    words = ("--method", "random", "--budget", 4 * STEPS + 8 * STEPS, "--trials", 4, "--trial-steps", STEPS)
+    made = tune(capsys, tmp_path / "finals", *words, "--finalists", 2, "--confirm", 0)
+    rows = trials(tmp_path / "finals")
+    order = sorted(rows, key=lambda row: (-row["score"], row["trial"]))
+    assert ["finals" in row for row in order] == [True, True, False, False]
+    for row in order[:2]:
+        runs = [tmp_path / "finals" / "finals" / f"{row['trial']:04d}" / f"seed-{seed}" for seed in range(2000, 2004)]
+        assert row["finals"]["scores"] == [faults.summary(run)["eval_return_mean"] for run in runs]
+    winner = max(order[:2], key=lambda row: (row["finals"]["mean"], -row["trial"]))
+    assert made["best"]["trial"] == winner["trial"]
+    assert made["best"]["score"] == pytest.approx(winner["finals"]["mean"])
+    assert made["env_steps"] == 12 * STEPS
 
 
 def test_halving_goes_on_with_the_best_third(capsys, tmp_path):

@@ -13,7 +13,7 @@ from shoal import experiment
 from shoal.command import arguments
 from shoal.command.verbs import output
 from shoal.core import errors
-from shoal.experiment import filed, presets
+from shoal.experiment import filed, populating, presets
 
 with epy.lazy_imports():
     import tyro
@@ -129,7 +129,7 @@ def _chosen(preset: str, typed: list[str]) -> presets.Request:
     """The parts that were typed, which decide what options there are; and what a settings file says of them."""
     chosen: dict[str, Any] = {kind: arguments.value(typed, f"--{kind}") for kind in ("env", *filed.CHOICES)}
     if arguments.value(typed, "--method") in (None, "pbt"):
-        chosen["runtime"] = chosen["runtime"] or tuning.POPULATION
+        chosen["runtime"] = chosen["runtime"] or populating.RUNTIME
     request, file = presets.Request(preset=preset, **chosen), arguments.value(typed, "--settings")
     return request if file is None else filed.over(request, filed.read(file, preset))
 
@@ -138,8 +138,8 @@ def _options(request: presets.Request) -> type:
     """`TuneOptions` with a group of options for each of the preset's parts, defaults as the preset has them."""
     fields = []
     for kind in experiment.kinds():
-        usual = kind == "runtime" and request.runtime == tuning.POPULATION
-        config = tuning.members(request) if usual else presets.config(request, kind)
+        usual = kind == "runtime" and request.runtime == populating.RUNTIME
+        config = populating.usual(request) if usual else presets.config(request, kind)
         annotation: Any = Annotated[type(config), tyro.conf.arg(name=kind)]
         fields.append((f"{kind}_config", annotation, dataclasses.field(default=config, metadata={"flag": kind})))
     made = dataclasses.make_dataclass("TuneOptions", fields, bases=(TuneOptions,), frozen=True)

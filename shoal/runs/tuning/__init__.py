@@ -16,7 +16,7 @@ from etils import epy
 
 from shoal import environments, experiment
 from shoal.core import errors, types
-from shoal.experiment import budget, filed, presets
+from shoal.experiment import budget, filed, populating, presets
 from shoal.runs import checkpoint, run_folder
 from shoal.runs.tuning import confirming, finals, optuna_side, population, screen, searching, space, trial, workshop
 from shoal.runs.tuning import folder as folders
@@ -29,8 +29,6 @@ with epy.lazy_imports():
 
 Wanted = plans.Wanted
 METHODS = plans.METHODS
-POPULATION = population.RUNTIME
-members = population.usual
 
 
 class Tuned(NamedTuple):
@@ -78,7 +76,7 @@ def begin(
         made = dataclasses.replace(made, steps=plan.steps)
     typed = filed.named(made.configs, {kind: presets.config(_bare(request), kind) for kind in experiment.kinds()})
     typed = {name: value for name, value in typed.items() if wanted.method != "pbt" or not name.startswith("runtime.")}
-    typed |= {kind: name for kind in filed.CHOICES if (name := getattr(request, kind)) and name != population.RUNTIME}
+    typed |= {kind: name for kind in filed.CHOICES if (name := request._asdict()[kind]) and name != populating.RUNTIME}
     config = folders.config(plan, made, typed, command)
     if out is not None and folders.is_one(out):
         folders.same(out, config)
@@ -130,13 +128,13 @@ def _trials(request: presets.Request, wanted: plans.Wanted) -> tuple[experiment.
 
 def _population(request: presets.Request, wanted: plans.Wanted) -> tuple[experiment.Experiment, dict[str, space.Prior]]:
     """The same of a population."""
-    if request.runtime != population.RUNTIME:
+    if request.runtime != populating.RUNTIME:
         raise errors.Refused(
-            f"--runtime {request.runtime}: --method pbt trains its members under the runtime {population.RUNTIME}; "
+            f"--runtime {request.runtime}: --method pbt trains its members under the runtime {populating.RUNTIME}; "
             f"leave it out, or {population.OTHERS}"
         )
     priors = space.read(wanted.priors)
-    members = wanted.members or request.configs.get("runtime", population.usual(request)).members
+    members = wanted.members or request.configs.get("runtime", populating.usual(request)).members
     plan = plans.make(wanted._replace(members=members), wanted.budget, {})
     if not priors:
         made, opened = population.resolve(request, plan, ())

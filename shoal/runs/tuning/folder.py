@@ -70,13 +70,15 @@ def same(folder: Path, wanted: Mapping[str, Any]) -> None:
     Raises:
         Refused: Names the first thing that differs.
     """
-    before, now = (_flat({"tune": one["tune"], "experiment": one["experiment"]}) for one in (read(folder), wanted))
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            raise errors.Refused(
-                f"{folder} holds a search with {key.partition('.')[2]}={before.get(key)}, not {now.get(key)}; "
-                f"`shoal resume {folder}` goes on with it, another --out begins a new one"
-            )
+    before, now = read(folder), wanted
+    for part in ("tune", "settings", "experiment"):  # in the words a person has typed, before what follows from them
+        here, there = _flat(before[part]), _flat(json.loads(json.dumps(now[part])))
+        for key in {**here, **there}:
+            if here.get(key) != there.get(key):
+                raise errors.Refused(
+                    f"{folder} holds a search with {key}={here.get(key)}, not {there.get(key)}; `shoal resume {folder}` "
+                    "goes on with it, another --out begins a new one"
+                )
 
 
 def trials(folder: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from etils import epy
 
 from shoal import environments, experiment
 from shoal.core import errors, types
-from shoal.experiment import presets
+from shoal.experiment import populating, presets
 from shoal.runs.tuning import folder as folders
 from shoal.runs.tuning import plan as plans
 from shoal.runs.tuning import space, trial
@@ -26,9 +26,8 @@ from shoal.runs.tuning import space, trial
 with epy.lazy_imports():
     from shoal.runtimes.population import lineage
 
-RUNTIME, PLACE = "population", "population"
+PLACE = "population"
 ROUNDS, UPDATES = 25, 4  # exchanges, where nobody says how far apart they are, with so many updates between two
-USUAL = {"copy": "all", "explore": "perturb"}  # as Jaderberg et al. 2017 did; a preset of populations has its own
 OTHERS = "--method random, tpe or halving tries settings one after the other, in any environment"
 
 
@@ -41,17 +40,6 @@ class Search(NamedTuple):
     rows: list[dict[str, Any]]  # of ``trials.json``, a member each
     how: Callable[[str], trial.How]
     told: Callable[[dict[str, Any]], None]
-
-
-def usual(request: presets.Request) -> Any:
-    """The runtime's settings where nothing is typed.
-
-    Args:
-        request: The preset, its runtime chosen.
-    """
-    config = presets.config(request, "runtime")
-    own = presets.find(request.preset).runtime == RUNTIME
-    return config if own else dataclasses.replace(config, **USUAL)
 
 
 def resolve(
@@ -67,11 +55,11 @@ def resolve(
     Raises:
         Refused: The rule or the environment does not fit into one program; names the other methods.
     """
-    runtime = request.configs.get("runtime", usual(request))
+    runtime = request.configs.get("runtime", populating.usual(request))
     runtime = dataclasses.replace(runtime, members=plan.trials, prior=tuple(priors))
     if runtime.interval == type(runtime).__dataclass_fields__["interval"].default:
         rule = request.configs.get("algorithm", presets.config(request, "algorithm"))
-        least = UPDATES * runtime.environments * getattr(rule, "rollout_length", 1)
+        least = UPDATES * runtime.environments * vars(rule).get("rollout_length", 1)
         steps = math.ceil(plan.steps / ROUNDS)
         runtime = dataclasses.replace(runtime, interval=max(least, steps))
     configs = {**request.configs, "runtime": runtime}
@@ -192,7 +180,7 @@ def settings(made: experiment.Experiment, found: Mapping[str, float]) -> dict[st
     for name, value in found.items():
         if space.is_option(made, name):
             kind, _, field = name.partition(".")
-            whole = isinstance(getattr(made.configs[kind], field), int)
+            whole = isinstance(vars(made.configs[kind])[field], int)
             given[name] = round(value) if whole else float(f"{value:.7g}")
     rate, critic = (found.get(f"{one}.learning_rate") for one in ("optimiser", "critic_optimiser"))
     if rate and critic and space.is_option(made, "algorithm.critic_rate"):

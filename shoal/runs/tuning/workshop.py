@@ -89,6 +89,14 @@ class _Values(threading.local):
             self.given = None
 
 
+def _shape(leaf: Any) -> Hashable:
+    """What of a leaf a program depends on: shape, dtype, and over which devices it lies."""
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return np.shape(leaf), str(np.asarray(leaf).dtype), None
+    spread = leaf.sharding if isinstance(leaf.sharding, jax.sharding.NamedSharding) else None
+    return leaf.shape, str(leaf.dtype), spread
+
+
 class _Shelf:
     """The programs of one trial, made once for all that share them; as `programs.Shelf`."""
 
@@ -97,9 +105,7 @@ class _Shelf:
 
     def compiled(self, what: str, function: Callable[..., Any], *examples: Any, donate: bool = False) -> Any:
         leaves, structure = jax.tree.flatten(examples)
-        shapes = tuple((np.shape(leaf), str(getattr(leaf, "dtype", type(leaf))), getattr(leaf, "sharding", None)
-            if isinstance(getattr(leaf, "sharding", None), jax.sharding.NamedSharding) else None)
-            for leaf in leaves)  # fmt: skip
+        shapes = tuple(map(_shape, leaves))
         known = (what, donate, structure, shapes, self._cut)
         if known not in self._memo:
             self._make_room()
