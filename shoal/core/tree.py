@@ -192,7 +192,7 @@ def lerp(old: types.Tree, new: types.Tree, weight: Any) -> types.Tree:
     return jax.tree.map(blend, old, new)
 
 
-def sometimes(change: Callable[..., types.Tree], due: Any, now: types.Tree, *given: types.Tree) -> types.Tree:
+def sometimes(change: Callable[..., types.Tree], due: types.Scalar, now: types.Tree, *given: types.Tree) -> types.Tree:
     """`change(now, *given)` where it is due, else `now`; under `vmap` nothing is computed while it is due for nobody.
 
     `lax.cond` under `vmap` computes both branches every time. Members of a population whose turns come together, as
@@ -205,13 +205,15 @@ def sometimes(change: Callable[..., types.Tree], due: Any, now: types.Tree, *giv
         given: What else it is computed from.
     """
 
-    def alone(due: Any, now: types.Tree, given: tuple[types.Tree, ...]) -> types.Tree:
+    def alone(due: types.Scalar, now: types.Tree, given: tuple[types.Tree, ...]) -> types.Tree:
         return jax.lax.cond(due, change, lambda now, *_: now, now, *given)
 
     chosen = jax.custom_batching.custom_vmap(alone)
 
     @chosen.def_vmap
-    def several(size: int, axes: Any, due: Any, now: types.Tree, given: Any) -> tuple[types.Tree, types.Tree]:
+    def several(
+        size: int, axes: types.Tree, due: types.Array, now: types.Tree, given: types.Tree
+    ) -> tuple[types.Tree, types.Tree]:
         given_axes = jax.tree.map(lambda batched: 0 if batched else None, axes[2])
         due, now = (
             jax.tree.map(lambda leaf, batched: leaf if batched else jnp.broadcast_to(leaf, (size, *leaf.shape)), *both)
