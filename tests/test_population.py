@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -12,19 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import shoal
 from shoal import experiment
 from shoal.core import errors, seeds, tree
 from shoal.experiment import budget, presets
 from shoal.runtimes.experience import rollouts
 from shoal.runtimes.members import dispatch, spread
 from shoal.runtimes.population import compiling, failing, fitness, lineage, loop, running, standing
+from tests import faults
 from tests.conformance.test_runtimes import Observer
 
 MEMBERS, UPDATES = 4, 50
 SMALL = {"network": {"hidden": (8,)}}
 REPLAY = {"batch": 8, "capacity": 200, "learning_starts": 10}
 RULES = {
-    "td3": ("td3", "probe:target", {"algorithm": REPLAY}, ("algorithm.policy_delay=integer(1,3)",)),
+    "td3": (
+        "td3",
+        "probe:target",
+        {"algorithm": REPLAY},
+        ("algorithm.policy_delay=integer(1,3)", "algorithm.learning_starts=integer(4,90)"),
+    ),
     "sac": ("sac", "probe:target", {"algorithm": REPLAY}, ("algorithm.reward_scale=log_uniform(0.1,10)",)),
     "dqn": ("dqn", "probe:match", {"algorithm": {**REPLAY, "rollout_length": 2, "replay": "prioritised"}}, ()),
     "a2c": ("a2c", "probe:match", {}, ("algorithm.entropy_cost=log_uniform(1e-3,1e-1)",)),
@@ -157,6 +165,30 @@ def trained():
     return made, observer, result
 
 
+def test_nothing_is_compiled_once_exchanges_have_begun():
+    """Every exchange changes hyperparameters of members; what XLA is asked to compile is counted."""
+    made, events, seen = built("a2c", steps=1600, fraction=0.9), [], []
+
+    def heard(name, seconds, **more):
+        del seconds, more
+        if name == "/jax/core/compile/backend_compile_duration":
+            events.append(name)
+
+    class Watching(Observer):
+        def __call__(self, progress):
+            if progress.stage is None:
+                seen.append((progress.subsystems["population"]["exchanges"], len(events)))
+            return super().__call__(progress)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    result = made.runtime.run(made.parts, 0, 1600, None, Watching(), None)
+    assert events, "compiling is heard"
+    exchanged = [count for exchanges, count in seen if exchanges >= 1]
+    assert seen[-1][0] == 3
+    assert exchanged[0] == exchanged[-1]
+    assert result.final.subsystems["population"]["compilations_after_first_exchange"] == 0
+
+
 def test_a_run_tells_of_all_its_members(trained):
     _, observer, result = trained
     told = result.final.subsystems["population"]
@@ -208,7 +240,7 @@ def test_it_goes_on_with_the_same_bits_from_the_middle_of_an_interval(name, trai
 
 
 def poisoned(saved, member):
-    params = jax.tree.map(lambda leaf: np.array(leaf), saved.loop.members.state.params)
+    params = jax.tree.map(np.array, saved.loop.members.state.params)
     for leaf in jax.tree.leaves(params):
         leaf[member] = np.nan
     state = saved.loop.members.state._replace(params=params)
@@ -225,7 +257,7 @@ def test_a_member_that_is_not_finite_is_replaced_alone(name):
     _, stopped = run(made, steps=3200, stop_at=160)
     saved = stopped.final.save()
     _, calm = run(made, steps=3200, saved=saved, stop_at=480)
-    observer, upset = run(made, steps=3200, saved=poisoned(saved, 3), stop_at=480)
+    _, upset = run(made, steps=3200, saved=poisoned(saved, 3), stop_at=480)
     ours, theirs = upset.final.save(), calm.final.save()
     for at in range(8):
         assert (rows(ours.loop.members, at) == rows(theirs.loop.members, at)) == (at != 3)
@@ -257,6 +289,10 @@ def test_too_many_failures_end_the_run_with_their_hyperparameters():
     with pytest.raises(errors.GaveUp, match=r"3 failures of 4 members.*member 0: optimiser.learning_rate=0.1") as gave:
         failing.check(standing.lapsed(now, mask), mask, values, 7)
     assert "\n" not in str(gave.value)
+    made = built("td3")
+    saved = run(made, stop_at=130)[1].final.save()
+    with pytest.raises(errors.GaveUp, match="3 failures of 4 members"):
+        run(made, saved=poisoned(saved, [0, 1, 3]))
     one = np.arange(MEMBERS) == 2
     for _ in range(2):
         now = standing.lapsed(now, one)
@@ -286,11 +322,11 @@ def test_a_way_by_hand_and_the_same_way_chosen_give_the_same_bits(monkeypatch):
     assert resumed.final.subsystems["population"]["dispatch"] == told
 
 
-def test_candidates_are_tried_while_it_pays(monkeypatch):
+def test_candidates_are_tried_while_it_pays():
     clock = dispatch.Clock(1000)
     assert clock.worth()
     vmap, turns = dispatch.candidates(8)[:2]
-    clock.take(vmap, lambda updates: None, 50, 1.0)
+    clock.take(vmap, lambda _: None, 50, 1.0)
     assert clock.timed[0].way == vmap
     clock.timed = [dispatch.Timed(vmap, 0.1, 1.0)]
     assert clock.worth(), "a run of 100 s"
@@ -378,6 +414,32 @@ def test_what_cannot_be_a_population_is_refused(runtime, words):
     for word in words:
         assert word in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_several_seeds_are_several_populations(tmp_path):
+    group = shoal.train(
+        "pbt_ppo", env="probe:match", members=2, steps=2000, seeds=2, out=tmp_path / "runs", quiet=True,
+        eval_episodes=0, runtime={"dispatch": "vmap", "interval": 600, "environments": 2},
+        algorithm={"rollout_length": 16, "minibatches": 2}, network={"hidden": (8,)},
+    )  # fmt: skip
+    assert group.summary["status"] == "completed"
+    assert [run.summary["population"]["members"] for run in group.runs] == [2, 2]
+    assert len({run.summary["params_sha256"] for run in group.runs}) == 2
+    for run in group.runs:
+        assert run.summary["population"]["exchanges"] >= 1
+        assert (run.folder / lineage.FILE).exists()
+        assert run.summary["exact"]
+
+
+def test_short_options_are_those_of_the_runtime(capsys, tmp_path):
+    typed = ("pbt_ppo", "--env", "probe:match", "--members", 3, "--population.interval", 500, "--steps", 400,
+        "--population.dispatch", "vmap")  # fmt: skip
+    summary = faults.train(capsys, tmp_path / "run", *typed)
+    assert summary["population"]["members"] == 3
+    parts = json.loads((tmp_path / "run" / "config.json").read_text())["parts"]
+    assert parts["runtime"]["interval"] == 500
+    ended = faults.call(capsys, "train", "ppo", "--members", 2, "--out", tmp_path / "no")
+    assert (ended.code, "--runtime population" in ended.err) == (2, True)
 
 
 def test_the_steps_are_those_of_all_members():

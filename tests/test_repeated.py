@@ -58,6 +58,18 @@ def test_another_history_is_told_apart(population, capsys):
     assert ended.json["first_difference"] == first[0]["update"]
 
 
+@pytest.mark.slow
+def test_a_population_that_went_on_is_done_again(population, capsys):
+    assert faults.call(capsys, "resume", population, "--steps", 1500, "--eval-episodes", 0).code == 0
+    ended = faults.call(capsys, "replay", population, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["tickets"] > 3
+    assert faults.call(capsys, "resume", population, "--steps", 2000, "--reanneal", "--eval-episodes", 0).code == 0
+    ended = faults.call(capsys, "replay", population)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "--reanneal" in ended.err
+
+
 def test_without_lineage_or_checkpoint_it_is_refused(population, capsys):
     shutil.move(population / "lineage.jsonl", population / "elsewhere")
     ended = faults.call(capsys, "replay", population)

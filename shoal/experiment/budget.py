@@ -69,8 +69,8 @@ def check(
             fewer = f", or train at most {most:,} {what} ({option} {most})"
         each = f" ({needed.learner / MB:,.1f} MB each)" if option else ""
         raise errors.Refused(
-            f"the learner{'s' if learners > 1 else ''} would take {whole / MB:,.0f} MB{each}, but only {there / MB:,.0f} MB "
-            f"of memory are available; {less}{fewer}"
+            f"the learner{'s' if learners > 1 else ''} would take {whole / MB:,.0f} MB{each}, but only "
+            f"{there / MB:,.0f} MB of memory are available; {less}{fewer}"
         )
     if not kept:
         return f"{learners} {what}, {needed.learner / MB:,.2f} MB each" if option else None

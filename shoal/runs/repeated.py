@@ -44,6 +44,11 @@ def again(folder: Path, made: experiment.Experiment, say: Callable[[str], None])
     Raises:
         Refused: There is no lineage, or nothing to compare with.
     """
+    if made.earlier and made.anneal is None and made.configs["optimiser"].anneal:
+        raise errors.Refused(
+            f"{folder} went on with --reanneal, so its first life had other learning rates than config.json says; "
+            "train anew with all its steps to have a run that can be replayed"
+        )
     events = lineage.read(folder)
     experiment.prepare(made.runtime, made.algorithm, made.configs)
     opened = environments.open(made.env, made.configs["environment"])

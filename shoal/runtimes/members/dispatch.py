@@ -77,7 +77,10 @@ def candidates(members: int) -> list[Way]:
 # ------------------------------------------------------------------------------------------------ carried out
 
 
-def in_turn(one: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:
+One = Callable[[types.Tree, types.Key], tuple[types.Tree, types.Tree]]  # (tree, key) -> (tree, told)
+
+
+def in_turn(one: One) -> One:
     """A function of every member, one member after the other, each in its place in the joined tree."""
 
     def every(trees: types.Tree, keys: types.Key) -> tuple[types.Tree, types.Tree]:
@@ -189,7 +192,7 @@ def _seconds(call: Callable[[int], None], updates: int) -> float:
     return time.perf_counter() - began
 
 
-def told(timed: Sequence[Timed], chosen: Way) -> dict[str, Any]:
+def told(timed: Sequence[Timed], chosen: Way) -> dict[str, object]:
     """As plain data, for a summary."""
     return {
         "mode": chosen.mode,

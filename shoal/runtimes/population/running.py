@@ -69,9 +69,9 @@ def ask(updates: int, *, force: bool = False) -> loop.Ask:
 class Machine(NamedTuple):
     """What runs on the device."""
 
-    call: Callable[..., Any]
-    measure: Callable[..., Any]
-    exchange: Callable[..., Any] | None  # None: the run ends before the first
+    call: Callable
+    measure: Callable
+    exchange: Callable | None  # None: the run ends before the first
     keys: types.Key  # [N], of learning
     compiler: compiling.Compiler
 

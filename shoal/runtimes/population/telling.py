@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -76,8 +75,8 @@ def metrics(accounts: Accounts, now: standing.Standing) -> dict[str, float]:
 
 
 def summary(
-    accounts: Accounts, now: standing.Standing, way: dispatch.Way, each: int, more: Mapping[str, Any]
-) -> dict[str, Any]:
+    accounts: Accounts, now: standing.Standing, way: dispatch.Way, each: int, more: Mapping[str, object]
+) -> dict[str, object]:
     """The summary's object; what was not measured is None.
 
     Args:
