@@ -59,8 +59,8 @@ LARGE = (
 TASKS = {
     "gymnax:Acrobot-v1": Task(512, SMALL),
     "gymnax:Pendulum-v1": Task(512, SMALL),
-    "gymnax:CartPole-v1": Task(512, SMALL),
     "gymnax:Breakout-MinAtar": Task(1024, LARGE),
+    "gymnax:SpaceInvaders-MinAtar": Task(1024, LARGE),
 }
 KEYS = (
     *(f"envs.*.{method}.{key}" for method in METHODS for key in ("iqm", "low", "high", "bias")),

@@ -214,13 +214,15 @@ def sometimes(change: Callable[..., types.Tree], due: types.Scalar, now: types.T
         given: What else it is computed from.
     """
 
-    def alone(due: Any, now: types.Tree, given: tuple[types.Tree, ...]) -> types.Tree:
+    def alone(due: types.Scalar, now: types.Tree, given: tuple[types.Tree, ...]) -> types.Tree:
         return jax.lax.cond(due, change, lambda now, *_: now, now, *given)
 
     chosen = jax.custom_batching.custom_vmap(alone)
 
     @chosen.def_vmap
-    def several(size: int, axes: Any, due: Any, now: types.Tree, given: Any) -> tuple[types.Tree, types.Tree]:
+    def several(
+        size: int, axes: types.Tree, due: types.Array, now: types.Tree, given: types.Tree
+    ) -> tuple[types.Tree, types.Tree]:
         given_axes = jax.tree.map(lambda batched: 0 if batched else None, axes[2])
         due, now = (
             jax.tree.map(lambda leaf, batched: leaf if batched else jnp.broadcast_to(leaf, (size, *leaf.shape)), *both)
