@@ -84,7 +84,7 @@ def together(streams):
 @functools.cache
 def compiled(plan, spec):
     """A memory's functions, compiled: one by one, their operations are a hundred small programs."""
-    return _memory.Memory(*map(jax.jit, _memory.build(plan, spec)))
+    return types.Replay(*map(jax.jit, _memory.build(plan, spec)))
 
 
 def filled(spec, plan, total, *, pieces):
