@@ -140,6 +140,16 @@ FAMILIES = {
             "runtime.publish_every": "k",
         },
     ),
+    "presets/population.md": Family(
+        "ppo",
+        ("pbt_td3", "pbt_sac", "pbt_dqn", "pbt_ppo", "mf_pbt", "random_search"),
+        {
+            **REPLAY,
+            "runtime.members": "N",
+            "runtime.fraction": "q",
+            "runtime.intervals": "δ",
+        },
+    ),
     "presets/linear.md": Family(
         "parallel_sarsa",
         ("parallel_sarsa", "batch_linear"),

@@ -419,6 +419,7 @@ class Ways(NamedTuple):
     process_mb: int = 0  # megabytes that each of them takes at least
     records: bool = False  # whether the order of applies is recorded (`replay`)
     recordable: bool = False  # whether it would be with `replayable`
+    repeats: bool = False  # whether a run can be done again from its seed and its lineage (`Repeats`)
     races: str = ""  # what would keep its workers from racing; "": they do not race
     ships_policy: bool = False  # whether actors are sent a policy that a compressor packed
     simulates: bool = False  # whether it acts with what a compressor would compute (`Compressor.simulate`)
@@ -743,6 +744,22 @@ class ManySeeds(Runtime, Protocol):
 
         Raises:
             NotBegun: The observers said stop before the first step of this life.
+        """
+        ...
+
+
+class Repeats(Runtime, Protocol):
+    """A runtime that can do a run again, with what its lineage tells in place of measurements (`Ways.repeats`)."""
+
+    def repeat(self, parts: Parts, seed: int, steps: int, observe: Observer, again: Tree) -> Result:
+        """Train from the beginning, as the run did.
+
+        Args:
+            parts: The agent and its environment.
+            seed: Of the run.
+            steps: Environment steps in all.
+            observe: Looks on, and may say stop.
+            again: Of the run, a `population.repeating.Again`.
         """
         ...
 

@@ -11,6 +11,7 @@ from shoal.experiment.wiring import (
     check_environment,
     config_class,
     from_json,
+    horizon,
     keep_programs,
     kinds,
     prepare,
@@ -25,6 +26,6 @@ from shoal.experiment.wiring import (
 
 __all__ = [
     "NAMED", "SCHEMA", "Built", "Experiment", "build", "cache", "cache_folder", "check_environment", "config_class",
-    "from_json", "keep_programs", "kinds", "prepare", "prepare_seeds", "rebuild", "serves", "traits", "unshareable",
-    "validate", "ways",
+    "from_json", "horizon", "keep_programs", "kinds", "prepare", "prepare_seeds", "rebuild", "serves", "traits",
+    "unshareable", "validate", "ways",
 ]  # fmt: skip

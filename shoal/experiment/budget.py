@@ -41,7 +41,9 @@ def need(agent: types.Agent, capacity: int | None) -> Need:
     return Need(tree.bytes(state), kept)
 
 
-def check(needed: Need, learners: int, what: str = "seeds", copies: int = 1, apart: bool = False) -> str | None:
+def check(
+    needed: Need, learners: int, what: str = "seeds", copies: int = 1, apart: bool = False, option: str = ""
+) -> str | None:
     """Refuse what cannot fit.
 
     Args:
@@ -50,6 +52,7 @@ def check(needed: Need, learners: int, what: str = "seeds", copies: int = 1, apa
         what: What has one each.
         copies: How often each is kept in memory at most.
         apart: Whether processes of their own hold them, which live on the host whatever computes here.
+        option: That sets how many there are, if they are one run's: the most that fit are told.
 
     Returns:
         A line on the replay memory for whoever watches; None without one.
@@ -62,12 +65,15 @@ def check(needed: Need, learners: int, what: str = "seeds", copies: int = 1, apa
     if there is not None and whole > there:
         less = "lower algorithm.capacity" if kept else "make network.hidden smaller"
         fewer = f", or train fewer {what} at a time" if learners > 1 else ""
+        if option and (most := there // (needed.learner * copies)):
+            fewer = f", or train at most {most:,} {what} ({option} {most})"
+        each = f" ({needed.learner / MB:,.1f} MB each)" if option else ""
         raise errors.Refused(
-            f"the learner{'s' if learners > 1 else ''} would take {whole / MB:,.0f} MB, but only {there / MB:,.0f} MB "
-            f"of memory are available; {less}{fewer}"
+            f"the learner{'s' if learners > 1 else ''} would take {whole / MB:,.0f} MB{each}, but only "
+            f"{there / MB:,.0f} MB of memory are available; {less}{fewer}"
         )
     if not kept:
-        return None
+        return f"{learners} {what}, {needed.learner / MB:,.2f} MB each" if option else None
     each = f" for each of {learners} {what}, {kept['bytes'] * learners / MB:,.0f} MB in all" if learners > 1 else ""
     return f"replay memory: {kept['steps']:,} steps, {kept['bytes'] / MB:,.0f} MB{each}"
 

@@ -91,6 +91,6 @@ def annealed(tree: types.Tree, made: experiment.Experiment) -> types.Tree:
     def change(node: Any) -> Any:
         if not isinstance(node, optimise.Hyper):
             return node
-        return node._replace(anneal_steps=np.full_like(node.anneal_steps, made.anneal or made.steps))
+        return node._replace(anneal_steps=np.full_like(node.anneal_steps, experiment.horizon(made)))
 
     return jax.tree.map(change, tree, is_leaf=lambda node: isinstance(node, optimise.Hyper))

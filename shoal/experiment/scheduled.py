@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 from etils import epy
 
 from shoal.core import errors, types
-from shoal.runtimes.population import lineage
 
 with epy.lazy_imports():
     import jax.numpy as jnp
+
+    from shoal.runtimes.population import lineage
 
 Schedule = tuple[tuple[int, Mapping[str, float]], ...]  # ascending; the first names every leaf, and is in force at once
 

@@ -362,14 +362,18 @@ def build(experiment: Experiment, opened: environments.Opened | None = None, sta
     return Built(parts, registry.load("runtime", experiment.runtime).build(configs["runtime"]), shelf)
 
 
+def horizon(experiment: Experiment) -> int:
+    """Environment steps of one learner over which its learning rate is lowered; members share those of the run."""
+    members = ways(experiment.runtime, experiment.configs["runtime"]).members
+    return -(-(experiment.anneal or experiment.steps) // members)
+
+
 def _agent(experiment: Experiment, spec: types.EnvSpec, how: types.Ways) -> types.Agent:
     configs = experiment.configs
     given = algorithms.Ingredients(
         spec=_as_recorded(experiment, spec),
         network=configs["network"],
-        optimiser=(optimise.capture if how.captures else optimise.local)(
-            configs["optimiser"], -(-(experiment.anneal or experiment.steps) // how.members)
-        ),
+        optimiser=(optimise.capture if how.captures else optimise.local)(configs["optimiser"], horizon(experiment)),
         corrector=correcting.build(experiment.corrector, configs["corrector"]),
         streams=how.streams,
         learners=how.learners,

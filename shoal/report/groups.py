@@ -74,7 +74,9 @@ class Group(NamedTuple):
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as ``{"runtime.workers": 2}``; lists are values."""
+    """Nested settings as ``{"runtime.workers": 2}``; lists are values, and a schedule is told in short."""
+    if prefix == "schedule" and isinstance(tree, list):
+        return {prefix: words.schedule(tree)}
     if not isinstance(tree, Mapping):
         return {prefix: tree}
     flat: dict[str, Any] = {}

@@ -6,7 +6,7 @@ import importlib.resources
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from shoal.report import acting, figures, headline, lags, markup, tables, words
+from shoal.report import acting, figures, headline, lags, markup, population, tables, words
 from shoal.report import groups as experiments
 
 # Columns with a figure or a table of their own; every other column of the metrics is a learning metric.
@@ -57,6 +57,7 @@ def render(found: Sequence[experiments.Group]) -> str:
         _system(found),
         _asynchrony(found),
         section(acting.TITLE, *acting.content(found), class_="acting"),
+        section(population.TITLE, *population.content(found), class_="population"),
         _metrics(found),
         _runs(found),
         _faults(found),
@@ -158,7 +159,7 @@ def _present(found: Iterable[experiments.Group], column: str) -> bool:
 
 def _metrics(found: Sequence[experiments.Group]) -> markup.Markup | None:
     logged = {name: None for group in found for run in group.runs for name in run.metrics}
-    known = KNOWN | acting.drawn(found)
+    known = KNOWN | acting.drawn(found) | population.drawn(found)
     ours = [name for name in logged if name not in known and not name.startswith("split_") and _present(found, name)]
     names = sorted(ours, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     charts = []

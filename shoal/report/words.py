@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -122,6 +123,12 @@ def setting(value: Any) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def schedule(points: Sequence[Any]) -> str:
+    """A schedule of hyperparameters (`experiment.scheduled`): how often it changes, and digits that tell it apart."""
+    digits = hashlib.sha256(json.dumps(points, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    return f"{count(max(len(points) - 1, 0), 'change')} ({digits})"
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from etils import epy
 from shoal import environments, experiment
 from shoal.core import errors, types
 from shoal.monitor import asynchrony
-from shoal.runs import origin, run_folder
+from shoal.runs import origin, repeated, run_folder
 
 with epy.lazy_imports():
     import numpy as np
@@ -32,6 +32,7 @@ class Replayed(NamedTuple):
     expected_sha256: str
     same_machine: bool  # as far as versions and processor tell
     seconds: float
+    what: str = "ticket"  # what is counted: tickets of workers, or exchanges of a population
 
 
 def replay(folder: Path, say: Callable[[str], None]) -> Replayed:
@@ -50,6 +51,9 @@ def replay(folder: Path, say: Callable[[str], None]) -> Replayed:
     made = run_folder.unedited(folder, config)
     settings = made.configs["runtime"]
     how = experiment.ways(made.runtime, settings)
+    if how.repeats:
+        same = _told_about(config, say)
+        return Replayed(str(folder), **repeated.again(folder, made, say)._asdict(), same_machine=same, what="exchange")
     if not how.recordable:
         raise errors.Refused(f"{folder} {_unrecorded(made.runtime, how)}")
     if not how.records:

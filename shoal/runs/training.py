@@ -339,7 +339,9 @@ def checked(made: experiment.Experiment, agent: types.Agent, needed: budget.Need
     gradients = experiment.traits(made.algorithm, made.configs["algorithm"]).gradients
     counting.check_gradients(made.steps, agent.about.rollout_length * how.streams, gradients)
     if how.members > 1:  # several seeds are trained one after the other
-        return budget.check(needed, how.members, "members")
+        held = budget.check(needed, how.members, "members", option="--members")
+        share = f"{how.members} members, {-(-made.steps // how.members):,} steps each"
+        return f"{share}; {held}"
     if not how.holds_memory:
         return budget.check(needed, seeds)
     # Two: the worker's own, and what it leaves for a checkpoint. Before it has its own there is the one that is loaded.

@@ -71,9 +71,9 @@ def build(config: Config) -> types.Runtime:
 class Loop(NamedTuple):
     """All that makes the next update what it is; exactly this is checkpointed."""
 
-    state: Any  # the learner
+    state: types.State  # the learner
     actors: rollouts.Actors  # [B]
-    update: Any  # scalar u32, updates done; keys are folded from it
+    update: types.Scalar  # u32, updates done; keys are folded from it
 
 
 class OnDevice:
@@ -178,7 +178,7 @@ class Chunk(NamedTuple):
     """A chunk's program."""
 
     run: Callable[[Loop, Any], tuple[Loop, chunks.Told]]
-    key: Any
+    key: types.Key
     ahead: bool  # see `chunks.Program`
 
 

@@ -1,4 +1,4 @@
-"""`shoal replay RUN`: a recorded run of several workers once more, in one process, to the same bits."""
+"""`shoal replay RUN`: a recorded run of workers, or of a population, once more in one process, to the same bits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ with epy.lazy_imports():
 class ReplayOptions:
     """Do what the workers of a run did, one update after the other in the recorded order, and compare the parameters.
 
-    For runs trained with --replayable. Ends with 0 if every checkpoint and the end are equal, with 1 if one differs.
+    For runs trained with --replayable, and for populations, whose exchanges are done again as they were recorded. Ends
+    with 0 if every checkpoint and the end are equal, with 1 if one differs.
     """
 
     run: tyro.conf.Positional[Path]
@@ -45,12 +46,13 @@ def run(typed: list[str]) -> int:
     given = arguments.parse(ReplayOptions, "replay", typed)
     experiment.cache()
     done = replaying.replay(given.run, output.say)
-    rate = f"{done.tickets:,} tickets in {done.seconds:.1f} s"
+    rate = f"{done.tickets:,} {done.what}{'' if done.tickets == 1 else 's'} in {done.seconds:.1f} s"
     if done.equal:
         times = "once" if done.compared == 1 else f"{done.compared:,} times"
         output.say(f"equal: {rate}, compared {times}, params_sha256 {done.params_sha256}")
     else:
-        output.say(f"different: {rate}; the first difference was seen after ticket {done.first_difference:,}")
+        where = "ticket" if done.what == "ticket" else "update"
+        output.say(f"different: {rate}; the first difference was seen after {where} {done.first_difference:,}")
     if given.json:
         output.print_json(done._asdict())
     return 0 if done.equal else 1

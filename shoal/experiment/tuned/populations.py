@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from shoal.experiment.tuned import Preset, Settings, Tuned, off_policy, ppo, values
+from shoal.experiment.tuned import Preset, Tuned, off_policy, ppo, values
 
 FAST = "Flajolet et al. 2022, arXiv:2206.08888"
 PBT = f"Jaderberg et al. 2017, arXiv:1711.09846; {FAST}"
@@ -47,20 +47,11 @@ PPO = (
 
 def _preset(base: Preset, summary: str, source: str, prior: tuple[str, ...], **runtime: Any) -> Preset:
     """Members of another preset, with all that is tuned for it; each does half the steps it would do alone."""
-
-    def settings(given: Settings) -> Settings:
-        return {**given, "runtime": {**given.get("runtime", {}), "chunk_steps": 16384}}
-
-    tuned = {
-        env: Tuned(one.steps * MEMBERS // 2, settings(one.settings))
-        for env, one in base.tuned.items()
-        if _compiles(env)
-    }
-    own = settings(base.settings)
-    own = {**own, "runtime": {**own["runtime"], "members": MEMBERS, "prior": prior, **runtime}}
+    tuned = {env: Tuned(one.steps * MEMBERS // 2, one.settings) for env, one in base.tuned.items() if _compiles(env)}
+    given = {**base.settings.get("runtime", {}), "members": MEMBERS, "prior": prior, **runtime}
     return base._replace(
-        summary=summary, source=source, runtime="population", steps=base.steps * MEMBERS // 2, settings=own,
-        tuned=MappingProxyType(tuned),
+        summary=summary, source=source, runtime="population", steps=base.steps * MEMBERS // 2,
+        settings={**base.settings, "runtime": given}, tuned=MappingProxyType(tuned),
     )  # fmt: skip
 
 

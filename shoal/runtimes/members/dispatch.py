@@ -22,7 +22,8 @@ with epy.lazy_imports():
 MODES = ("auto", "vmap", "map", "sequential")
 BLOCKS = (4, 8, 2)  # in the order in which they are tried
 SECONDS, SHARE = 30.0, 0.02  # that choosing takes at most: seconds, or this share of the run
-CALLS, ENOUGH = 5, 0.3  # a candidate is timed for so many calls, or so many seconds
+CALLS, ENOUGH = 5, 0.3  # a candidate is timed for so many calls, or so many seconds;
+SEVERAL, CALL = 8, 0.05  # a call has so many updates at least, and lasts so many seconds at least, if it may be so long
 
 
 class Way(NamedTuple):
@@ -76,7 +77,10 @@ def candidates(members: int) -> list[Way]:
 # ------------------------------------------------------------------------------------------------ carried out
 
 
-def in_turn(one: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:
+One = Callable[[types.Tree, types.Key], tuple[types.Tree, types.Tree]]  # (tree, key) -> (tree, told)
+
+
+def in_turn(one: One) -> One:
     """A function of every member, one member after the other, each in its place in the joined tree."""
 
     def every(trees: types.Tree, keys: types.Key) -> tuple[types.Tree, types.Tree]:
@@ -139,39 +143,40 @@ class Timed(NamedTuple):
     """What a candidate took."""
 
     way: Way
-    seconds: float  # of a call, the median
+    seconds: float  # of an update of all members, the median
     compiling: float  # seconds until it could be called
 
 
 class Clock:
     """Times candidates one after the other, and knows when another is not worth it."""
 
-    def __init__(self, calls: int) -> None:
-        """Args: `calls`, that the whole run will make."""
+    def __init__(self, updates: int) -> None:
+        """Args: `updates`, that the whole run will make."""
         self.timed: list[Timed] = []
-        self._calls, self._began = calls, time.monotonic()
+        self._updates, self._began = updates, time.monotonic()
 
-    def take(self, way: Way, call: Callable[[], None], compiling: float) -> None:
+    def take(self, way: Way, call: Callable[[int], None], most: int, compiling: float) -> None:
         """Time one.
 
         Args:
             way: Which.
-            call: Computes once and waits for it; its first time is not counted.
+            call: Does so many updates and waits for them.
+            most: Of a call.
             compiling: Seconds that it took to make.
         """
-        call()
+        call(1)  # the first is slower
+        few = min(SEVERAL, most)
+        length = min(most, max(few, int(few * CALL / max(_seconds(call, few), 1e-6))))
         seconds: list[float] = []
         while len(seconds) < CALLS and sum(seconds) < ENOUGH:
-            began = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - began)
-        self.timed.append(Timed(way, statistics.median(seconds), compiling))
+            seconds.append(_seconds(call, length))
+        self.timed.append(Timed(way, statistics.median(seconds) / length, compiling))
 
     def worth(self) -> bool:
         """Whether there is time for another, and the run is long enough for it to pay."""
         if not self.timed:
             return True
-        spent, run = time.monotonic() - self._began, self.best.seconds * self._calls
+        spent, run = time.monotonic() - self._began, self.best.seconds * self._updates
         price = max(one.compiling for one in self.timed)
         return spent + price <= max(SECONDS, SHARE * run) and price <= run
 
@@ -181,7 +186,13 @@ class Clock:
         return min(self.timed, key=lambda one: one.seconds)
 
 
-def told(timed: Sequence[Timed], chosen: Way) -> dict[str, Any]:
+def _seconds(call: Callable[[int], None], updates: int) -> float:
+    began = time.perf_counter()
+    call(updates)
+    return time.perf_counter() - began
+
+
+def told(timed: Sequence[Timed], chosen: Way) -> dict[str, object]:
     """As plain data, for a summary."""
     return {
         "mode": chosen.mode,

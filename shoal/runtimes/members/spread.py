@@ -37,8 +37,8 @@ class Cut:
         return self._lanes // self.devices
 
     def over(
-        self, every: Callable[..., Any], given: Sequence[bool] = (True, True), back: Sequence[bool] = (True, True)
-    ) -> Callable[..., Any]:
+        self, every: Callable, given: Sequence[bool] = (True, True), back: Sequence[bool] = (True, True)
+    ) -> Callable:
         """A function of every member, on each device of those of its share.
 
         Args:

@@ -20,12 +20,11 @@ from shoal.runtimes.population import exchange, priors
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from shoal.core import tree
     from shoal.runtimes.crew import beside
     from shoal.runtimes.members import dispatch
-    from shoal.runtimes.population import applying, compiling, loop, running, standing
+    from shoal.runtimes.population import applying, compiling, loop, repeating, running, standing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ def ways(config: Config) -> types.Ways:
     """See `types.Ways`."""
     return types.Ways(
         streams=config.environments, members=config.members, seeds=True, exact_resume=True, threads=config.threads,
-        ahead=True, fits=functools.partial(_fits, config),
+        ahead=True, fits=functools.partial(_fits, config), repeats=True,
     )  # fmt: skip
 
 
@@ -146,16 +145,38 @@ class Population:
     ) -> types.Result:
         """See `types.Runtime`."""
         del goal  # the observer sees every call and decides
+        now = standing.fresh(self._config.members) if saved is None else saved.standing
+        return self._trained(parts, seed, steps, observe, saved, now, running.Running)
+
+    def repeat(
+        self, parts: types.Parts, seed: int, steps: int, observe: types.Observer, again: repeating.Again
+    ) -> types.Result:
+        """See `types.Repeats`."""
+        now = standing.fresh(self._config.members)
+        now = now._replace(block=again.standing.block, timed=again.standing.timed)
+        going = functools.partial(repeating.Repeating, again)
+        return self._trained(parts, seed, steps, observe, None, now, going)
+
+    def _trained(
+        self,
+        parts: types.Parts,
+        seed: int,
+        steps: int,
+        observe: types.Observer,
+        saved: types.Tree | None,
+        now: standing.Standing,
+        going: Callable[..., running.Running],
+    ) -> types.Result:
+        """Train from a checkpoint or from the beginning, with what goes through the calls of a life."""
         began, config = time.monotonic(), self._config
         done = int(saved.loop.common.update) if saved is not None else 0
         per_update = config.environments * parts.agent.about.rollout_length
-        cut = running.plan(per_update, config.members, config.interval, config.chunk_steps, steps, done)
+        cut = running.plan(per_update, config.members, config.interval, config.chunk_steps, steps)
         look = beside.first(observe, done * per_update * config.members, done)
         compiler = self._compiler(parts, cut.per_call)
         init = compiler.keys(seeds.key(seed, "init"))
         start = compiler.start(init)
         keys = compiler.cut.put(compiler.keys(seeds.key(seed, "run")))
-        now = standing.fresh(config.members) if saved is None else saved.standing
         choose = functools.partial(self._chosen, compiler, start.returns, keys, cut, look)
         way, call, now = choose(lambda: compiler.put(start.load()(init)), now)
 
@@ -168,8 +189,8 @@ class Population:
 
         first, machine = beside.done(make, beside.COMPILING, look)
         each = tree.bytes(start.returns.members) // config.members
-        going = running.Running(parts, self._rules, machine, cut, seed, way)
-        return going(first, observe, time.monotonic() - began, each)
+        life = going(parts, self._rules, machine, cut, seed, way)
+        return life(first, observe, time.monotonic() - began, each)
 
     def run_many(self, parts: types.Parts, places: Sequence[types.Place], steps: int, goal: types.Goal | None) -> None:
         """See `types.ManySeeds`: one population after the other."""
@@ -201,7 +222,7 @@ class Population:
         if way is not None:
             call = beside.done(functools.partial(compiler.call, like, keys, way), beside.COMPILING, look)
             return way, call, standing.chosen(now, way, standing.times(now, each))
-        clock, made, at = dispatch.Clock(cut.updates // cut.per_call), {}, [fresh()]
+        clock, made, at = dispatch.Clock(cut.updates), {}, [fresh()]
         for number, one in enumerate(several):
             if not clock.worth():
                 break
@@ -210,11 +231,11 @@ class Population:
             made[one] = beside.done(functools.partial(compiler.call, like, keys, one), stage, look)
             compiling_s = time.monotonic() - began
 
-            def again(program: Callable[..., Any] = made[one]) -> None:
-                at[0], told = program(at[0], keys, np.bool_(True))  # what it learns is thrown away
+            def again(updates: int, program: Callable[..., Any] = made[one]) -> None:
+                at[0], told = program(at[0], keys, running.ask(updates, force=True))  # what it learns is thrown away
                 jax.block_until_ready(told)
 
-            beside.done(functools.partial(clock.take, one, again, compiling_s), stage, look)
+            beside.done(functools.partial(clock.take, one, again, cut.per_call, compiling_s), stage, look)
         way = clock.best.way
         return way, made[way], standing.chosen(now, way, clock.timed)
 

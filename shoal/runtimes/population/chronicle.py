@@ -1,7 +1,8 @@
 """What happens to the members of a population, as data, and how it is written down.
 
 The first events (``init``) tell every member's hyperparameters; then each exchange tells of every member its fitness,
-its rank and what it took over, and a ``failure`` of one. Hyperparameters are told where they change.
+its rank and what it took over, a ``failure`` of one, and at the end of the run its ``fitness``. Hyperparameters are
+told where they change.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from shoal.runtimes.population import exchange
 with epy.lazy_imports():
     import numpy as np
 
-KINDS = ("init", "exchange", "failure", "cem")
+KINDS = ("init", "exchange", "failure", "fitness", "cem")
 
 
 class Event(NamedTuple):
@@ -109,6 +110,23 @@ def exchanged(
             )
         )
     return events
+
+
+def measured(update: int, env_steps: int, fitness: types.Array) -> list[Event]:
+    """How every member stands where nothing is exchanged: at the end of a run.
+
+    Args:
+        update: Updates of a member.
+        env_steps: Environment steps of a member.
+        fitness: ``[N]``, NaN where there is none.
+    """
+    values = [_number(value) for value in np.asarray(fitness)]
+    sunk = [math.inf if value is None else -value for value in values]
+    order = sorted(range(len(values)), key=lambda at: (sunk[at], at))
+    return [
+        Event("fitness", update, env_steps, member, fitness=value, rank=order.index(member), reason="end")
+        for member, value in enumerate(values)
+    ]
 
 
 def failed(

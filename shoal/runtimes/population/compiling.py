@@ -34,7 +34,7 @@ class Count:
     def __init__(self) -> None:
         self.made = 0
 
-    def one(self, compiled: programs.Compiled) -> Callable[..., Any]:
+    def one(self, compiled: programs.Compiled) -> Callable:
         """Load one; from here on it only takes arguments of its own shapes."""
         self.made += 1
         return compiled.load()
@@ -72,19 +72,19 @@ class Compiler:
     def _like(self, whole: loop.Loop) -> loop.Loop:
         return loop.Loop(self.cut.like(whole.members), self.cut.like_copied(whole.common))
 
-    def call(self, like: loop.Loop, keys: types.Key, way: dispatch.Way) -> Callable[..., Any]:
-        """(loop, keys, force) -> (loop, told); the loop is given away."""
+    def call(self, like: loop.Loop, keys: types.Key, way: dispatch.Way) -> Callable:
+        """(loop, keys, ask) -> (loop, told); the loop is given away."""
         every = self.cut.over(loop.call(self._parts, self._shape, way), (True, False, True, False), (True, False, True))
 
-        def chunk(at: loop.Loop, keys: types.Key, force: Any) -> tuple[loop.Loop, loop.Told]:
-            members, common, told = every(at.members, at.common, keys, force)
+        def chunk(at: loop.Loop, keys: types.Key, ask: loop.Ask) -> tuple[loop.Loop, loop.Told]:
+            members, common, told = every(at.members, at.common, keys, ask)
             return loop.Loop(members, common), told
 
         what = f"population {self._shape} {way}"
-        force = jax.ShapeDtypeStruct((), bool)
-        return self.count.one(self._shelf.compiled(what, chunk, self._like(like), keys, force, donate=True))
+        ask = loop.Ask(jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((), bool))
+        return self.count.one(self._shelf.compiled(what, chunk, self._like(like), keys, ask, donate=True))
 
-    def measure(self, like: types.State, keys: types.Key) -> Callable[..., Any]:
+    def measure(self, like: types.State, keys: types.Key) -> Callable:
         """(states, keys) -> (fitness ``[N]``, smallest distance)."""
         each = self.cut.over(fitness.program(self._parts, self._rules.episodes), (True, True), (True,))
 
@@ -95,7 +95,7 @@ class Compiler:
         what = f"population fitness of {self._rules.episodes}"
         return self.count.one(self._shelf.compiled(what, measure, self.cut.like(like), keys))
 
-    def exchange(self, like: types.State) -> Callable[..., Any]:
+    def exchange(self, like: types.State) -> Callable:
         """(states, fitness, exchanges before, key) -> (states, plan, told, hyperparameters before, and after)."""
         rules, agent = self._rules, self._parts.agent
 

@@ -166,7 +166,7 @@ def _round(number: int, each: Sequence[chronicle.Event]) -> chronicle.Round:
 
 
 def winner(events: Sequence[chronicle.Event]) -> int:
-    """The best member at the last exchange; 0 where nobody has had a fitness."""
+    """The best member when fitness was measured last; 0 where nobody has had one."""
     best = [event.member for event in events if event.rank == 0 and event.fitness is not None]
     return best[-1] if best else 0
 
@@ -181,7 +181,7 @@ def ancestry(events: Sequence[chronicle.Event], member: int) -> list[Since]:
     found: list[Since] = []
     done: int | None = None  # the round that was followed last: all took over from what there was before it
     for event in reversed(events):
-        if event.member != member or event.event == "cem" or (done is not None and event.round == done):
+        if event.member != member or event.event in ("cem", "fitness") or (done is not None and event.round == done):
             continue
         if event.event != "exchange" or event.source is not None:
             found.append(Since(event.update, member, event.source))

@@ -51,7 +51,7 @@ class Told(NamedTuple):
     """What the device tells of a call of K updates."""
 
     metrics: types.Metrics  # [N], means over the call
-    ended: rollouts.Ended  # [N, K, T, B], but `unfit` [N, 2]: how many
+    ended: rollouts.Ended  # [N, K, T, B], of fewer updates the first; but `unfit` [N, 2]: how many
     skipped: types.Array  # [N] i32, gradients dropped in this call, for they were not finite
     finite: types.Array  # [N] bool, whether all numbers of the learner, and what it measured, are
 
@@ -60,7 +60,14 @@ class Shape(NamedTuple):
     """What fixes the program."""
 
     environments: int  # B, of each member
-    updates: int  # K, in a call
+    updates: int  # K, in a call at most
+
+
+class Ask(NamedTuple):
+    """What is asked of a call."""
+
+    updates: types.Scalar  # i32, at most K
+    force: types.Scalar  # bool: all learn, ready or not; to measure how long it takes
 
 
 class Learns(NamedTuple):
@@ -132,7 +139,7 @@ def start(parts: types.Parts, shape: Shape, tune: Callable[[types.State, types.K
 
 
 def call(parts: types.Parts, shape: Shape, way: dispatch.Way) -> Callable:
-    """A function that lets every member do K updates.
+    """A function that lets every member do some updates, K at most.
 
     Args:
         parts: The agent and its environment.
@@ -140,32 +147,38 @@ def call(parts: types.Parts, shape: Shape, way: dispatch.Way) -> Callable:
         way: How a function of one member becomes one of all.
 
     Returns:
-        (`Members`, `Common`, keys ``[N]``, whether all learn, ready or not: scalar bool) -> (`Members`, `Common`,
-        `Told`).
+        (`Members`, `Common`, keys ``[N]``, `Ask`) -> (`Members`, `Common`, `Told`).
     """
 
-    def lifted(lift: Callable[..., Any], axis: int | None) -> Callable:
+    def lifted(lift: Callable[..., Any]) -> Callable:
         kept_here = learns(parts.agent)
         step = _practising(parts, kept_here, lift) if kept_here else _updating(parts, lift)
 
-        def several(members: Members, common: Common, keys: types.Key, force: types.Scalar) -> Any:
+        def update(members: Members, common: Common, keys: types.Key, force: types.Scalar) -> Any:
+            own = lift(lambda key: jax.random.fold_in(key, common.update))(keys)
+            members, counts, told = step(members, common.memory, own, force)
+            return members, Common(counts, common.update + 1), told
+
+        def several(members: Members, common: Common, keys: types.Key, ask: Ask) -> Any:
             before = lift(optimise.skipped)(members.state)
+            one = jax.eval_shape(update, members, common, keys, ask.force)[2]
+            metrics, ended = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
+            ended = lift(lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * shape.updates), tree))(ended)
+            write = lift(lambda all_, new, at: jax.tree.map(lambda a, b: a.at[at].set(b), all_, new), (0, 0, None))
 
-            def once(at: tuple[Members, Common], _: None) -> Any:
-                members, common = at
-                own = lift(lambda key: jax.random.fold_in(key, common.update))(keys)
-                members, counts, told = step(members, common.memory, own, force)
-                return (members, Common(counts, common.update + 1)), told
+            def once(at: types.Scalar, now: tuple[Any, Any, Any, Any]) -> Any:
+                members, common, metrics, ended = now
+                members, common, (more, new) = update(members, common, keys, ask.force)
+                return members, common, jax.tree.map(jnp.add, metrics, more), write(ended, new, at)
 
-            (members, common), (metrics, ended) = jax.lax.scan(once, (members, common), None, shape.updates)
-            if axis is not None:  # [K, N, ...] -> [N, K, ...]
-                metrics, ended = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), (metrics, ended))
-            told = lift(_told)(members.state, metrics, ended, before)
-            return members, common, told
+            # A loop whose length is not known: one program for calls of any length.
+            members, common, metrics, ended = jax.lax.fori_loop(0, ask.updates, once, (members, common, metrics, ended))
+            means = jax.tree.map(lambda leaf: leaf / ask.updates, metrics)
+            return members, common, lift(_told)(members.state, means, ended, before)
 
         return several
 
-    return dispatch.every(lifted(lambda function, *_: function, None), lifted(_vmapped, 0), way)
+    return dispatch.every(lifted(lambda function, *_: function), lifted(_vmapped), way)
 
 
 def _vmapped(function: Callable, given: Any = 0, back: Any = 0) -> Callable:
@@ -173,10 +186,9 @@ def _vmapped(function: Callable, given: Any = 0, back: Any = 0) -> Callable:
 
 
 def _told(state: types.State, metrics: types.Metrics, ended: rollouts.Ended, before: types.Scalar) -> Told:
-    means = jax.tree.map(lambda leaf: leaf.mean(), metrics)
-    finite = tree.all_finite((state, means))
+    finite = tree.all_finite((state, metrics))
     ended = ended._replace(unfit=ended.unfit.sum(axis=(0, 1, 2), dtype=jnp.int32))
-    return Told(means, ended, optimise.skipped(state) - before, finite)
+    return Told(metrics, ended, optimise.skipped(state) - before, finite)
 
 
 def _acting(parts: types.Parts, lift: Callable[..., Any]) -> Callable:
@@ -238,7 +250,7 @@ def _practise(
 
     def drawn(own: types.Tree, counts: types.Tree, drawing: Any, key: types.Key) -> Any:
         draw_key, learn_key = jax.random.split(key)
-        return memory.sample(joined(own, counts), *drawing, draw_key), learn_key
+        return memory.sample(joined(own, counts), drawing[0], drawing[1], draw_key), learn_key
 
     def graded(own: types.Tree, counts: types.Tree, drawing: Any, sample: Any, error: types.Array, go: Any) -> Any:
         error = jnp.where(sample.weight > 0, error, 0.0)  # what nothing is learned from is not worth drawing

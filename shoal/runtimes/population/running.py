@@ -24,6 +24,7 @@ from shoal.runtimes.population import (
     exchange,
     failing,
     lineage,
+    loop,
     standing,
     telling,
 )  # fmt: skip
@@ -36,38 +37,41 @@ class Plan(NamedTuple):
     """How the steps of a member are cut up."""
 
     per_update: int  # environment steps of one member
-    per_call: int  # updates
-    interval: int  # updates between two exchanges, whole calls
-    updates: int  # of each member in all, whole calls
+    per_call: int  # updates of a member, at most
+    interval: int  # updates between two exchanges
+    updates: int  # of each member in all
+
+    def next(self, done: int) -> int:
+        """Updates of the call after so many: none goes beyond an exchange, and those up to it are about alike."""
+        left = min((done // self.interval + 1) * self.interval, self.updates) - done
+        return math.ceil(left / math.ceil(left / self.per_call))
 
 
-def plan(per_update: int, members: int, interval: int, call: int, steps: int, done: int = 0) -> Plan:
-    """Equal calls, of which a whole number makes an interval.
+def plan(per_update: int, members: int, interval: int, call: int, steps: int) -> Plan:
+    """Whole updates.
 
     Args:
         per_update: Environment steps of one member in an update.
         members: N.
-        interval: Environment steps of a member between two exchanges; rounded up to whole updates.
+        interval: Environment steps of a member between two exchanges; rounded up.
         call: Environment steps of all members in a call, at most.
-        steps: Environment steps of all members in all; rounded up to whole calls.
-        done: Updates of earlier lives.
+        steps: Environment steps of all members in all; rounded up.
     """
-    every = math.ceil(interval / per_update)
-    updates = max(math.ceil(steps / members / per_update), 1)
-    most = max(1, min(call // (per_update * members), updates))
-    whole = math.gcd(every, done) if done else every
-    fitting = [count for count in range(1, most + 1) if whole % count == 0]
-    near = [count for count in fitting if 4 * count >= fitting[-1]]
-    each = min(near, key=lambda count: (-(-updates // count) * count, -count))  # the least beyond what was asked for
-    return Plan(per_update, each, every, max(done, -(-updates // each) * each))
+    every, updates = math.ceil(interval / per_update), math.ceil(steps / members / per_update)
+    return Plan(per_update, max(1, min(call // (per_update * members), every)), every, updates)
+
+
+def ask(updates: int, *, force: bool = False) -> loop.Ask:
+    """What is asked of a call."""
+    return loop.Ask(np.int32(updates), np.bool_(force))
 
 
 class Machine(NamedTuple):
     """What runs on the device."""
 
-    call: Callable[..., Any]
-    measure: Callable[..., Any]
-    exchange: Callable[..., Any] | None  # None: the run ends before the first
+    call: Callable
+    measure: Callable
+    exchange: Callable | None  # None: the run ends before the first
     keys: types.Key  # [N], of learning
     compiler: compiling.Compiler
 
@@ -109,6 +113,8 @@ class Running:
                 break
         if self._update >= self._plan.updates:
             self._measured()
+            steps = self._update * self._plan.per_update
+            self._lineage.add(chronicle.measured(self._update, steps, standing.known(self._now)))
         progress = self._progress([])
         at = standing.best(self._now)
         return types.Result(self.policy(at), progress, startup)
@@ -123,11 +129,12 @@ class Running:
 
     def _step(self) -> list[types.Episode]:
         """One call, and new members for those that failed in it."""
-        self._loop, told = self._machine.call(self._loop, self._machine.keys, np.bool_(False))
+        updates = self._plan.next(self._update)
+        self._loop, told = self._machine.call(self._loop, self._machine.keys, ask(updates))
         told = jax.device_get(told)
         before = self._update * self._plan.per_update * self._rules.members
-        self._update += self._plan.per_call
-        found = telling.episodes(told.ended, before)
+        self._update += updates
+        found = telling.episodes(told.ended, before, updates)
         self._accounts.take(told, found)
         if not told.finite.all():
             self._mend(~told.finite)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,15 +15,16 @@ from shoal.runtimes.population import loop, standing
 LAST = 100  # training episodes of a member that its return is the mean of
 
 
-def episodes(ended: loop.rollouts.Ended, before: int) -> list[types.Episode]:
+def episodes(ended: loop.rollouts.Ended, before: int, updates: int) -> list[types.Episode]:
     """Finished episodes of a call in the order of steps; a member is their worker.
 
     Args:
         ended: ``[N, K, T, B]``.
         before: Environment steps of all members before it.
+        updates: Of them those that were done.
     """
     members, _, _, batch = ended.over.shape
-    lanes = [np.moveaxis(leaf, 0, 2).reshape(-1) for leaf in ended[:3]]  # [K, T, N, B]
+    lanes = [np.moveaxis(leaf[:, :updates], 0, 2).reshape(-1) for leaf in ended[:3]]  # [K, T, N, B]
     over = np.flatnonzero(lanes[0])
     each = members * batch
     steps, who = before + (over // each + 1) * each, over % each // batch
@@ -75,8 +75,8 @@ def metrics(accounts: Accounts, now: standing.Standing) -> dict[str, float]:
 
 
 def summary(
-    accounts: Accounts, now: standing.Standing, way: dispatch.Way, each: int, more: Mapping[str, Any]
-) -> dict[str, Any]:
+    accounts: Accounts, now: standing.Standing, way: dispatch.Way, each: int, more: Mapping[str, object]
+) -> dict[str, object]:
     """The summary's object; what was not measured is None.
 
     Args:
