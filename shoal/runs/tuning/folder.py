@@ -76,8 +76,8 @@ def same(folder: Path, wanted: Mapping[str, Any]) -> None:
         for key in {**here, **there}:
             if here.get(key) != there.get(key):
                 raise errors.Refused(
-                    f"{folder} holds a search with {key}={here.get(key)}, not {there.get(key)}; `shoal resume {folder}` "
-                    "goes on with it, another --out begins a new one"
+                    f"{folder} holds a search with {key}={here.get(key)}, not {there.get(key)}; "
+                    f"`shoal resume {folder}` goes on with it, another --out begins a new one"
                 )
 
 
