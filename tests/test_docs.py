@@ -158,7 +158,10 @@ def test_commands_parse(page):
 def check(verb: str, typed: list[str]) -> None:
     """Parse as the command line would, without doing anything; a verb with nothing but options is given its subject."""
     if typed[0].startswith("-"):
-        typed = [STAND_INS[{"train": "PRESET", "tune": "PRESET", "check-env": "ID", "bench": "NAME"}.get(verb, "RUN")], *typed]
+        typed = [
+            STAND_INS[{"train": "PRESET", "tune": "PRESET", "check-env": "ID", "bench": "NAME"}.get(verb, "RUN")],
+            *typed,
+        ]
     if verb == "bench":
         source = (ROOT / "benchmarks" / f"{typed[0]}.py").read_text()
         source += "".join((ROOT / "benchmarks" / f"{name}.py").read_text() for name in ("_common", "_seeds"))
