@@ -78,7 +78,7 @@ def over(request: presets.Request, filed: presets.Filed) -> presets.Request:
     Raises:
         Refused: A setting that the parts do not have, or a value they do not take; names the file and the setting.
     """
-    chosen: dict[str, Any] = {kind: getattr(request, kind) or filed.choices.get(kind) for kind in CHOICES}
+    chosen: dict[str, Any] = {kind: request._asdict()[kind] or filed.choices.get(kind) for kind in CHOICES}
     made = request._replace(**chosen, env=request.env or filed.env, filed=filed)
     for kind in experiment.kinds():
         try:

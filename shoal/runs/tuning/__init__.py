@@ -62,7 +62,7 @@ def begin(
         made = dataclasses.replace(made, steps=plan.steps)
     typed = filed.named(made.configs, {kind: presets.config(_bare(request), kind) for kind in experiment.kinds()})
     typed = {name: value for name, value in typed.items() if wanted.method != "pbt" or not name.startswith("runtime.")}
-    typed |= {kind: name for kind in filed.CHOICES if (name := getattr(request, kind)) and name != populating.RUNTIME}
+    typed |= {kind: name for kind in filed.CHOICES if (name := request._asdict()[kind]) and name != populating.RUNTIME}
     config = folders.config(plan, made, typed, command)
     if out is not None and folders.is_one(out):
         folders.same(out, config)

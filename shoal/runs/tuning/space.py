@@ -98,7 +98,7 @@ def is_option(made: experiment.Experiment, name: str) -> bool:
 def before(made: experiment.Experiment, name: str) -> Any:
     """The value that an experiment has for an option; a number where all entries of a list are alike."""
     kind, _, field = name.partition(".")
-    value = getattr(made.configs[kind], field)
+    value = vars(made.configs[kind])[field]
     return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
 
 
@@ -138,7 +138,7 @@ def setting(made: experiment.Experiment, name: str, value: float) -> Any:
     """
     kind, _, field = name.partition(".")
     config = made.configs[kind]
-    hint, now = typing.get_type_hints(type(config))[field], getattr(config, field)
+    hint, now = typing.get_type_hints(type(config))[field], vars(config)[field]
     if typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)[0]
         return [_number(name, inner, value)] * max(len(now), 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
@@ -97,9 +98,7 @@ class _Shelf:
 
     def compiled(self, what: str, function: Callable[..., Any], *examples: Any, donate: bool = False) -> Any:
         leaves, structure = jax.tree.flatten(examples)
-        shapes = tuple((np.shape(leaf), str(getattr(leaf, "dtype", type(leaf))), getattr(leaf, "sharding", None)
-            if isinstance(getattr(leaf, "sharding", None), jax.sharding.NamedSharding) else None)
-            for leaf in leaves)  # fmt: skip
+        shapes = json.dumps([programs.signature(leaf) for leaf in leaves])
         known = (what, donate, structure, shapes, self._cut)
         if known not in self._memo:
             self._make_room()
