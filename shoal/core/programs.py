@@ -233,7 +233,7 @@ def _spread(leaf: Any) -> Any:
     return where if isinstance(where, jax.sharding.NamedSharding) else None
 
 
-def signature(leaf: Any) -> list[Any]:
+def signature(leaf: object) -> list[object]:
     """What a program knows of an argument, as plain data: key or not, dtype, shape, devices."""
     plain = _plain_shape(leaf)
     return [_is_key(leaf), str(plain.dtype), list(plain.shape), plain.sharding.num_devices if plain.sharding else 1]
