@@ -912,3 +912,23 @@ def test_a_curve_is_read_at_equal_distances():
     assert found[0] == [10.0, 0.0]
     assert found[4] == [50.0, pytest.approx(40.0)]
     assert len(found) == 10
+
+
+def test_a_search_is_recorded_with_what_fresh_seeds_say():
+    bench, tables = _load("tune"), importlib.import_module("_tables.tuning")
+    side = {"scores": [1.0, 2.0], "iqm": 1.5, "interval": [1.0, 2.0]}
+    summary = {
+        "trials": 3, "failed": 1, "best": {"score": 9.0, "settings": {"algorithm.discount": 0.9}, "trial": 2},
+        "default_score": None, "env_steps": 300, "search_s": 4.0,
+        "confirm": {
+            "best": side, "default": side, "difference": {"iqm": 0.0, "interval": [-1.0, 1.0]},
+            "verdict": "not told apart",
+        },
+    }  # fmt: skip
+    part = bench.told(summary) | {"load": 1.0, "command": "shoal tune", "command_s": 5.0}
+    arguments = argparse.Namespace(quick=False, only=None, json=None)
+    made = bench.record(arguments, dict.fromkeys(bench.METHODS, part))
+    assert _load("table").problems(made) == []
+    told = tables.tune(made["results"])
+    assert "| `tpe` | 3 | 300 | 4 | 1 | 9 | 1.5 [1, 2] | 1.5 [1, 2] | 0 [-1, 1] | – |" in told
+    assert "by `tpe` 0 (-1 to 1)" in _load("_tables.lines").tune(made["results"])

@@ -18,7 +18,7 @@ import pytest
 
 from shoal import environments, experiment
 from shoal.command import arguments, cli
-from shoal.command.verbs import check_env, compare, export, replay, report, resume, train
+from shoal.command.verbs import check_env, compare, export, replay, report, resume, train, tune
 from shoal.command.verbs import eval as evaluating
 from shoal.command.verbs import list as listing
 from shoal.core import registry
@@ -39,6 +39,7 @@ STAND_INS = {  # what a reader puts in for a word in capitals
     "ID": "CartPole-v1",
     "NAME": "hogwild",
     "N": "1000",
+    "STEPS": "1000",
     "S": "1",
     "K": "3",
     "W": "2",
@@ -165,7 +166,10 @@ def test_commands_parse(page):
 def check(verb: str, typed: list[str]) -> None:
     """Parse as the command line would, without doing anything; a verb with nothing but options is given its subject."""
     if typed[0].startswith("-"):
-        typed = [STAND_INS[{"train": "PRESET", "check-env": "ID", "bench": "NAME"}.get(verb, "RUN")], *typed]
+        typed = [
+            STAND_INS[{"train": "PRESET", "tune": "PRESET", "check-env": "ID", "bench": "NAME"}.get(verb, "RUN")],
+            *typed,
+        ]
     if verb == "bench":
         source = (ROOT / "benchmarks" / f"{typed[0]}.py").read_text()
         source += "".join((ROOT / "benchmarks" / f"{name}.py").read_text() for name in ("_common", "_seeds"))
@@ -173,12 +177,22 @@ def check(verb: str, typed: list[str]) -> None:
     elif verb == "compare":
         requests = compare._requests(arguments.leading(typed), typed)
         arguments.parse(compare._options(requests, requests[0]), verb, typed)
+    elif verb == "tune":
+        arguments.parse(tune._options(tune._chosen(typed[0], without_file(typed))), verb, typed)
     elif verb != "train":
         arguments.parse(OPTIONS[verb], verb, typed)
         if verb == "list":
             assert typed[0] in listing.KINDS
     else:
-        arguments.parse(train.options(train.chosen(typed[0], typed)), "train", typed)
+        arguments.parse(train.options(train.chosen(typed[0], without_file(typed))), "train", typed)
+
+
+def without_file(typed: list[str]) -> list[str]:
+    """What was typed but for a settings file, which is not there to be read."""
+    if "--settings" not in typed:
+        return typed
+    at = typed.index("--settings")
+    return typed[:at] + typed[at + 2 :]
 
 
 def test_commands_are_found():

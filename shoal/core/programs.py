@@ -89,7 +89,7 @@ class Shelf:
             *examples: Arguments, or ShapeDtypeStructs of them.
             donate: The first argument is given away.
         """
-        path = self._path(what, [[donate], *map(_signature, jax.tree.leaves(examples))])
+        path = self._path(what, [[donate], *map(signature, jax.tree.leaves(examples))])
         kept = _read(path) if path else None
         if path and not kept:
             kept = _make(function, examples)
@@ -233,7 +233,8 @@ def _spread(leaf: Any) -> Any:
     return where if isinstance(where, jax.sharding.NamedSharding) else None
 
 
-def _signature(leaf: Any) -> list[Any]:
+def signature(leaf: object) -> list[object]:
+    """What a program knows of an argument, as plain data: key or not, dtype, shape, devices."""
     plain = _plain_shape(leaf)
     return [_is_key(leaf), str(plain.dtype), list(plain.shape), plain.sharding.num_devices if plain.sharding else 1]
 

@@ -12,11 +12,13 @@ USUAL = {"copy": "all", "explore": "perturb"}  # as Jaderberg et al. 2017 did; a
 
 
 def usual(request: presets.Request) -> Any:
-    """The runtime's settings.
+    """The runtime's settings; a member has as many environments as the preset alone.
 
     Args:
         request: The preset, with this runtime.
     """
     config = presets.config(request, "runtime")
-    own = presets.find(request.preset).runtime == RUNTIME
-    return config if own else dataclasses.replace(config, **USUAL)
+    if presets.find(request.preset).runtime == RUNTIME:
+        return config
+    alone = presets.config(request._replace(runtime="on_device", filed=None), "runtime")
+    return dataclasses.replace(config, environments=alone.environments, **USUAL)

@@ -46,7 +46,7 @@ def body(folder: Path, summary: Mapping[str, Any]) -> str:
         _header(title, summary),
         page.section("Scores", _course(rows, summary)),
         page.section("Fresh seeds", *_confirmed(summary)),
-        page.section("The best settings", _settings(config, summary)),
+        page.section("The best settings", _settings(config, summary), _schedule(summary)),
         page.section("What decides", *_decides(scored, config, summary)),
         page.section("Trials", *_trials(rows, list(config["tune"]["priors"]))),
         page.section("What was searched", _plan(config)),
@@ -65,10 +65,13 @@ def _header(title: str, summary: Mapping[str, Any]) -> markup.Markup:
     shown = page.BADGES["finished"] if outcome == "finished" else "! the search was stopped"
     badge = markup.tag("span", shown, class_=f"badge {outcome}")
     best, default = summary["best"], summary["default_score"]
-    of = "member" if summary["method"] == "pbt" else "trial"
+    of, confirm = _of(summary), summary["confirm"]
+    beside = "" if default is None else "trial 0"
+    if default is None and confirm:
+        default, beside = confirm["default"]["iqm"], "IQM of fresh seeds"
     tiles = [
         headline.Tile("Best", words.number(best and best["score"]), f"{of} {best['trial']}" if best else ""),
-        headline.Tile("The preset's own settings", words.number(default), "" if default is None else "trial 0"),
+        headline.Tile("The preset's own settings", words.number(default), beside),
         headline.Tile(f"{of.title()}s", words.number(summary["trials"]), f"{summary['failed']} failed"),
         headline.Tile("Environment steps", words.number(summary["env_steps"]),
                       f"budget {words.number(summary['budget'])}; {words.seconds(summary['wall_s'])}"),
@@ -103,15 +106,22 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 
 def _course(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> markup.Markup:
-    said = (
-        "Each dot is the evaluation of a trial, greedy episodes that are no part of its training; the line is the best "
-    )
-    said += "so far"
-    said += (
-        " of those trained to the end; small dots were judged on the way." if summary["method"] == "halving" else "."
-    )
+    of = _of(summary)
+    greedy = "greedy episodes that are no part of its training"
+    said = {
+        "pbt": f"Each dot is the fitness of a member: {greedy}; the line is the best so far.",
+        "halving": f"Each dot is an evaluation of a trial, {greedy}; the line is the best so far of those trained to "
+        "the end, small dots were judged on the way.",
+    }.get(summary["method"], f"Each dot is the evaluation of a trial, {greedy}; the line is the best so far.")
     said += " Vertical lines: there a trial failed." if any(row["status"] == "failed" for row in rows) else ""
-    return figures.figure("Score of every trial over the budget", charts.course(rows, summary["default_score"]), said)
+    if again := [row for row in rows if row.get("finals")]:
+        said += f" The best {len(again)} were then trained on further seeds, and their mean decided."
+    drawn = charts.course(rows, summary["default_score"], of, together=summary["method"] == "pbt")
+    return figures.figure(f"Score of every {of} over the budget", drawn, said)
+
+
+def _of(summary: Mapping[str, Any]) -> str:
+    return "member" if summary["method"] == "pbt" else "trial"
 
 
 def _confirmed(summary: Mapping[str, Any]) -> list[markup.Markup]:
@@ -152,6 +162,18 @@ def _settings(config: Mapping[str, Any], summary: Mapping[str, Any]) -> markup.M
         own = parts[kind].get(field)
         rows.append((name, *(markup.tag("code", _shown(one)) for one in (value, own)), config["tune"]["priors"][name]))
     return tables.table(("setting", "best", "the preset's own", "searched"), rows, "numbers several")
+
+
+def _schedule(summary: Mapping[str, Any]) -> markup.Markup | None:
+    """Of a population: what these settings are, and where the schedule is drawn."""
+    if summary["method"] != "pbt":
+        return None
+    said = (
+        "Means over environment steps along the ancestry of the weights that won. How they changed, and who came from "
+    )
+    said += "whom, is on "
+    link = markup.tag("a", "the population's page", href="population/report.html")
+    return markup.tag("p", said, link, ".", class_="note")
 
 
 def _shown(value: Any) -> str:

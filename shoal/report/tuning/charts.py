@@ -19,10 +19,17 @@ SCORE = "score: mean return of the evaluation"
 ROW = 40  # pixels of a bar with its name above
 
 
-def course(rows: Sequence[Mapping[str, Any]], default: float | None) -> markup.Markup:
-    """Every score over the environment steps of the search, and the best so far of those trained longest."""
+def course(rows: Sequence[Mapping[str, Any]], default: float | None, of: str, *, together: bool) -> markup.Markup:
+    """Every score over the environment steps of the search, and the best so far.
+
+    Args:
+        rows: Of ``trials.json``; at least one was scored.
+        default: The score of the preset's own settings.
+        of: What a row is: a trial, or a member.
+        together: All are trained at once; else only those that were trained longest count as the best.
+    """
     every = [(rung, row) for row in rows for rung in row["rungs"]]
-    longest = max(rung["steps"] for rung, _ in every)
+    longest = 0 if together else max(rung["steps"] for rung, _ in every)
     whole = sorted((rung["at"], rung["score"]) for rung, _ in every if rung["steps"] >= longest * NEAR)
     end = float(max(rung["at"] for rung, _ in every))
     x, y = _stairs(whole, end)
@@ -39,7 +46,7 @@ def course(rows: Sequence[Mapping[str, Any]], default: float | None) -> markup.M
         for rung, row in every:
             on = rung["steps"] >= longest * NEAR
             at = {"cx": round(float(frame.px(rung["at"])), 1), "cy": round(float(frame.py(rung["score"])), 1)}
-            told = f"trial {row['trial']}: {words.number(rung['score'])} after {words.number(rung['steps'])} steps"
+            told = f"{of} {row['trial']}: {words.number(rung['score'])} after {words.number(rung['steps'])} steps"
             parts.append(markup.tag("circle", markup.tag("title", told), r=4 if on else 2.5, class_="seed hue1", **at))
         pictures.append(_svg(size, "score of every trial over the environment steps of the search", parts))
     return markup.tag("div", *pictures, class_="plot")

@@ -71,8 +71,8 @@ class Study:
             storage=storage, study_name=STUDY, direction="maximize", load_if_exists=True
         )
         for trial in self._study.get_trials(deepcopy=False):
-            if trial.state.name == "RUNNING" and set(trial.params) != set(priors):
-                self.tell(trial.number, None)  # killed while it was asked for
+            if trial.state.name == "RUNNING":
+                self._given(optuna.trial.Trial(self._study, trial._trial_id))  # killed while it was asked for
 
     def asked(self) -> dict[int, dict[str, float]]:
         """What every trial so far was given, by its number; those that were never given all of it left out."""
@@ -88,11 +88,35 @@ class Study:
             self._study.enqueue_trial(dict(values))
 
     def ask(self) -> Given:
-        """The settings of one more trial."""
-        number = len([one for one in self._study.get_trials(deepcopy=False) if one.state.name != "WAITING"])
-        self._study.sampler = self._made(seeds.derive(self._seed, "search", number) % 2**32)
-        trial = self._study.ask(self._distributions)
-        return Given(trial.number, dict(trial.params))
+        """The settings of one more trial.
+
+        They are chosen in memory and written down in one line, so that a kill leaves all of them or none.
+        """
+        states = [one.state.name for one in self._study.get_trials(deepcopy=False)]
+        if "WAITING" not in states:
+            self._study.enqueue_trial(self._next(len(states)))
+        trial = self._study.ask()
+        return Given(trial.number, self._given(trial))
+
+    def _next(self, number: int) -> dict[str, float]:
+        """What the sampler chooses for a trial."""
+        sampler = self._made(seeds.derive(self._seed, "search", number) % 2**32)
+        copy = self._optuna.create_study(direction="maximize", sampler=sampler)
+        copy.add_trials(self._study.get_trials(deepcopy=True))
+        return dict(copy.ask(self._distributions).params)
+
+    def _given(self, trial: Any) -> dict[str, float]:
+        """The settings of a trial under way; those that were written down beforehand."""
+        kinds = self._optuna.distributions
+        found = {}
+        for name, one in self._distributions.items():
+            if isinstance(one, kinds.CategoricalDistribution):
+                found[name] = trial.suggest_categorical(name, one.choices)
+            elif isinstance(one, kinds.IntDistribution):
+                found[name] = trial.suggest_int(name, one.low, one.high)
+            else:
+                found[name] = trial.suggest_float(name, one.low, one.high, log=one.log)
+        return found
 
     def _made(self, seed: int) -> Any:
         samplers = self._optuna.samplers

@@ -56,15 +56,26 @@ def resolve(
         Refused: The rule or the environment does not fit into one program; names the other methods.
     """
     runtime = request.configs.get("runtime", populating.usual(request))
-    runtime = dataclasses.replace(runtime, members=plan.trials, prior=tuple(priors))
-    if runtime.interval == type(runtime).__dataclass_fields__["interval"].default:
-        rule = request.configs.get("algorithm", presets.config(request, "algorithm"))
-        least = UPDATES * runtime.environments * vars(rule).get("rollout_length", 1)
-        steps = math.ceil(plan.steps / ROUNDS)
-        runtime = dataclasses.replace(runtime, interval=max(least, steps))
-    configs = {**request.configs, "runtime": runtime}
+    usual = runtime.interval == type(runtime).__dataclass_fields__["interval"].default
+    made, opened = _resolved(request, dataclasses.replace(runtime, members=plan.trials, prior=tuple(priors)), plan)
+    if usual:
+        update = experiment.build(made, opened).parts.agent.about.rollout_length * runtime.environments
+        interval = max(UPDATES * update, math.ceil(plan.steps / ROUNDS))
+        made = dataclasses.replace(
+            made, configs={**made.configs, "runtime": dataclasses.replace(made.configs["runtime"], interval=interval)}
+        )
+        experiment.validate(made, opened)
+    return made, opened
+
+
+def _resolved(
+    request: presets.Request, runtime: Any, plan: plans.Plan
+) -> tuple[experiment.Experiment, environments.Opened]:
+    asked = request._replace(
+        configs={**request.configs, "runtime": runtime}, steps=plan.steps * plan.trials, seed=plans.SEED
+    )
     try:
-        return presets.resolve(request._replace(configs=configs, steps=plan.steps * plan.trials, seed=plans.SEED))
+        return presets.resolve(asked)
     except errors.Refused as problem:
         raise errors.Refused(f"--method pbt: {str(problem).rstrip('.')}; {OTHERS}") from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
@@ -89,14 +90,6 @@ class _Values(threading.local):
             self.given = None
 
 
-def _shape(leaf: Any) -> Hashable:
-    """What of a leaf a program depends on: shape, dtype, and over which devices it lies."""
-    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return np.shape(leaf), str(np.asarray(leaf).dtype), None
-    spread = leaf.sharding if isinstance(leaf.sharding, jax.sharding.NamedSharding) else None
-    return leaf.shape, str(leaf.dtype), spread
-
-
 class _Shelf:
     """The programs of one trial, made once for all that share them; as `programs.Shelf`."""
 
@@ -105,7 +98,7 @@ class _Shelf:
 
     def compiled(self, what: str, function: Callable[..., Any], *examples: Any, donate: bool = False) -> Any:
         leaves, structure = jax.tree.flatten(examples)
-        shapes = tuple(map(_shape, leaves))
+        shapes = json.dumps([programs.signature(leaf) for leaf in leaves])
         known = (what, donate, structure, shapes, self._cut)
         if known not in self._memo:
             self._make_room()
