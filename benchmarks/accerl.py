@@ -170,6 +170,7 @@ def run(task: str, compressor: str, corrector: str, seed: int, quick: bool) -> d
     actor, learner, compression = told["actor"], told["learner"], told["compression"]
     return {
         "commit": _common.commit(),
+        "machine": _machine(),
         "train_s": told["train_s"],
         "env_steps": told["env_steps"],
         "inference_us": actor["inference_us"]["median"],
@@ -189,6 +190,12 @@ def run(task: str, compressor: str, corrector: str, seed: int, quick: bool) -> d
         "return_full": told["eval_return_mean"],
         "return_compressed": compression["return_compressed"],
     }
+
+
+def _machine() -> str:
+    """What a run was measured on: its parts may come from several machines."""
+    found = _common.machine()
+    return f"{found['cpu']} ({' '.join(found['instruction_sets'])})"
 
 
 def record(arguments: argparse.Namespace, kept: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
