@@ -3,6 +3,7 @@
 Every side learns while it steps; start-up and compilation are counted on no side. `ratio_sb3` is against SB3's own
 settings (eight environments on CartPole, sixteen on Pong), with one torch thread or torch's default, whichever is
 faster. Every peer also runs with our rollout length and network: `ratio_sb3_ours` is the same rule on the same work.
+`impala` is one actor and a learner apart, on the same two cores; what its monitor costs is measured by leaving it out.
 PFRL is the other A3C, with two processes; that it forks them counts, 0.1 s on CartPole and 0.4 s on Pong. On CartPole
 the workers are also run as two threads of one process: why they are processes. A step of Pong is four frames. With
 `--atari` Pong is measured, without it CartPole; the other stays as the JSON has it.
@@ -26,6 +27,7 @@ MEASURED = (
     *("steps_per_s_1", "steps_per_s_2", "scaling_2", "sb3_a2c_steps_per_s", "ratio_sb3"),
     *("sb3_a2c_ours_steps_per_s", "ratio_sb3_ours", "pfrl_a3c_steps_per_s", "ratio_pfrl"),
     *("threads_steps_per_s_2", "scaling_threads_2"),
+    *("impala_steps_per_s", "ratio_impala_sb3", "monitoring_cost"),
 )
 TOLD = ("commit", "date", "command")  # of each half its own
 KEYS = (*MEASURED, *(f"atari.{key}" for key in (*MEASURED, *TOLD)))
@@ -88,6 +90,8 @@ def measure(name: str, quick: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         sides = {f"shoal_{n}": lambda n=n: shoal(task.env, n, steps)["env_steps_per_s"] for n in (1, 2)}
         if name == "cartpole":
             sides["threads_2"] = lambda: threads(2, steps)
+            sides["impala"] = lambda: impala(task.env, steps)
+            sides["impala, unwatched"] = lambda: impala(task.env, steps, "--runtime.no-monitor")
         for side, request in settings.items():
             peer = side.partition(",")[0]
             if stand.start(peer, may_install=peer == "sb3" or not quick):
@@ -101,6 +105,12 @@ def shoal(env: str, workers: int, steps: int) -> dict[str, Any]:
     """Train with one or more workers; the summary."""
     words = ("--env", env, "--workers", workers, "--steps", steps, "--seed", 0)
     return _common.train("a3c", *words, *_common.SHORT)
+
+
+def impala(env: str, steps: int, *words: str) -> float:
+    """Environment steps per second of one actor and a learner."""
+    told = _common.train("impala", "--env", env, "--steps", steps, "--seed", 0, *words, *_common.SHORT)
+    return float(told["env_steps_per_s"])
 
 
 def threads(count: int, steps: int) -> float:
@@ -154,7 +164,11 @@ def compare(rates: Mapping[str, list[float]]) -> dict[str, Any]:
         results |= _common.spread(f"{key}_steps_per_s", best(prefix))
     for key, prefix in {"sb3": "sb3, its", "sb3_ours": "sb3, our", "pfrl": "pfrl"}.items():
         results |= _common.spread(f"ratio_{key}", _common.ratios(two, best(prefix)))
-    sides = {side: values for side, values in rates.items() if not side.startswith(("shoal", "threads"))}
+    apart, unwatched = (rates.get(side, []) for side in ("impala", "impala, unwatched"))
+    results |= _common.spread("impala_steps_per_s", apart)
+    results |= _common.spread("ratio_impala_sb3", _common.ratios(apart, best("sb3, its")))
+    results |= _common.spread("monitoring_cost", [1.0 - one for one in _common.ratios(apart, unwatched)])
+    sides = {side: values for side, values in rates.items() if not side.startswith(("shoal", "threads", "impala"))}
     return results | {"sides": sides}
 
 

@@ -124,8 +124,13 @@ def test_the_better_of_a_peers_settings_counts():
         "sb3, our settings, 1 threads": [10.0, 15.0],
         "sb3, our settings, all threads": [1.0, 20.0],
         "threads_2": [55.0, 72.0],
+        "impala": [40.0, 49.0],
+        "impala, unwatched": [50.0, 49.0],
     }
     results = _load("hogwild").compare(rates)
+    assert results["ratio_impala_sb3_repeats"] == [5.0, 49.0 / 9.0]
+    assert results["monitoring_cost_repeats"] == pytest.approx([0.2, 0.0])
+    assert "impala" not in results["sides"], "which are the peers'"
     assert results["sb3_a2c_steps_per_s"] == 8.5
     assert results["ratio_sb3_repeats"] == [12.5, 10.0]
     assert results["sb3_a2c_ours_steps_per_s"] == 12.5  # the better of the two thread counts
@@ -174,10 +179,12 @@ def test_hogwild_measures_every_side_of_its_own(monkeypatch):
     }
     monkeypatch.setattr(bench, "shoal", lambda _, workers, __: {"config": config, "env_steps_per_s": 10.0 * workers})
     monkeypatch.setattr(bench, "threads", lambda count, _: 4.0 * count)
+    monkeypatch.setattr(bench, "impala", lambda *words: 5.0 - len(words[2:]))
     monkeypatch.setattr(bench._peers.Stand, "start", lambda *_, **__: False)
     results, _ = bench.measure("cartpole", True)
     assert (results["steps_per_s_1"], results["steps_per_s_2"], results["threads_steps_per_s_2"]) == (10.0, 20.0, 8.0)
     assert (results["scaling_2"], results["scaling_threads_2"]) == (2.0, 0.8)
+    assert (results["impala_steps_per_s"], results["monitoring_cost"]) == (5.0, -0.25)
 
 
 def test_pong_and_cartpole_share_a_record_and_one_is_measured_at_a_time(tmp_path, monkeypatch, capsys):

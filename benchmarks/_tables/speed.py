@@ -39,7 +39,20 @@ def against_peers(results: Mapping[str, Any], task: str, own: str) -> str:
         rows.insert(
             2, ["the same workers as 2 threads of one process", show.spread(results, "threads_steps_per_s_2"), ""]
         )
-    return show.grid([task, "env steps/s", "Shoal's 2 workers over it"], rows)
+    apart = results.get("impala_steps_per_s") is not None
+    if apart:
+        rows.append(["Shoal `impala`, an actor and a learner", show.spread(results, "impala_steps_per_s"), ""])
+    made = show.grid([task, "env steps/s", "Shoal's 2 workers over it"], rows)
+    if not apart:
+        return made
+    over, cost = (
+        show.spread(results, "ratio_impala_sb3", "x"),
+        [f"{100 * results[key]:.1f} %" for key in ("monitoring_cost", "monitoring_cost_min", "monitoring_cost_max")],
+    )
+    return (
+        f"{made}\n\n`impala` makes {over} the steps of SB3's A2C; its monitor costs {cost[0]} ({cost[1]} to {cost[2]}) "
+        "of them."
+    )
 
 
 def on_device(results: Mapping[str, Any]) -> str:
