@@ -58,7 +58,7 @@ TASKS = {
     "cartpole_3x3072": Task(
         ("impala", "--env", "CartPole-v1", *DEEPER, *ALONE, *ADAM, "--algorithm.rollout-length", 256,
          "--runtime.publish-every", 8),
-        16_384, 22.0, "weights that no cache holds: deciding waits for memory, learning does not",
+        16_384, None, "weights that no cache holds: deciding waits for memory, learning does not",
     ),
     "cartpole_3x2048_env_2ms": Task(
         (*SWEPT, "--environment.wrappers", "_slow:by_2ms"), 4_000, None, "simulators of 2 ms a step: f in the middle",
