@@ -86,6 +86,13 @@ class Serial:
         self._obs = np.stack(first)
         return self._obs.copy()
 
+    def anew(self, seed: int) -> np.ndarray:
+        """Begin every episode anew, as a run of another seed; the first observations."""
+        self._seed, count = seed, len(self._envs)
+        self._incarnations, self._failures = [0] * count, [0] * count
+        self._obs = np.stack([self._begin(i) for i in range(count)])
+        return self._obs.copy()
+
     def step(self, actions: np.ndarray) -> types.Batch:
         """See `types.HostVector`."""
         count = len(self._envs)
@@ -138,6 +145,12 @@ class Hopeless(NamedTuple):
     story: str
 
 
+class Anew(NamedTuple):
+    """To a worker, in place of actions: see `Serial.anew`."""
+
+    seed: int
+
+
 class Job(NamedTuple):
     """What a worker is told when it starts: simulators alone, so that it imports nothing else."""
 
@@ -170,7 +183,10 @@ class Simulators(life.Worker):
         if actions is None:
             self._ended = self._parent.stopped
             return False
-        self._answer(lambda: self._vector.step(actions))
+        if isinstance(actions, Anew):
+            self._answer(lambda: self._vector.anew(actions.seed))
+        else:
+            self._answer(lambda: self._vector.step(actions))
         return True
 
     def _answer(self, act: Callable[[], Any]) -> None:
@@ -188,7 +204,7 @@ class Simulators(life.Worker):
 
 
 class Pooled:
-    """A share in each of several processes (see `Serial` for the arguments)."""
+    """A share in each of several processes (see `Serial` for the arguments; `together`, environments never parted)."""
 
     def __init__(
         self,
@@ -199,15 +215,16 @@ class Pooled:
         processes: int,
         on_fault: Callable[[str, str], None],
         look: beside.Look = _unseen,
+        together: int = 1,
     ) -> None:
-        bounds = np.linspace(0, count, processes + 1).astype(int).tolist()
+        bounds = (np.linspace(0, count // together, processes + 1).astype(int) * together).tolist()
         self._shares = [range(a, b) for a, b in itertools.pairwise(bounds)]
-        self._on_fault, self._replaced, self._look = on_fault, 0, look
+        self._on_fault, self._replaced, self._look, self._seed = on_fault, 0, look, seed
 
         def job(worker: int, incarnation: int) -> Job:
             return Job(
                 environment=parts.environment,
-                seed=seed,
+                seed=self._seed,
                 places=self._shares[worker],
                 incarnation=first_incarnation(life_, incarnation),
                 compiled=parts.spec.on_device,
@@ -253,9 +270,20 @@ class Pooled:
         Raises:
             NotBegun: `look` said that the run is to end.
         """
-        for worker, first in self._gather(dict.fromkeys(range(len(self._shares)), 0), self._started).items():
+        return self._first(dict.fromkeys(range(len(self._shares)), 0), self._started)
+
+    def _first(self, owed: dict[int, int], waiting: Callable[[int], None] = _nothing) -> np.ndarray:
+        for worker, first in self._gather(owed, waiting).items():
             self._obs[self._shares[worker].start : self._shares[worker].stop] = first
         return self._obs.copy()
+
+    def anew(self, seed: int) -> np.ndarray:
+        """See `Serial.anew`."""
+        self._seed = seed
+        owed = {worker: self._crew.incarnation("worker", worker) for worker in range(len(self._shares))}
+        for worker in owed:
+            self._crew.send("worker", worker, Anew(seed))
+        return self._first(owed)
 
     def _started(self, ready: int) -> None:
         beside.asked(self._look, types.Stage(crew.starting(self._crew.roles.values()), ready, len(self._shares)))

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from etils import epy
 
 from shoal.core import errors, options, seeds, types
+from shoal.runtimes.crew import threads
 from shoal.runtimes.population import exchange, priors
 
 with epy.lazy_imports():
@@ -24,7 +25,17 @@ with epy.lazy_imports():
     from shoal.core import tree
     from shoal.runtimes.crew import beside
     from shoal.runtimes.members import dispatch
-    from shoal.runtimes.population import applying, compiling, loop, repeating, running, standing
+    from shoal.runtimes.population import (
+        applying,
+        compiling,
+        hosting,
+        loop,
+        on_host,
+        repeating,
+        running,
+        simulating,
+        standing,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,26 +76,29 @@ class Config:
     """Environment steps of all members between two looks of the host, at most."""
     threads: int = options.number(0, low=0)
     """Threads of the compiled program on a CPU; 0: one where a gradient step is small, else one a core."""
+    processes: int = options.number(-1, low=-1, high=1024)
+    """Processes that step Python simulators, each a block of members; 0 steps here, -1 measures which is faster."""
 
 
 def ways(config: Config) -> types.Ways:
-    """See `types.Ways`."""
+    """See `types.Ways`; as many processes again step the simulators that members are evaluated in."""
     return types.Ways(
         streams=config.environments, members=config.members, seeds=True, exact_resume=True, threads=config.threads,
-        ahead=True, fits=functools.partial(_fits, config), repeats=True,
+        ahead=True, fits=functools.partial(_fits, config), repeats=True, processes=2 * max(0, config.processes),
+        process_mb=threads.STEPS, measures=config.processes < 0, compiles=True,
     )  # fmt: skip
 
 
 def check(config: Config, experiment: Any, opened: Any) -> None:
-    """Refuse environments that cannot be compiled, and settings that do not fit together.
+    """Refuse settings that do not fit together.
 
     Raises:
         Refused: Says what to change.
     """
-    if opened.device is None:
+    if opened.device is not None and config.processes > 0:
         raise errors.Refused(
-            f"the population runtime needs a pure-JAX environment, but {experiment.env} is a Python simulator; "
-            "give an id that begins with gymnax:, brax: or probe:"
+            f"runtime.processes={config.processes}, but {experiment.env} is compiled with the members and steps in no "
+            "process of its own; leave it out"
         )
     exchange.check(config.exchange, _settings(config), config.members)
     _prior(config)
@@ -179,18 +193,33 @@ class Population:
         keys = compiler.cut.put(compiler.keys(seeds.key(seed, "run")))
         choose = functools.partial(self._chosen, compiler, start.returns, keys, cut, look)
         way, call, now = choose(lambda: compiler.put(start.load()(init)), now)
+        room = None if parts.device_env else self._room(parts, seed, observe.fault, look)
 
         def make() -> tuple[standing.Saved, running.Machine]:
             state = start.returns.members.state
             whole = start.load()(init) if saved is None else jax.tree.map(jnp.asarray, saved.loop)
             swap = compiler.exchange(state) if cut.updates > cut.interval else None
-            machine = running.Machine(call, compiler.measure(state, keys), swap, keys, compiler)
+            if room is None:
+                machine = running.Machine(call, compiler.measure(state, keys), swap, keys, compiler)
+            else:
+                machine = hosting.machine(room, compiler, call, state, keys)._replace(exchange=swap)
+                whole = whole if saved is None else jax.jit(functools.partial(on_host.anew, parts.agent))(whole)
             return standing.Saved(compiler.put(whole), now), machine
 
         first, machine = beside.done(make, beside.COMPILING, look)
-        each = tree.bytes(start.returns.members) // config.members
-        life = going(parts, self._rules, machine, cut, seed, way)
-        return life(first, observe, time.monotonic() - began, each)
+        with hosting.opened(machine, done):
+            each = tree.bytes(start.returns.members) // config.members
+            life = going(parts, self._rules, machine, cut, seed, way)
+            return life(first, observe, time.monotonic() - began, each)
+
+    def _room(
+        self, parts: types.Parts, seed: int, fault: Callable[[str, str], None], look: beside.Look
+    ) -> simulating.Room:
+        config = self._config
+        room = simulating.Room(
+            parts, config.members, config.environments, config.episodes, config.processes, seed, fault, look
+        )
+        return room._replace(processes=simulating.processes(room))
 
     def run_many(self, parts: types.Parts, places: Sequence[types.Place], steps: int, goal: types.Goal | None) -> None:
         """See `types.ManySeeds`: one population after the other."""
@@ -199,7 +228,8 @@ class Population:
                 place.ended(self.run(parts, place.seed, steps, goal, place.observe, place.saved))
 
     def _compiler(self, parts: types.Parts, updates: int) -> compiling.Compiler:
-        return compiling.Compiler(parts, loop.Shape(self._config.environments, updates), self._rules)
+        kind = compiling.Compiler if parts.device_env else on_host.Compiler
+        return kind(parts, loop.Shape(self._config.environments, updates), self._rules)
 
     def _chosen(
         self,

@@ -6,6 +6,7 @@ same bits.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -23,9 +24,12 @@ from shoal.runtimes.population import (
     compiling,
     exchange,
     failing,
+    fitness,
+    greedy,
     lineage,
     loop,
     standing,
+    stepping,
     telling,
 )  # fmt: skip
 
@@ -74,6 +78,8 @@ class Machine(NamedTuple):
     exchange: Callable | None  # None: the run ends before the first
     keys: types.Key  # [N], of learning
     compiler: compiling.Compiler
+    simulators: stepping.Stepping | None = None  # that `call` steps on the host; None: there are none
+    greedy: greedy.Greedy | None = None  # likewise of `measure`
 
 
 class Running:
@@ -88,6 +94,7 @@ class Running:
         self._lineage = lineage.Lineage()
         self._copied = applying.copied(parts.agent, rules.how)
         self._before_exchange: int | None = None  # programs that had been made then
+        self._until = 0  # updates at the end of the call under way
 
     def __call__(self, saved: standing.Saved, observe: types.Observer, startup: float, each_bytes: int) -> types.Result:
         """Train to the end.
@@ -98,26 +105,27 @@ class Running:
             startup: Seconds that it took to get here.
             each_bytes: That one member takes.
         """
-        self._loop, self._now, self._bytes = saved.loop, saved.standing, each_bytes
+        self._loop, self._now, self._bytes, self._observe = saved.loop, saved.standing, each_bytes, observe
         self._update = self._began_at = int(jax.device_get(saved.loop.common.update))
         self._began = time.monotonic()
         if not self._update:
             values = self._hyperparameters()
             self._lineage.add(chronicle.initial(values, self._rules.members))
+        with contextlib.suppress(fitness.Stopped):
+            self._train()
         progress = self._progress([])
+        at = standing.best(self._now)
+        return types.Result(self.policy(at), progress, startup)
+
+    def _train(self) -> None:
         while self._update < self._plan.updates:
             self._settle()
-            told = self._step()
-            progress = self._progress(told)
-            if not observe(progress):
+            if not self._observe(self._progress(self._step())):
                 break
         if self._update >= self._plan.updates:
             self._measured()
             steps = self._update * self._plan.per_update
             self._lineage.add(chronicle.measured(self._update, steps, standing.known(self._now)))
-        progress = self._progress([])
-        at = standing.best(self._now)
-        return types.Result(self.policy(at), progress, startup)
 
     def policy(self, at: int) -> types.Policy:
         """A member's, on the host."""
@@ -128,10 +136,13 @@ class Running:
     # ---------------------------------------------------------------- an interval
 
     def _step(self) -> list[types.Episode]:
-        """One call, and new members for those that failed in it."""
-        updates = self._plan.next(self._update)
+        """One call, and new members for those that failed in it; one with simulators may come back early."""
+        if self._update >= self._until:  # where a call ends is decided when it begins, whatever it takes
+            self._until = self._update + self._plan.next(self._update)
+        updates = self._until - self._update
         self._loop, told = self._machine.call(self._loop, self._machine.keys, ask(updates))
         told = jax.device_get(told)
+        updates = min(updates, told.ended.over.shape[1])
         before = self._update * self._plan.per_update * self._rules.members
         self._update += updates
         found = telling.episodes(told.ended, before, updates)
@@ -165,9 +176,12 @@ class Running:
         began = time.monotonic()
         compiler = self._machine.compiler
         keys = compiler.cut.put(compiler.keys(seeds.key(self._seed, "fitness", self._update)))
-        found, far = jax.device_get(self._machine.measure(self._loop.members.state, keys))
+        found, far = jax.device_get(self._machine.measure(self._loop.members.state, keys, self._look))
         self._now = standing.take(self._now, found, self._update, float(far))
         self._accounts.measuring += time.monotonic() - began
+
+    def _look(self, stage: types.Stage) -> bool:
+        return self._observe(self._progress([])._replace(stage=stage))
 
     def _mend(self, mask: types.Array) -> None:
         values = self._hyperparameters()
@@ -209,15 +223,19 @@ class Running:
             "compilations_after_first_exchange": later,
             "bytes_per_member": self._bytes,
         }
+        simulators, greedy = self._machine.simulators, self._machine.greedy
+        faults = {"non_finite": accounts.non_finite, **finite.faults(*accounts.unfit)}
+        if simulators and greedy:
+            faults["restarts"] = simulators.restarts + greedy.restarts
         return types.Progress(
             env_steps=self._update * each,
             updates=self._update,
             train_s=spent,
             episodes=episodes,
             metrics=telling.metrics(accounts, now),
-            split={"on_device": spent},
-            workers={},
-            faults={"non_finite": accounts.non_finite, **finite.faults(*accounts.unfit)},
+            split=dict(simulators.split) if simulators else {"on_device": spent},
+            workers=simulators.about() if simulators else {},
+            faults=faults,
             save=lambda: jax.device_get(standing.Saved(self._loop, self._now)),
             policy=lambda: self.policy(standing.best(self._now)),
             subsystems={"population": telling.summary(accounts, now, self._way, compiler.cut.each, more)},
