@@ -67,3 +67,25 @@ def test_members_learn_what_they_learn_on_the_device(name):
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(ours.standing.fitness, theirs.standing.fitness, rtol=1e-5)
     assert ours.standing.exchanges == theirs.standing.exchanges >= 1
+
+
+@functools.cache
+def lock_step():
+    """In one block."""
+    return run(built("a2c", members=4))[1].final.save()
+
+
+def test_blocks_in_processes_learn_what_one_block_here_does():
+    made = built("a2c", members=4)
+    object.__setattr__(made.runtime._config, "processes", 2)  # refused where the environment is compiled
+    observer, result = run(made)
+    saved, whole = result.final.save(), lock_step()
+    for found, wanted in zip(
+        jax.tree.leaves(saved.loop.members.state), jax.tree.leaves(whole.loop.members.state), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+    assert result.final.workers["of"] == 2
+    assert len(result.final.subsystems["population"]["paces"]) == 2
+    episodes = [episode for progress in observer.told for episode in progress.episodes]
+    assert {episode.worker for episode in episodes} == set(range(4))
+    assert len(episodes) == result.final.env_steps / 2, "an episode of this probe is two steps"

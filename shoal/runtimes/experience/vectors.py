@@ -220,6 +220,10 @@ class Pooled:
         bounds = (np.linspace(0, count // together, processes + 1).astype(int) * together).tolist()
         self._shares = [range(a, b) for a, b in itertools.pairwise(bounds)]
         self._on_fault, self._replaced, self._look, self._seed = on_fault, 0, look, seed
+        self._owed: dict[int, int] = {}  # worker -> the incarnation that was asked for a step
+        self._early: dict[
+            int, np.ndarray
+        ] = {}  # worker -> what one in the place of a dead one showed before it was asked
 
         def job(worker: int, incarnation: int) -> Job:
             return Job(
@@ -243,6 +247,27 @@ class Pooled:
         """See `crew.Crew.about`."""
         return self._crew.about("worker")
 
+    def _said(self, owed: dict[int, int], seconds: float) -> dict[int, Any]:
+        """What workers answered within so many seconds.
+
+        One that was asked nothing, and shows its first observations, died and has begun anew: they are its next answer.
+
+        Args:
+            owed: The incarnation of each that was asked.
+            seconds: As long as nobody answers.
+        """
+        got: dict[int, Any] = {}
+        for role, worker, incarnation, message in self._crew.said(seconds):
+            if isinstance(message, Fault):
+                self._replaced += 1
+                self._on_fault(*message)
+            elif isinstance(message, Hopeless):
+                raise errors.GaveUp(message.story)
+            elif isinstance(message, np.ndarray) or incarnation == owed.get(worker):
+                self._crew.answered(role, worker, progress=isinstance(message, types.Batch))
+                (got if worker in owed else self._early)[worker] = message
+        return got
+
     def _gather(self, owed: dict[int, int], waiting: Callable[[int], None] = _nothing) -> dict[int, Any]:
         """One answer from every worker; a new incarnation answers with its first observations instead.
 
@@ -253,15 +278,7 @@ class Pooled:
         got: dict[int, Any] = {}
         while len(got) < len(owed):
             waiting(len(got))
-            for role, worker, incarnation, message in self._crew.said(beside.LOOK):
-                if isinstance(message, Fault):
-                    self._replaced += 1
-                    self._on_fault(*message)
-                elif isinstance(message, Hopeless):
-                    raise errors.GaveUp(message.story)
-                elif isinstance(message, np.ndarray) or incarnation == owed[worker]:
-                    self._crew.answered(role, worker, progress=isinstance(message, types.Batch))
-                    got[worker] = message
+            got |= self._said(owed, beside.LOOK)
         return got
 
     def reset(self) -> np.ndarray:
@@ -281,6 +298,7 @@ class Pooled:
         """See `Serial.anew`."""
         self._seed = seed
         owed = {worker: self._crew.incarnation("worker", worker) for worker in range(len(self._shares))}
+        self._early = {}
         for worker in owed:
             self._crew.send("worker", worker, Anew(seed))
         return self._first(owed)
@@ -290,22 +308,41 @@ class Pooled:
 
     def step(self, actions: np.ndarray) -> types.Batch:
         """See `types.HostVector`."""
-        count = len(self._obs)
-        reward, discount = np.zeros(count, np.float32), np.ones(count, np.float32)
-        truncated, successor = np.zeros(count, bool), self._obs.copy()
-        owed = {}
         for worker, share in enumerate(self._shares):
-            owed[worker] = self._crew.incarnation("worker", worker)
-            self._crew.send("worker", worker, actions[share.start : share.stop])
-        for worker, answer in self._gather(owed).items():
-            at = slice(self._shares[worker].start, self._shares[worker].stop)
-            if isinstance(answer, np.ndarray):  # died and begun anew: what it owed is lost
-                truncated[at] = True
-                self._obs[at] = answer
-            else:
-                reward[at], discount[at], truncated[at], successor[at] = answer.outcome
-                self._obs[at] = answer.obs
-        return types.Batch(self._obs.copy(), types.Outcome(reward, discount, truncated, successor))
+            self.ask(worker, actions[share.start : share.stop])
+        got: dict[int, types.Batch] = {}
+        while len(got) < len(self._shares):
+            got |= self.answers(beside.LOOK)
+        obs, outcomes = zip(*(got[worker] for worker in range(len(got))), strict=True)
+        joined = [np.concatenate(leaves) for leaves in zip(*outcomes, strict=True)]
+        return types.Batch(np.concatenate(obs), types.Outcome(*joined))
+
+    def ask(self, worker: int, actions: np.ndarray) -> None:
+        """Have one worker act in its share of the environments; it answers in `answers`."""
+        self._owed[worker] = self._crew.incarnation("worker", worker)
+        if worker not in self._early:
+            self._crew.send("worker", worker, actions)
+
+    def answers(self, seconds: float) -> dict[int, types.Batch]:
+        """One step of the share of every worker that was asked and has answered.
+
+        Args:
+            seconds: That nobody's answer is waited for.
+        """
+        early = {worker: self._early.pop(worker) for worker in self._owed.keys() & self._early.keys()}
+        said = early or self._said(self._owed, seconds)
+        return {worker: self._batch(worker, answer) for worker, answer in said.items()}
+
+    def _batch(self, worker: int, answer: Any) -> types.Batch:
+        """An answer as a step; of a worker that died and has begun anew, what it owed is lost."""
+        del self._owed[worker]
+        at = slice(self._shares[worker].start, self._shares[worker].stop)
+        if isinstance(answer, np.ndarray):
+            count, before = len(answer), self._obs[at].copy()
+            lost = types.Outcome(np.zeros(count, np.float32), np.ones(count, np.float32), np.ones(count, bool), before)
+            answer = types.Batch(answer, lost)
+        self._obs[at] = answer.obs
+        return answer
 
     def close(self) -> None:
         """See `types.HostVector`."""

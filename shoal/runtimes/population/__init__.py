@@ -27,6 +27,7 @@ with epy.lazy_imports():
     from shoal.runtimes.members import dispatch
     from shoal.runtimes.population import (
         applying,
+        blocks,
         compiling,
         hosting,
         loop,
@@ -188,29 +189,30 @@ class Population:
         cut = running.plan(per_update, config.members, config.interval, config.chunk_steps, steps)
         look = beside.first(observe, done * per_update * config.members, done)
         compiler = self._compiler(parts, cut.per_call)
+        site = None
+        if isinstance(compiler, on_host.Compiler):
+            site = hosting.site(self._room(parts, seed, observe.fault, look), compiler)
+        learner = site.each if site else compiler  # who compiles what is timed
         init = compiler.keys(seeds.key(seed, "init"))
         start = compiler.start(init)
         keys = compiler.cut.put(compiler.keys(seeds.key(seed, "run")))
-        choose = functools.partial(self._chosen, compiler, start.returns, keys, cut, look)
-        way, call, now = choose(lambda: compiler.put(start.load()(init)), now)
-        room = None if parts.device_env else self._room(parts, seed, observe.fault, look)
+        way, call, now = self._chosen(learner, seed, cut, look, now)
 
-        def make() -> tuple[standing.Saved, running.Machine]:
+        def make() -> tuple[blocks.Held, running.Machine]:
             state = start.returns.members.state
-            whole = start.load()(init) if saved is None else jax.tree.map(jnp.asarray, saved.loop)
             swap = compiler.exchange(state) if cut.updates > cut.interval else None
-            if room is None:
-                machine = running.Machine(call, compiler.measure(state, keys), swap, keys, compiler)
-            else:
-                machine = hosting.machine(room, compiler, call, state, keys)._replace(exchange=swap)
-                whole = whole if saved is None else jax.jit(functools.partial(on_host.anew, parts.agent))(whole)
-            return standing.Saved(compiler.put(whole), now), machine
+            if site is not None:
+                machine = hosting.machine(site, call, state, keys)
+                return hosting.begun(site, init, saved and saved.loop), machine._replace(exchange=swap)
+            whole = start.load()(init) if saved is None else jax.tree.map(jnp.asarray, saved.loop)
+            machine = running.Machine(call, compiler.measure(state, keys), swap, keys, compiler)
+            return compiler.put(whole), machine
 
         first, machine = beside.done(make, beside.COMPILING, look)
         with hosting.opened(machine, done):
             each = tree.bytes(start.returns.members) // config.members
             life = going(parts, self._rules, machine, cut, seed, way)
-            return life(first, observe, time.monotonic() - began, each)
+            return life(first, now, observe, time.monotonic() - began, each)
 
     def _room(
         self, parts: types.Parts, seed: int, fault: Callable[[str, str], None], look: beside.Look
@@ -234,25 +236,27 @@ class Population:
     def _chosen(
         self,
         compiler: compiling.Compiler,
-        like: loop.Loop,
-        keys: types.Key,
+        seed: int,
         cut: running.Plan,
         look: beside.Look,
-        fresh: Callable[[], loop.Loop],
         now: standing.Standing,
     ) -> tuple[dispatch.Way, Callable[..., Any], standing.Standing]:
         """How members are computed, and the program that does."""
-        each = compiler.cut.each
-        way = dispatch.way(self._config.dispatch, self._config.block, each)
-        if way is None and now.block >= 0:
-            way = dispatch.of(int(now.block), each)
+        init = compiler.keys(seeds.key(seed, "init"))
+        keys = compiler.cut.put(compiler.keys(seeds.key(seed, "run")))
+        start, each = compiler.start(init), compiler.cut.each
+        like, block = start.returns, int(now.block)
+        asked = self._config.block
+        way = dispatch.way(self._config.dispatch, asked if asked and each % asked == 0 else 0, each)
+        if way is None and block >= 0 and (block == 0 or each % block == 0):
+            way = dispatch.of(block, each)
         several = dispatch.candidates(each)
         if way is None and len(several) == 1:
             way = several[0]
         if way is not None:
             call = beside.done(functools.partial(compiler.call, like, keys, way), beside.COMPILING, look)
             return way, call, standing.chosen(now, way, standing.times(now, each))
-        clock, made, at = dispatch.Clock(cut.updates), {}, [fresh()]
+        clock, made, at = dispatch.Clock(cut.updates), {}, [compiler.put(start.load()(init))]
         for number, one in enumerate(several):
             if not clock.worth():
                 break

@@ -78,10 +78,8 @@ class Greedy:
             apart = words[:, None] + np.array([[at, step] for at in range(streams)], np.uint32)
             action, _, after = self._act(policies, carry, obs.reshape(*self._shape, *obs.shape[1:]), apart)
             flat = np.asarray(action).reshape(members * streams, *np.shape(action)[2:])
-            if flat.dtype.kind == "f" and not np.isfinite(flat).all():
-                sums[~np.isfinite(flat).reshape(members, -1).all(axis=1)] = np.nan
-                flat = np.nan_to_num(flat, posinf=0.0, neginf=0.0)
-            obs, outcome = kept.step(obs, self._simulators.step(flat))
+            sums[~np.isfinite(flat).reshape(members, -1).all(axis=1)] = np.nan
+            obs, outcome = kept.step(obs, self._simulators.step(stepping.bearable(flat)))
             reward, discount, truncated = (leaf.reshape(self._shape) for leaf in outcome[:3])
             over = truncated | (discount == 0)
             totals, lengths, step = totals + reward, lengths + 1, step + 1

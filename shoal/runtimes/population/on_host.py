@@ -49,6 +49,12 @@ class Learner:
 class Compiler(compiling.Compiler):
     """Makes them, of one run."""
 
+    def part(self, blocks: int) -> Compiler:
+        """The same for as many members as there are in one of so many blocks; programs are counted together."""
+        made = Compiler(self._parts, self._shape, self._rules._replace(members=self._rules.members // blocks))
+        made.count = self.count
+        return made
+
     def _blank(self) -> types.Rollout:
         """Rollouts as ShapeDtypeStructs, as simulators and decisions fill them."""
         agent, spec = self._parts.agent, self._parts.spec

@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from shoal.core import seeds, types
 from shoal.runtimes.crew import beside, closing, spawning
 from shoal.runtimes.experience import vectors
@@ -25,6 +27,11 @@ class Room(NamedTuple):
     seed: int  # of the run
     fault: Callable[[str, str], None]
     look: beside.Look  # before the first step
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of members that act and learn by themselves: one a process, where these divide the members."""
+        return self.processes if self.processes and self.members % self.processes == 0 else 1
 
     @property
     def greedy(self) -> int:
@@ -46,17 +53,67 @@ def processes(room: Room) -> int:
     return max(0, min(asked, count))
 
 
-def training(room: Room, life: int) -> types.HostVector:
-    """Simulators to learn from, ``[N * B]``, member by member.
+class Training:
+    """Simulators to learn from, ``[N * B]`` member by member, in blocks that are stepped by themselves."""
 
-    Args:
-        room: Where.
-        life: Apart for each life of the run; its seeds are those of no other.
-    """
-    environment = room.parts.environment
-    if environment.steps_many and not room.processes:
-        return vectors.Whole(environment, room.seed, room.members * room.streams, life)
-    return _vector(room, room.streams, room.seed, life)
+    def __init__(self, room: Room, life: int, blocks: int) -> None:
+        """Open them.
+
+        Args:
+            room: Where.
+            life: Apart for each life of the run; its seeds are those of no other.
+            blocks: One, or as many as there are processes.
+        """
+        environment, count = room.parts.environment, room.members * room.streams
+        self._fault, self._count, self._blocks = room.fault, count, blocks
+        self._pool: vectors.Pooled | None = None
+        self._vector: types.HostVector
+        if environment.steps_many and not room.processes:
+            self._vector = whole = vectors.Whole(environment, room.seed, count, life)
+            self._restarts = lambda: whole.restarts
+        else:
+            self._vector = made = _vector(room, room.streams, room.seed, life)
+            self._restarts = lambda: made.restarts
+            self._pool = made if isinstance(made, vectors.Pooled) else None
+        self._actions: types.Action = None
+
+    @property
+    def restarts(self) -> int:
+        """Simulators and processes that were replaced."""
+        return self._restarts()
+
+    def about(self) -> types.Tree:
+        """Of the processes, for `types.Progress.workers`."""
+        return self._pool.about() if self._pool else {}
+
+    def reset(self) -> list[types.Obs]:
+        """First observations of every block.
+
+        Raises:
+            NotBegun: Whoever looks on said that the run is to end.
+        """
+        return list(np.split(self._vector.reset(), self._blocks))
+
+    def ask(self, block: int, actions: types.Action) -> None:
+        """Have a block act; it answers in `answers`."""
+        if self._pool and self._blocks > 1:
+            self._pool.ask(block, actions)
+        else:
+            self._actions = actions
+
+    def answers(self, seconds: float) -> dict[int, types.Batch]:
+        """One step of every block that was asked and has answered.
+
+        Args:
+            seconds: That nobody's answer is waited for.
+        """
+        if self._pool and self._blocks > 1:
+            return self._pool.answers(seconds)
+        return {0: self._vector.step(self._actions)}
+
+    def close(self) -> None:
+        """Release them; what is raised is told."""
+        closing.told(self._vector.close, self._fault)
 
 
 def _vector(room: Room, streams: int, seed: int, life: int) -> vectors.Serial | vectors.Pooled:
