@@ -89,3 +89,46 @@ def test_blocks_in_processes_learn_what_one_block_here_does():
     episodes = [episode for progress in observer.told for episode in progress.episodes]
     assert {episode.worker for episode in episodes} == set(range(4))
     assert len(episodes) == result.final.env_steps / 2, "an episode of this probe is two steps"
+
+
+# ------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def on(env, monkeypatch, tmp_path, **more):
+    """Two members in two processes, on an environment that misbehaves once."""
+    monkeypatch.setenv("SHOAL_TEST_ONCE", str(tmp_path / "once"))
+    return built("a2c", f"tests.faults.envs:{env}-v0", processes=2, environments=1, episodes=1, **more)
+
+
+def test_a_process_that_dies_costs_the_episodes_of_its_block_alone(monkeypatch, tmp_path):
+    made = on("DiesAtWork", monkeypatch, tmp_path, interval=1000)
+    observer, result = run(made, steps=400, host=False)
+    assert result.final.faults["restarts"] == 1
+    assert len(observer.faults) == 1
+    assert "SIGKILL" in observer.faults[0]
+    episodes = [episode for progress in observer.told for episode in progress.episodes]
+    cut = [episode for episode in episodes if episode.length < 10]
+    assert len({episode.worker for episode in cut}) <= 1
+    assert result.final.env_steps == 400
+    assert all(value is not None for value in result.final.subsystems["population"]["fitness"])
+
+
+def test_a_slow_simulator_holds_nobody_up_before_the_end_of_a_call(monkeypatch, tmp_path):
+    made = on("SlowOne", monkeypatch, tmp_path, interval=100)
+    observer, result = run(made, steps=200, host=False)
+    slow, quick = sorted(result.final.subsystems["population"]["paces"], reverse=True)
+    assert slow > 0.95
+    assert quick < 0.3, "with ten times the speed it is long there, and waits"
+    assert result.final.split["waiting"] > 0
+    stages = {progress.stage.doing for progress in observer.told if progress.stage}
+    assert "waiting for slow simulators" in stages
+    steps = np.asarray(result.final.save().loop.members.state.env_steps)
+    assert steps.tolist() == [100, 100], "of both as many are learned from as were acted"
+
+
+def test_a_simulator_that_raises_is_replaced(monkeypatch, tmp_path):
+    monkeypatch.setenv("SHOAL_TEST_ONCE", str(tmp_path / "once"))
+    made = built("a2c", "tests.faults.envs:RaisesOnce-v0", episodes=1, interval=1000)
+    observer, result = run(made, steps=480, host=False)
+    assert result.final.faults["restarts"] == 1
+    assert "the simulator broke" in observer.faults[0]
