@@ -12,9 +12,20 @@ from tests import faults
 WAYS = {
     "hogwild": ("a3c", "--workers", 2),
     "host-processes": ("a2c", "--runtime.processes", 2, "--runtime.environments", 2),
-    "population": ("pbt_ppo", "--members", 2, "--runtime.environments", 2, "--algorithm.rollout-length", 8,
-        "--algorithm.minibatches", 2, "--runtime.interval", 64, "--runtime.episodes", 1, "--runtime.processes", 2,
-        "--network.hidden", 8),
+    "population": (
+        *(
+            "pbt_ppo",
+            "--members",
+            2,
+            "--algorithm.rollout-length",
+            8,
+            "--algorithm.minibatches",
+            2,
+            "--network.hidden",
+            8,
+        ),
+        *("--runtime.environments", 2, "--runtime.interval", 64, "--runtime.episodes", 1, "--runtime.processes", 2),
+    ),
     "parameter-server": ("gorila", "--workers", 1, "--runtime.shards", 1, "--network.hidden", 8),
 }
 ENDINGS = ["success", "failure", "Ctrl-C", "SIGTERM", "kill -9", "kill -9 early", "kill -9 stuck"]
