@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -14,7 +19,9 @@ from shoal.core import errors, tree
 from shoal.experiment import presets
 from shoal.runs import replaying
 from shoal.runs.session import lives
-from shoal.runtimes.population import greedy, lineage, on_host
+from shoal.runtimes.experience import vectors
+from shoal.runtimes.population import greedy, lineage, on_host, stepping
+from tests import faults
 from tests.conformance.test_runtimes import Observer
 
 REPLAY = {"batch": 8, "capacity": 200, "learning_starts": 10}
@@ -237,3 +244,58 @@ def test_asked_to_end_while_a_fitness_is_measured_it_ends_as_it_was(monkeypatch)
 def test_what_is_compiled_is_stepped_by_no_process():
     with pytest.raises(errors.Refused, match=r"processes=2.*probe:discount"):
         built("a2c", processes=2)
+
+
+@pytest.mark.slow
+def test_blocks_lie_on_other_devices_than_the_whole_to_the_same_numbers(tmp_path):
+    script = """
+import sys, numpy as np, jax
+from tests import test_population_host as here
+from shoal import experiment
+experiment.cache()
+made = here.built("a2c")
+object.__setattr__(made.runtime._config, "processes", 2)
+_, result = here.run(made)
+assert result.final.subsystems["population"]["devices"] == int(sys.argv[1])
+np.savez(sys.argv[2], *jax.tree.leaves(result.final.save().loop.members.state))
+"""
+    found = []
+    for devices in (2, 1):
+        out = tmp_path / f"{devices}.npz"
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(devices), str(out)], capture_output=True, text=True, check=False,
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(dict(np.load(out)))
+    for name, leaf in found[0].items():
+        np.testing.assert_allclose(leaf, found[1][name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_one_that_died_while_it_was_asked_nothing_answers_with_its_first_observations():
+    made = built("a2c", "CartPole-v1")
+    pool = vectors.Pooled(made.parts, 0, 4, 0, 2, lambda *_: None)
+    try:
+        pool.reset()
+        os.kill(pool.about()["pids"][1], signal.SIGKILL)
+        left = np.zeros(2, np.int32)
+        until = time.monotonic() + faults.LONGEST
+        while not pool._early and time.monotonic() < until:  # the first block acts on, meanwhile it is replaced
+            pool.ask(0, left)
+            while not pool.answers(0.1):
+                pass
+        pool.ask(1, left)
+        (batch,) = pool.answers(0.0).values()
+        assert batch.outcome.truncated.all()
+        pool.ask(1, left)
+        answers = {}
+        while not answers:
+            answers = pool.answers(0.1)
+        assert not answers[1].outcome.truncated.any(), "a step of its own, not one that it owed"
+    finally:
+        pool.close()
+
+
+def test_what_is_not_finite_is_no_action():
+    given = np.array([[np.nan, 1.5], [np.inf, -np.inf]], np.float32)
+    np.testing.assert_array_equal(stepping.bearable(given), [[0.0, 1.5], [0.0, 0.0]])

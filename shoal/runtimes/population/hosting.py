@@ -66,7 +66,8 @@ def machine(at: Site, learner: Callable, like: types.State, keys: types.Key) -> 
     """
     assert isinstance(learner, on_host.Learner)
     room, agent = at.room, at.room.parts.agent
-    mine = [at.each.cut.put(one) for one in blocks.shares(keys, room.blocks)]
+    keys_here = jax.device_put(keys, jax.local_devices()[0])  # the whole may be spread over more devices than a block
+    mine = [at.each.cut.put(one) for one in blocks.shares(keys_here, room.blocks)]
     states = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(mine[0]), *leaf.shape[1:]), leaf.dtype), like)
     programs = at.each.programs(states, mine[0])
     every = [stepping.Block(agent, learner, programs, one, room.streams) for one in mine]
