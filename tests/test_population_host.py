@@ -195,11 +195,12 @@ def test_a_run_goes_on_with_fresh_episodes_and_its_lineage():
 
 
 def test_streams_break_off_where_simulators_could_not_be_saved():
-    made = built("dqn")
-    saved = run(made, stop_at=200)[1].final.save()
+    made = built("dqn", chunk_steps=64)
+    saved = run(made, stop_at=50)[1].final.save()  # in the middle of an episode
     newest = int(saved.loop.common.memory.current_index) - 1
     before, count = saved.loop.members.memory.experience, int(saved.loop.common.memory.current_index)
     assert count > 2
+    assert not before.truncated[:, :, newest].any()
     after = on_host.anew(made.parts.agent, saved.loop).members.memory.experience
     assert np.asarray(after.truncated)[:, :, newest].all(), "of every member"
     np.testing.assert_array_equal(after.truncated[:, :, :newest], before.truncated[:, :, :newest])
