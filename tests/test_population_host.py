@@ -19,7 +19,7 @@ from shoal.core import errors, tree
 from shoal.experiment import presets
 from shoal.runs import replaying
 from shoal.runs.session import lives
-from shoal.runtimes.experience import vectors
+from shoal.runtimes.experience import pools
 from shoal.runtimes.population import greedy, lineage, on_host, stepping
 from tests import faults
 from tests.conformance.test_runtimes import Observer
@@ -275,7 +275,7 @@ np.savez(sys.argv[2], *jax.tree.leaves(result.final.save().loop.members.state))
 
 def test_one_that_died_while_it_was_asked_nothing_answers_with_its_first_observations():
     made = built("a2c", "CartPole-v1")
-    pool = vectors.Pooled(made.parts, 0, 4, 0, 2, lambda *_: None)
+    pool = pools.Pooled(made.parts, 0, 4, 0, 2, lambda *_: None)
     try:
         pool.reset()
         os.kill(pool.about()["pids"][1], signal.SIGKILL)

@@ -13,7 +13,7 @@ import numpy as np
 
 from shoal.core import seeds, types
 from shoal.runtimes.crew import beside, closing, spawning
-from shoal.runtimes.experience import vectors
+from shoal.runtimes.experience import pools, vectors
 
 
 class Room(NamedTuple):
@@ -66,7 +66,7 @@ class Training:
         """
         environment, count = room.parts.environment, room.members * room.streams
         self._fault, self._count, self._blocks = room.fault, count, blocks
-        self._pool: vectors.Pooled | None = None
+        self._pool: pools.Pooled | None = None
         self._vector: types.HostVector
         if environment.steps_many and not room.processes:
             self._vector = whole = vectors.Whole(environment, room.seed, count, life)
@@ -74,7 +74,7 @@ class Training:
         else:
             self._vector = made = _vector(room, room.streams, room.seed, life)
             self._restarts = lambda: made.restarts
-            self._pool = made if isinstance(made, vectors.Pooled) else None
+            self._pool = made if isinstance(made, pools.Pooled) else None
         self._actions: types.Action = None
 
     @property
@@ -116,13 +116,13 @@ class Training:
         closing.told(self._vector.close, self._fault)
 
 
-def _vector(room: Room, streams: int, seed: int, life: int) -> vectors.Serial | vectors.Pooled:
+def _vector(room: Room, streams: int, seed: int, life: int) -> vectors.Serial | pools.Pooled:
     count = room.members * streams
     if not room.processes:
         first = vectors.first_incarnation(life)
         return vectors.Serial(room.parts.environment, seed, range(count), first, room.fault, room.look)
     together = streams if room.processes <= room.members else 1
-    return vectors.Pooled(room.parts, seed, count, life, room.processes, room.fault, room.look, together)
+    return pools.Pooled(room.parts, seed, count, life, room.processes, room.fault, room.look, together)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Evaluating:
         """Args: `room`, where."""
         parts = room.parts._replace(environment=Evaluation(room.parts.environment))
         self._room = room._replace(parts=parts)
-        self._vector: vectors.Serial | vectors.Pooled | None = None
+        self._vector: vectors.Serial | pools.Pooled | None = None
 
     @property
     def restarts(self) -> int:
