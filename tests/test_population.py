@@ -19,7 +19,7 @@ from shoal.core import errors, seeds, tree
 from shoal.experiment import budget, presets
 from shoal.runtimes.experience import rollouts
 from shoal.runtimes.members import dispatch, spread
-from shoal.runtimes.population import compiling, failing, fitness, lineage, loop, running, standing
+from shoal.runtimes.population import compiling, failing, fitness, learning, lineage, loop, running, standing
 from tests import faults
 from tests.conformance.test_runtimes import Observer
 
@@ -91,7 +91,7 @@ def alone(name):
     def train(members, common, key):
         state, actors = members.state, members.actors
         if field:
-            state = tree.replaced(state, field, loop.joined(members.memory, common.memory))
+            state = tree.replaced(state, field, learning.joined(members.memory, common.memory))
 
         def update(at, number):
             state, actors = at

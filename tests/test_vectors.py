@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shoal import environments
-from shoal.runtimes.experience import vectors
+from shoal.runtimes.experience import pools
 from tests import scripted
 
 PLAIN = """
@@ -32,7 +32,7 @@ def pooled(env_id, count=1, processes=1):
     """Environments in worker processes; what breaks there fails the test."""
     opener = environments.Opener(env_id, environments.Config())
     parts = python_types.SimpleNamespace(environment=opener, spec=opener.open().spec)
-    vector = vectors.Pooled(parts, 0, count, 0, processes, lambda *fault: pytest.fail("\n".join(fault)))
+    vector = pools.Pooled(parts, 0, count, 0, processes, lambda *fault: pytest.fail("\n".join(fault)))
     try:
         yield vector
     finally:

@@ -423,7 +423,11 @@ class Ways(NamedTuple):
     rules: tuple[str, ...] | None = None  # of optimisers, those that it applies; None: all
     pads: bool = False  # whether rollouts may end in padding (`Rollout.used`)
     seeds: bool = False  # whether it runs several seeds in one program (`ManySeeds`)
-    exact_resume: bool = False  # whether a resumed run has the bits of an uninterrupted one
+    exact_resume: bool = False  # whether a resumed run has the bits of an uninterrupted one, where its environment is
+    # pure JAX: simulators in Python cannot be saved
+    compiles: bool = (
+        False  # whether environments that are pure JAX are compiled with the learner: no process steps them
+    )
     holds_memory: bool = False  # whether each worker keeps a learner's state, a replay memory included
     workers: str | None = None  # the setting that counts its workers; None: it has none
     processes: int = 0  # worker processes it starts, for each seed; 0: none, or as many as pay

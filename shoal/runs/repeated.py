@@ -49,6 +49,11 @@ def again(folder: Path, made: experiment.Experiment, say: Callable[[str], None])
             f"{folder} went on with --reanneal, so its first life had other learning rates than config.json says; "
             "train anew with all its steps to have a run that can be replayed"
         )
+    if not environments.pure_jax(made.env):
+        raise errors.Refused(
+            f"{folder} cannot be replayed: {made.env} is stepped in Python, and what a simulator does once more is not "
+            "known; only populations whose environment is compiled (gymnax:, brax:, ...) are"
+        )
     events = lineage.read(folder)
     experiment.prepare(made.runtime, made.algorithm, made.configs)
     opened = environments.open(made.env, made.configs["environment"])

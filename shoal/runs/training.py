@@ -361,7 +361,7 @@ def apart(made: experiment.Experiment) -> str | None:
         Refused: It cannot do without them.
     """
     how = experiment.ways(made.runtime, made.configs["runtime"])
-    if not (how.processes or how.measures):
+    if not (how.processes or how.measures) or (how.compiles and environments.pure_jax(made.env)):
         return None
     reason = spawning.hindrance() or environments.elsewhere(made.env)
     if reason and how.processes:

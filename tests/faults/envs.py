@@ -207,6 +207,17 @@ class TellsSleep(Calm):
             pathlib.Path(os.environ["SHOAL_TEST_SLEPT"]).write_text(f"{self.slept} {self.steps}")
 
 
+class SlowOne(Slow):
+    """The first simulator that a worker steps takes thirty milliseconds a step, the others three."""
+
+    pause = 0.003
+
+    def step(self, action):
+        if self.steps == 0 and multiprocessing.parent_process() is not None and first():
+            self.pause = 0.03
+        return super().step(action)
+
+
 class Viscous(Slow):
     """An update takes seconds."""
 
@@ -295,6 +306,7 @@ KINDS = (
     Forgetful,
     Slow,
     TellsSleep,
+    SlowOne,
     Viscous,
     Stuck,
     OpensSlowly,

@@ -12,7 +12,7 @@ from shoal import environments
 from shoal.environments import _check
 from shoal.runs import checkpoint
 from shoal.runtimes.crew import closing, crew, life, sharing, turns
-from shoal.runtimes.experience import vectors
+from shoal.runtimes.experience import pools, vectors
 from shoal.runtimes.map_reduce import mapper
 from tests import faults
 from tests.faults import envs
@@ -92,7 +92,7 @@ def test_all_of_several_are_closed_and_told_in_one_word(opener, told, on_fault):
 
 def test_what_simulators_in_processes_raise_at_the_end_is_told_here(opener, told, on_fault):
     parts = python_types.SimpleNamespace(environment=opener, spec=opener.open().spec)
-    vector = vectors.Pooled(parts, 0, 3, 0, 1, on_fault)
+    vector = pools.Pooled(parts, 0, 3, 0, 1, on_fault)
     vector.reset()
     vector.step(np.zeros(3, int))
     vector.close()

@@ -12,12 +12,26 @@ from tests import faults
 WAYS = {
     "hogwild": ("a3c", "--workers", 2),
     "host-processes": ("a2c", "--runtime.processes", 2, "--runtime.environments", 2),
+    "population": (
+        *(
+            "pbt_ppo",
+            "--members",
+            2,
+            "--algorithm.rollout-length",
+            8,
+            "--algorithm.minibatches",
+            2,
+            "--network.hidden",
+            8,
+        ),
+        *("--runtime.environments", 2, "--runtime.interval", 64, "--runtime.episodes", 1, "--runtime.processes", 2),
+    ),
     "parameter-server": ("gorila", "--workers", 1, "--runtime.shards", 1, "--network.hidden", 8),
 }
 ENDINGS = ["success", "failure", "Ctrl-C", "SIGTERM", "kill -9", "kill -9 early", "kill -9 stuck"]
-QUICK = ["kill -9"]  # for a runtime whose processes are those of a pool the others have tested
+QUICK = {"parameter-server": ["kill -9"], "population": ["SIGTERM"]}  # their processes are those that others tested
 CASES = [
-    pytest.param(way, ending, marks=[pytest.mark.slow] if way == "parameter-server" and ending not in QUICK else [])
+    pytest.param(way, ending, marks=[pytest.mark.slow] if ending not in QUICK.get(way, ENDINGS) else [])
     for way in WAYS
     for ending in ENDINGS
 ]

@@ -47,17 +47,12 @@ PPO = (
 
 def _preset(base: Preset, summary: str, source: str, prior: tuple[str, ...], **runtime: Any) -> Preset:
     """Members of another preset, with all that is tuned for it; each does half the steps it would do alone."""
-    tuned = {env: Tuned(one.steps * MEMBERS // 2, one.settings) for env, one in base.tuned.items() if _compiles(env)}
+    tuned = {env: Tuned(one.steps * MEMBERS // 2, one.settings) for env, one in base.tuned.items()}
     given = {**base.settings.get("runtime", {}), "members": MEMBERS, "prior": prior, **runtime}
     return base._replace(
         summary=summary, source=source, runtime="population", steps=base.steps * MEMBERS // 2,
         settings={**base.settings, "runtime": given}, tuned=MappingProxyType(tuned),
     )  # fmt: skip
-
-
-def _compiles(env: str) -> bool:
-    """Whether there is a pure-JAX form of it."""
-    return not env.startswith(("ALE/", "envpool:", "LunarLander", "HalfCheetah", "Hopper"))
 
 
 PERTURB: Mapping[str, Any] = {"copy": "all", "explore": "perturb"}

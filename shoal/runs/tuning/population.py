@@ -92,11 +92,12 @@ def alone(made: experiment.Experiment) -> experiment.Experiment:
     Args:
         made: The population.
     """
-    on = experiment.config_class("runtime", "on_device")
     members = made.configs["runtime"]
-    runtime = on(environments=members.environments, chunk_steps=members.chunk_steps)
+    name = "on_device" if environments.pure_jax(made.env) else "host"
+    more = {"chunk_steps": members.chunk_steps} if name == "on_device" else {"processes": members.processes}
+    runtime = experiment.config_class("runtime", name)(environments=members.environments, **more)
     return dataclasses.replace(
-        made, runtime="on_device", configs={**made.configs, "runtime": runtime}, steps=made.steps // members.members
+        made, runtime=name, configs={**made.configs, "runtime": runtime}, steps=made.steps // members.members
     )
 
 

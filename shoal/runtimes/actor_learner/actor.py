@@ -13,7 +13,7 @@ from shoal.core import types
 from shoal.monitor import timing
 from shoal.runtimes.actor_learner import board, deciding, queue
 from shoal.runtimes.crew import life, sharing
-from shoal.runtimes.experience import finite, vectors
+from shoal.runtimes.experience import finite, pools, vectors
 
 with epy.lazy_imports():
     import jax
@@ -97,7 +97,7 @@ class Actor(life.Worker):
         return vectors.Serial(environment, self._job.seed, places, incarnation, self._broke)
 
     def _broke(self, kind: str, story: str) -> None:
-        self._parent.tell(vectors.Fault(kind, story))
+        self._parent.tell(pools.Fault(kind, story))
 
     def _note_engine(self) -> None:
         notes, worker = self._notes, self._worker

@@ -1,4 +1,4 @@
-"""Several simulators stepped as one: in this process, or in worker processes when a step is slow enough.
+"""Several simulators stepped as one in this process; in worker processes, where a step is slow enough, by `pools`.
 
 Each environment has its own seed, so the bits do not depend on where it is stepped. A simulator that raises, or whose
 process dies, is replaced by a fresh one with a seed not used before; the step it owed becomes a truncation.
@@ -7,31 +7,25 @@ process dies, is replaced by a fresh one with a seed not used before; the step i
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from shoal.core import compilation, errors, seeds, types
-from shoal.runtimes.crew import beside, closing, crew, life, threads
+from shoal.core import errors, seeds, types
+from shoal.runtimes.crew import beside, closing, threads
 
 PAYS = 150e-6  # seconds a step of all environments must take before processes are worth their messages
 PROBE = 100  # steps timed to find out
 FAILURES = 5  # of one environment without a good step between them: a crash loop
 
 
-def _unseen(stage: types.Stage) -> bool:
+def unseen(stage: types.Stage) -> bool:
     """Nobody looks on."""
     del stage
     return True
-
-
-def _nothing(answers: int) -> None:
-    """Nobody waits for it."""
-    del answers
 
 
 class Serial:
@@ -53,7 +47,7 @@ class Serial:
         places: range,
         incarnation: int,
         on_fault: Callable[[str, str], None],
-        look: beside.Look = _unseen,
+        look: beside.Look = unseen,
     ) -> None:
         self._environment, self._seed, self._places, self._on_fault = environment, seed, places, on_fault
         self._look = look
@@ -84,6 +78,13 @@ class Serial:
             beside.asked(self._look, types.Stage(doing, i, count))
             first.append(self._begin(i))
         self._obs = np.stack(first)
+        return self._obs.copy()
+
+    def anew(self, seed: int) -> np.ndarray:
+        """Begin every episode anew, as a run of another seed; the first observations."""
+        self._seed, count = seed, len(self._envs)
+        self._incarnations, self._failures = [0] * count, [0] * count
+        self._obs = np.stack([self._begin(i) for i in range(count)])
         return self._obs.copy()
 
     def step(self, actions: np.ndarray) -> types.Batch:
@@ -125,165 +126,6 @@ class Serial:
         closing.every(env.close for env in self._envs if env is not None)
 
 
-class Fault(NamedTuple):
-    """An environment failed inside a worker and was replaced there."""
-
-    kind: str
-    traceback: str
-
-
-class Hopeless(NamedTuple):
-    """An environment failed so often that the run is to end; a new process would not help."""
-
-    story: str
-
-
-class Job(NamedTuple):
-    """What a worker is told when it starts: simulators alone, so that it imports nothing else."""
-
-    environment: types.Opener
-    seed: int  # the run's
-    places: range  # which environments are its
-    incarnation: int  # of each of them
-    compiled: bool  # a step is a program of JAX's
-
-
-class Simulators(life.Worker):
-    """A share of the environments, stepped whenever told; its first observations are told at once."""
-
-    def __init__(self, job: Job, parent: life.Parent) -> None:
-        """Open them; one that fails again and again is told as `Hopeless`."""
-        if job.compiled:
-            compilation.share()
-        self._parent, self._ended = parent, False
-        self._vector = Serial(job.environment, job.seed, job.places, job.incarnation, self._broke)
-        self._answer(self._vector.reset)
-
-    @property
-    def over(self) -> bool:
-        """It was told to end."""
-        return self._ended
-
-    def turn(self) -> bool:
-        """One step of each; False: nothing is asked for."""
-        actions = self._parent.next()
-        if actions is None:
-            self._ended = self._parent.stopped
-            return False
-        self._answer(lambda: self._vector.step(actions))
-        return True
-
-    def _answer(self, act: Callable[[], Any]) -> None:
-        try:
-            self._parent.tell(act())
-        except errors.GaveUp as error:
-            self._parent.tell(Hopeless(str(error)))
-
-    def _broke(self, kind: str, story: str) -> None:
-        self._parent.tell(Fault(kind, story))
-
-    def close(self) -> None:
-        """See `life.Worker`."""
-        self._vector.close()
-
-
-class Pooled:
-    """A share in each of several processes (see `Serial` for the arguments)."""
-
-    def __init__(
-        self,
-        parts: types.Parts,
-        seed: int,
-        count: int,
-        life_: int,
-        processes: int,
-        on_fault: Callable[[str, str], None],
-        look: beside.Look = _unseen,
-    ) -> None:
-        bounds = np.linspace(0, count, processes + 1).astype(int).tolist()
-        self._shares = [range(a, b) for a, b in itertools.pairwise(bounds)]
-        self._on_fault, self._replaced, self._look = on_fault, 0, look
-
-        def job(worker: int, incarnation: int) -> Job:
-            return Job(
-                environment=parts.environment,
-                seed=seed,
-                places=self._shares[worker],
-                incarnation=first_incarnation(life_, incarnation),
-                compiled=parts.spec.on_device,
-            )
-
-        role = life.Role(name="worker", workers=processes, open=Simulators, job=job, together=False, serves=True)
-        self._crew = crew.Processes([role], on_fault)
-        self._obs = np.zeros((count, *parts.spec.observation.shape), parts.spec.observation.dtype)
-
-    @property
-    def restarts(self) -> int:
-        """Processes that died, and simulators that were replaced inside one."""
-        return self._replaced + self._crew.restarts["worker"]
-
-    def about(self) -> dict[str, Any]:
-        """See `crew.Crew.about`."""
-        return self._crew.about("worker")
-
-    def _gather(self, owed: dict[int, int], waiting: Callable[[int], None] = _nothing) -> dict[int, Any]:
-        """One answer from every worker; a new incarnation answers with its first observations instead.
-
-        Args:
-            owed: The incarnation of each that was asked.
-            waiting: Told how many have answered, now and then.
-        """
-        got: dict[int, Any] = {}
-        while len(got) < len(owed):
-            waiting(len(got))
-            for role, worker, incarnation, message in self._crew.said(beside.LOOK):
-                if isinstance(message, Fault):
-                    self._replaced += 1
-                    self._on_fault(*message)
-                elif isinstance(message, Hopeless):
-                    raise errors.GaveUp(message.story)
-                elif isinstance(message, np.ndarray) or incarnation == owed[worker]:
-                    self._crew.answered(role, worker, progress=isinstance(message, types.Batch))
-                    got[worker] = message
-        return got
-
-    def reset(self) -> np.ndarray:
-        """See `types.HostVector`.
-
-        Raises:
-            NotBegun: `look` said that the run is to end.
-        """
-        for worker, first in self._gather(dict.fromkeys(range(len(self._shares)), 0), self._started).items():
-            self._obs[self._shares[worker].start : self._shares[worker].stop] = first
-        return self._obs.copy()
-
-    def _started(self, ready: int) -> None:
-        beside.asked(self._look, types.Stage(crew.starting(self._crew.roles.values()), ready, len(self._shares)))
-
-    def step(self, actions: np.ndarray) -> types.Batch:
-        """See `types.HostVector`."""
-        count = len(self._obs)
-        reward, discount = np.zeros(count, np.float32), np.ones(count, np.float32)
-        truncated, successor = np.zeros(count, bool), self._obs.copy()
-        owed = {}
-        for worker, share in enumerate(self._shares):
-            owed[worker] = self._crew.incarnation("worker", worker)
-            self._crew.send("worker", worker, actions[share.start : share.stop])
-        for worker, answer in self._gather(owed).items():
-            at = slice(self._shares[worker].start, self._shares[worker].stop)
-            if isinstance(answer, np.ndarray):  # died and begun anew: what it owed is lost
-                truncated[at] = True
-                self._obs[at] = answer
-            else:
-                reward[at], discount[at], truncated[at], successor[at] = answer.outcome
-                self._obs[at] = answer.obs
-        return types.Batch(self._obs.copy(), types.Outcome(reward, discount, truncated, successor))
-
-    def close(self) -> None:
-        """See `types.HostVector`."""
-        self._crew.__exit__(None)
-
-
 class Whole:
     """Environments that their own library steps as one (see `types.Opener.vector`); what it raises ends the run.
 
@@ -307,7 +149,7 @@ def first_incarnation(life: int, process: int = 0) -> int:
 
 
 def processes_that_pay(
-    parts: types.Parts, count: int, seed: int, on_fault: Callable[[str, str], None], look: beside.Look = _unseen
+    parts: types.Parts, count: int, seed: int, on_fault: Callable[[str, str], None], look: beside.Look = unseen
 ) -> int:
     """How many worker processes are worth their messages: 0 where stepping here is faster.
 

@@ -12,7 +12,7 @@ from etils import epy
 from shoal.core import seeds, types
 from shoal.formulas import optimise
 from shoal.runtimes.crew import beside, closing, spawning
-from shoal.runtimes.experience import finite, vectors
+from shoal.runtimes.experience import finite, pools, vectors
 
 with epy.lazy_imports():
     import jax
@@ -85,7 +85,7 @@ class Lane:
         if parts.environment.steps_many and not self._processes:
             self._vector = vectors.Whole(parts.environment, seed, streams, life)
         elif self._processes:
-            self._vector = vectors.Pooled(parts, seed, streams, life, self._processes, fault, look)
+            self._vector = pools.Pooled(parts, seed, streams, life, self._processes, fault, look)
         else:
             first = vectors.first_incarnation(life)
             self._vector = vectors.Serial(parts.environment, seed, range(streams), first, fault, look)

@@ -24,7 +24,7 @@ class Cut:
         devices = min(members, jax.local_device_count())
         if not fill:
             devices = next(count for count in range(devices, 0, -1) if members % count == 0)
-        self._members, self.devices, self._lanes = members, devices, members + -members % devices
+        self.members, self.devices, self._lanes = members, devices, members + -members % devices
         self._axis = jax.sharding.PartitionSpec(AXIS)
         auto = (jax.sharding.AxisType.Auto,)  # where what is gathered from all of them lies, the compiler knows
         mesh = jax.make_mesh((devices,), (AXIS,), devices=jax.local_devices()[:devices], axis_types=auto)
@@ -61,8 +61,8 @@ class Cut:
         """Leaves ``[members, ...]`` to their devices."""
         if self.devices == 1:
             return tree
-        if self._lanes > self._members:
-            which = jnp.minimum(jnp.arange(self._lanes), self._members - 1)
+        if self._lanes > self.members:
+            which = jnp.minimum(jnp.arange(self._lanes), self.members - 1)
             tree = jax.tree.map(lambda leaf: leaf[which], tree)
         return jax.device_put(tree, self._where)
 

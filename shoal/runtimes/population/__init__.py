@@ -15,6 +15,7 @@ from typing import Any, Literal
 from etils import epy
 
 from shoal.core import errors, options, seeds, types
+from shoal.runtimes.crew import threads
 from shoal.runtimes.population import exchange, priors
 
 with epy.lazy_imports():
@@ -24,7 +25,18 @@ with epy.lazy_imports():
     from shoal.core import tree
     from shoal.runtimes.crew import beside
     from shoal.runtimes.members import dispatch
-    from shoal.runtimes.population import applying, compiling, loop, repeating, running, standing
+    from shoal.runtimes.population import (
+        applying,
+        blocks,
+        compiling,
+        hosting,
+        loop,
+        on_host,
+        repeating,
+        running,
+        simulating,
+        standing,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,26 +77,29 @@ class Config:
     """Environment steps of all members between two looks of the host, at most."""
     threads: int = options.number(0, low=0)
     """Threads of the compiled program on a CPU; 0: one where a gradient step is small, else one a core."""
+    processes: int = options.number(-1, low=-1, high=1024)
+    """Processes that step Python simulators, each a block of members; 0 steps here, -1 measures which is faster."""
 
 
 def ways(config: Config) -> types.Ways:
-    """See `types.Ways`."""
+    """See `types.Ways`; as many processes again step the simulators that members are evaluated in."""
     return types.Ways(
         streams=config.environments, members=config.members, seeds=True, exact_resume=True, threads=config.threads,
-        ahead=True, fits=functools.partial(_fits, config), repeats=True,
+        ahead=True, fits=functools.partial(_fits, config), repeats=True, processes=2 * max(0, config.processes),
+        process_mb=threads.STEPS, measures=config.processes < 0, compiles=True,
     )  # fmt: skip
 
 
 def check(config: Config, experiment: Any, opened: Any) -> None:
-    """Refuse environments that cannot be compiled, and settings that do not fit together.
+    """Refuse settings that do not fit together.
 
     Raises:
         Refused: Says what to change.
     """
-    if opened.device is None:
+    if opened.device is not None and config.processes > 0:
         raise errors.Refused(
-            f"the population runtime needs a pure-JAX environment, but {experiment.env} is a Python simulator; "
-            "give an id that begins with gymnax:, brax: or probe:"
+            f"runtime.processes={config.processes}, but {experiment.env} is compiled with the members and steps in no "
+            "process of its own; leave it out"
         )
     exchange.check(config.exchange, _settings(config), config.members)
     _prior(config)
@@ -174,23 +189,39 @@ class Population:
         cut = running.plan(per_update, config.members, config.interval, config.chunk_steps, steps)
         look = beside.first(observe, done * per_update * config.members, done)
         compiler = self._compiler(parts, cut.per_call)
+        site = None
+        if isinstance(compiler, on_host.Compiler):
+            site = hosting.site(self._room(parts, seed, observe.fault, look), compiler)
+        learner = site.each if site else compiler  # who compiles what is timed
         init = compiler.keys(seeds.key(seed, "init"))
         start = compiler.start(init)
         keys = compiler.cut.put(compiler.keys(seeds.key(seed, "run")))
-        choose = functools.partial(self._chosen, compiler, start.returns, keys, cut, look)
-        way, call, now = choose(lambda: compiler.put(start.load()(init)), now)
+        way, call, now = self._chosen(learner, seed, cut, look, now)
 
-        def make() -> tuple[standing.Saved, running.Machine]:
+        def make() -> tuple[blocks.Held, running.Machine]:
             state = start.returns.members.state
-            whole = start.load()(init) if saved is None else jax.tree.map(jnp.asarray, saved.loop)
             swap = compiler.exchange(state) if cut.updates > cut.interval else None
+            if site is not None:
+                machine = hosting.machine(site, call, state, keys)
+                return hosting.begun(site, init, saved and saved.loop), machine._replace(exchange=swap)
+            whole = start.load()(init) if saved is None else jax.tree.map(jnp.asarray, saved.loop)
             machine = running.Machine(call, compiler.measure(state, keys), swap, keys, compiler)
-            return standing.Saved(compiler.put(whole), now), machine
+            return compiler.put(whole), machine
 
         first, machine = beside.done(make, beside.COMPILING, look)
-        each = tree.bytes(start.returns.members) // config.members
-        life = going(parts, self._rules, machine, cut, seed, way)
-        return life(first, observe, time.monotonic() - began, each)
+        with hosting.opened(machine, done):
+            each = tree.bytes(start.returns.members) // config.members
+            life = going(parts, self._rules, machine, cut, seed, way)
+            return life(first, now, observe, time.monotonic() - began, each)
+
+    def _room(
+        self, parts: types.Parts, seed: int, fault: Callable[[str, str], None], look: beside.Look
+    ) -> simulating.Room:
+        config = self._config
+        room = simulating.Room(
+            parts, config.members, config.environments, config.episodes, config.processes, seed, fault, look
+        )
+        return room._replace(processes=simulating.processes(room))
 
     def run_many(self, parts: types.Parts, places: Sequence[types.Place], steps: int, goal: types.Goal | None) -> None:
         """See `types.ManySeeds`: one population after the other."""
@@ -199,30 +230,33 @@ class Population:
                 place.ended(self.run(parts, place.seed, steps, goal, place.observe, place.saved))
 
     def _compiler(self, parts: types.Parts, updates: int) -> compiling.Compiler:
-        return compiling.Compiler(parts, loop.Shape(self._config.environments, updates), self._rules)
+        kind = compiling.Compiler if parts.device_env else on_host.Compiler
+        return kind(parts, loop.Shape(self._config.environments, updates), self._rules)
 
     def _chosen(
         self,
         compiler: compiling.Compiler,
-        like: loop.Loop,
-        keys: types.Key,
+        seed: int,
         cut: running.Plan,
         look: beside.Look,
-        fresh: Callable[[], loop.Loop],
         now: standing.Standing,
     ) -> tuple[dispatch.Way, Callable[..., Any], standing.Standing]:
         """How members are computed, and the program that does."""
-        each = compiler.cut.each
-        way = dispatch.way(self._config.dispatch, self._config.block, each)
-        if way is None and now.block >= 0:
-            way = dispatch.of(int(now.block), each)
+        init = compiler.keys(seeds.key(seed, "init"))
+        keys = compiler.cut.put(compiler.keys(seeds.key(seed, "run")))
+        start, each = compiler.start(init), compiler.cut.each
+        like, block = start.returns, int(now.block)
+        asked = self._config.block
+        way = dispatch.way(self._config.dispatch, asked if asked and each % asked == 0 else 0, each)
+        if way is None and block >= 0 and (block == 0 or each % block == 0):
+            way = dispatch.of(block, each)
         several = dispatch.candidates(each)
         if way is None and len(several) == 1:
             way = several[0]
         if way is not None:
             call = beside.done(functools.partial(compiler.call, like, keys, way), beside.COMPILING, look)
             return way, call, standing.chosen(now, way, standing.times(now, each))
-        clock, made, at = dispatch.Clock(cut.updates), {}, [fresh()]
+        clock, made, at = dispatch.Clock(cut.updates), {}, [compiler.put(start.load()(init))]
         for number, one in enumerate(several):
             if not clock.worth():
                 break

@@ -85,7 +85,7 @@ class Compiler:
         return self.count.one(self._shelf.compiled(what, chunk, self._like(like), keys, ask, donate=True))
 
     def measure(self, like: types.State, keys: types.Key) -> Callable:
-        """(states, keys) -> (fitness ``[N]``, smallest distance)."""
+        """(states, keys, look) -> (fitness ``[N]``, smallest distance); one call, in which nobody looks up."""
         each = self.cut.over(fitness.program(self._parts, self._rules.episodes), (True, True), (True,))
 
         def measure(states: types.State, keys: types.Key) -> tuple[Any, Any]:
@@ -93,7 +93,8 @@ class Compiler:
             return each(states, keys)[0], far
 
         what = f"population fitness of {self._rules.episodes}"
-        return self.count.one(self._shelf.compiled(what, measure, self.cut.like(like), keys))
+        program = self.count.one(self._shelf.compiled(what, measure, self.cut.like(like), keys))
+        return lambda states, keys, _: program(states, keys)
 
     def exchange(self, like: types.State) -> Callable:
         """(states, fitness, exchanges before, key) -> (states, plan, told, hyperparameters before, and after)."""

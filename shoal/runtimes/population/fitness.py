@@ -17,6 +17,11 @@ with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
 
+
+class Stopped(Exception):
+    """Somebody asked for the end before a fitness was measured; the members are as they were."""
+
+
 LONGEST, LONGEST_FREE = 100_000, 10_000  # steps after which an episode counts as it stands; without a time limit
 
 

@@ -1,10 +1,6 @@
 """The compiled loop of a population: every member acts, remembers and learns, several updates a call.
 
-The replay memory lies beside the learners' states. Which of its rows is written next is the same for all members, so
-under an axis of members a write stays one slice of one array, in place; were the memory inside a state that `vmap`
-maps over, it would be copied at every step. Whether a member has seen enough to learn may differ between members: the
-states, without the memory, are then chosen between by a mask, and nothing is computed before the first is ready.
-
+What they learn from their rollouts, and where their memories lie, is in `learning`.
 Every member has the keys of its number, so what it learns depends on no other member.
 """
 
@@ -19,6 +15,7 @@ from shoal.core import tree, types
 from shoal.formulas import optimise
 from shoal.runtimes.experience import rollouts
 from shoal.runtimes.members import dispatch
+from shoal.runtimes.population import learning
 
 with epy.lazy_imports():
     import jax
@@ -30,7 +27,7 @@ class Members(NamedTuple):
 
     state: types.State  # the learners, without their memories
     memory: types.Tree  # what each remembers; () where rules have none, or keep it in the state
-    actors: rollouts.Actors  # [N, B, ...]
+    actors: types.Tree  # `rollouts.Actors` [N, B, ...]; of simulators on the host, the recurrent state alone
 
 
 class Common(NamedTuple):
@@ -70,33 +67,6 @@ class Ask(NamedTuple):
     force: types.Scalar  # bool: all learn, ready or not; to measure how long it takes
 
 
-class Learns(NamedTuple):
-    """Learning from memories that are kept here."""
-
-    practice: types.Practice
-    memory: types.Replay
-
-
-def learns(agent: types.Agent) -> Learns | None:
-    """How the rule learns from a memory that is kept here; None: it has none, or keeps it itself."""
-    practice = agent.about.practice
-    return None if practice is None or practice.memory is None else Learns(practice, practice.memory)
-
-
-# ------------------------------------------------------------------------------------------------ memory
-
-
-def parted(memory: types.Memory, common: types.Tree) -> tuple[types.Tree, types.Tree]:
-    """A memory as what is one member's own, and what is the same for all."""
-    own = jax.tree.map(lambda leaf, shared: None if shared else leaf, memory, common)
-    return own, jax.tree.map(lambda leaf, shared: leaf if shared else None, memory, common)
-
-
-def joined(own: types.Tree, common: types.Tree) -> types.Memory:
-    """The memory again."""
-    return jax.tree.map(lambda mine, ours: ours if mine is None else mine, own, common, is_leaf=lambda x: x is None)
-
-
 # ------------------------------------------------------------------------------------------------ beginning
 
 
@@ -111,8 +81,7 @@ def start(parts: types.Parts, shape: Shape, tune: Callable[[types.State, types.K
     Returns:
         (keys ``[N]`` of the members' beginnings) -> `Loop`.
     """
-    agent, env, kept_here = parts.agent, parts.device_env, learns(parts.agent)
-    assert env is not None
+    agent, env, kept_here, batch = parts.agent, parts.device_env, learning.learns(parts.agent), shape.environments
 
     def one(key: types.Key) -> Members:
         learner, world, prior = jax.random.split(key, 3)
@@ -121,15 +90,19 @@ def start(parts: types.Parts, shape: Shape, tune: Callable[[types.State, types.K
         if kept_here:
             field = str(agent.about.fields.memory)
             own = tree.field(state, field)
-            kept, _ = parted(own, kept_here.memory.common(own))
+            kept, _ = learning.parted(own, kept_here.memory.common(own))
             state = tree.replaced(state, field, ())
-        return Members(tune(state, prior), kept, rollouts.start(agent, env, shape.environments, world))
+        if env is None:  # simulators on the host show the rest
+            actors = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch, *leaf.shape)), agent.about.carry)
+        else:
+            actors = rollouts.start(agent, env, batch, world)
+        return Members(tune(state, prior), kept, actors)
 
     def every(keys: types.Key) -> Loop:
         counts: Any = ()
         if kept_here:
             empty = kept_here.memory.init()
-            counts = parted(empty, kept_here.memory.common(empty))[1]
+            counts = learning.parted(empty, kept_here.memory.common(empty))[1]
         return Loop(jax.vmap(one)(keys), Common(counts, jnp.uint32(0)))
 
     return every
@@ -151,13 +124,14 @@ def call(parts: types.Parts, shape: Shape, way: dispatch.Way) -> Callable:
     """
 
     def lifted(lift: Callable[..., Any]) -> Callable:
-        kept_here = learns(parts.agent)
-        step = _practising(parts, kept_here, lift) if kept_here else _updating(parts, lift)
+        act, practise = _acting(parts, lift), learn(parts, lift)
 
         def update(members: Members, common: Common, keys: types.Key, force: types.Scalar) -> Any:
             own = lift(lambda key: jax.random.fold_in(key, common.update))(keys)
-            members, counts, told = step(members, common.memory, own, force)
-            return members, Common(counts, common.update + 1), told
+            actors, rollout, ended, learn_keys = act(members.state, members.actors, own)
+            acted = members._replace(actors=actors)
+            members, common, metrics = practise(acted, common, rollout, learn_keys, force)
+            return members, common, (metrics, ended)
 
         def several(members: Members, common: Common, keys: types.Key, ask: Ask) -> Any:
             before = lift(optimise.skipped)(members.state)
@@ -178,10 +152,11 @@ def call(parts: types.Parts, shape: Shape, way: dispatch.Way) -> Callable:
 
         return several
 
-    return dispatch.every(lifted(lambda function, *_: function), lifted(_vmapped), way)
+    return dispatch.every(lifted(lambda function, *_: function), lifted(vmapped), way)
 
 
-def _vmapped(function: Callable, given: Any = 0, back: Any = 0) -> Callable:
+def vmapped(function: Callable, given: types.Tree = 0, back: types.Tree = 0) -> Callable:
+    """A function of one member as one of all, by an axis in front."""
     return jax.vmap(function, in_axes=given, out_axes=back)
 
 
@@ -204,85 +179,13 @@ def _acting(parts: types.Parts, lift: Callable[..., Any]) -> Callable:
     return lift(one)
 
 
-def _updating(parts: types.Parts, lift: Callable[..., Any]) -> Callable:
-    """An update by `Agent.update`."""
-    act, learn = _acting(parts, lift), lift(parts.agent.update)
+def learn(parts: types.Parts, lift: Callable[..., types.Tree]) -> Callable:
+    """(members, common, rollout, keys, force) -> (members, common, metrics)."""
+    step = learning.step(parts.agent, lift)
 
-    def step(members: Members, counts: types.Tree, keys: types.Key, force: types.Scalar) -> Any:
-        del force
-        actors, rollout, ended, learn_keys = act(members.state, members.actors, keys)
-        state, metrics = learn(members.state, rollout, learn_keys)
-        return Members(state, (), actors), counts, (metrics, ended)
+    def once(members: Members, common: Common, rollout: types.Rollout, keys: types.Key, force: types.Scalar) -> Any:
+        given = members.state, members.memory, common.memory
+        state, kept, counts, metrics = step(given, rollout, keys, force)
+        return Members(state, kept, members.actors), Common(counts, common.update + 1), metrics
 
-    return step
-
-
-def _practising(parts: types.Parts, given: Learns, lift: Callable[..., Any]) -> Callable:
-    """An update from the memories: what `Agent.update` does with one that is its own (decision 0016)."""
-    practice, memory = given
-    act, prepare, ready = _acting(parts, lift), lift(practice.prepare), lift(practice.ready)
-
-    def remember(own: types.Tree, counts: types.Tree, steps: types.Transition) -> Any:
-        after = memory.add(joined(own, counts), steps)
-        return parted(after, memory.common(after))
-
-    add = lift(remember, (0, None, 0), (0, None))
-    filled = lift(lambda own, counts: memory.filled(joined(own, counts)), (0, None))
-
-    def step(members: Members, counts: types.Tree, keys: types.Key, force: types.Scalar) -> Any:
-        actors, rollout, ended, learn_keys = act(members.state, members.actors, keys)
-        state, steps = prepare(members.state, rollout)
-        kept, counts = add(members.memory, counts, steps)
-        go = (ready(state) & filled(kept, counts)) | force
-        state, kept, metrics = _practise(given, lift, (state, kept, counts), go, learn_keys)
-        return Members(state, kept, actors), counts, (metrics, ended)
-
-    return step
-
-
-def _practise(
-    using: Learns, lift: Callable[..., Any], given: tuple[Any, Any, Any], go: types.Array, keys: types.Key
-) -> tuple[types.State, types.Tree, types.Metrics]:
-    """Draw and learn, some times over, where `go` says so."""
-    practice, memory = using
-    state, kept, counts = given
-    drawing = lift(practice.drawing)(state)
-
-    def drawn(own: types.Tree, counts: types.Tree, drawing: Any, key: types.Key) -> Any:
-        draw_key, learn_key = jax.random.split(key)
-        return memory.sample(joined(own, counts), drawing[0], drawing[1], draw_key), learn_key
-
-    def graded(own: types.Tree, counts: types.Tree, drawing: Any, sample: Any, error: types.Array, go: Any) -> Any:
-        error = jnp.where(sample.weight > 0, error, 0.0)  # what nothing is learned from is not worth drawing
-        before = joined(own, counts)
-        after = memory.reprioritise(before, sample.index, error, drawing[1])
-        after = jax.tree.map(lambda new, old: old if new is old else jnp.where(go, new, old), after, before)
-        return parted(after, memory.common(after))[0]
-
-    draw = lift(drawn, (0, None, 0, 0))
-    grade = lift(graded, (0, None, 0, 0, 0, 0))
-    choose = lift(lambda go, new, old: jax.tree.map(lambda a, b: jnp.where(go, a, b), new, old))
-
-    def once(both: tuple[Any, Any], keys: types.Key) -> Any:
-        state, kept = both
-        sample, learn_keys = draw(kept, counts, drawing, keys)
-        like = jax.eval_shape(lift(practice.learn), state, sample, learn_keys)[1:]
-
-        def learn(state: types.State, sample: Any, keys: types.Key) -> Any:
-            new, *rest = lift(practice.learn)(state, sample, keys)
-            nothing = jax.tree.map(jnp.zeros_like, rest)
-            return choose(go, new, state), *choose(go, rest, nothing)
-
-        def rest(state: types.State, sample: Any, keys: types.Key) -> Any:
-            del sample, keys
-            return state, *jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-
-        state, error, metrics = jax.lax.cond(jnp.any(go), learn, rest, state, sample, learn_keys)
-        return (state, grade(kept, counts, drawing, sample, error, go)), metrics
-
-    if practice.updates == 1:
-        (state, kept), metrics = once((state, kept), keys)
-        return state, kept, metrics
-    several = jnp.moveaxis(lift(lambda key: jax.random.split(key, practice.updates))(keys), -1, 0)
-    (state, kept), metrics = jax.lax.scan(once, (state, kept), several)
-    return state, kept, jax.tree.map(lambda leaf: leaf[-1], metrics)
+    return once

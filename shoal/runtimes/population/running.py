@@ -6,6 +6,7 @@ same bits.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,13 +20,17 @@ from shoal.runtimes.experience import finite
 from shoal.runtimes.members import dispatch
 from shoal.runtimes.population import (
     applying,
+    blocks,
     chronicle,
     compiling,
     exchange,
     failing,
+    fitness,
+    greedy,
     lineage,
     loop,
     standing,
+    stepping,
     telling,
 )  # fmt: skip
 
@@ -74,6 +79,8 @@ class Machine(NamedTuple):
     exchange: Callable | None  # None: the run ends before the first
     keys: types.Key  # [N], of learning
     compiler: compiling.Compiler
+    simulators: stepping.Stepping | None = None  # that `call` steps on the host; None: there are none
+    greedy: greedy.Greedy | None = None  # likewise of `measure`
 
 
 class Running:
@@ -88,50 +95,60 @@ class Running:
         self._lineage = lineage.Lineage()
         self._copied = applying.copied(parts.agent, rules.how)
         self._before_exchange: int | None = None  # programs that had been made then
+        self._until = 0  # updates at the end of the call under way
 
-    def __call__(self, saved: standing.Saved, observe: types.Observer, startup: float, each_bytes: int) -> types.Result:
+    def __call__(
+        self, first: blocks.Held, now: standing.Standing, observe: types.Observer, startup: float, each_bytes: int
+    ) -> types.Result:
         """Train to the end.
 
         Args:
-            saved: Where it begins.
+            first: Where it begins.
+            now: How they stand then.
             observe: Who looks on.
             startup: Seconds that it took to get here.
             each_bytes: That one member takes.
         """
-        self._loop, self._now, self._bytes = saved.loop, saved.standing, each_bytes
-        self._update = self._began_at = int(jax.device_get(saved.loop.common.update))
+        self._loop, self._now, self._bytes, self._observe = first, now, each_bytes, observe
+        self._update = self._began_at = int(jax.device_get(blocks.common(self._loop).update))
+        if self._machine.simulators:
+            self._machine.simulators.look = self._look
         self._began = time.monotonic()
         if not self._update:
             values = self._hyperparameters()
             self._lineage.add(chronicle.initial(values, self._rules.members))
+        with contextlib.suppress(fitness.Stopped):
+            self._train()
         progress = self._progress([])
+        at = standing.best(self._now)
+        return types.Result(self.policy(at), progress, startup)
+
+    def _train(self) -> None:
         while self._update < self._plan.updates:
             self._settle()
-            told = self._step()
-            progress = self._progress(told)
-            if not observe(progress):
+            if not self._observe(self._progress(self._step())):
                 break
         if self._update >= self._plan.updates:
             self._measured()
             steps = self._update * self._plan.per_update
             self._lineage.add(chronicle.measured(self._update, steps, standing.known(self._now)))
-        progress = self._progress([])
-        at = standing.best(self._now)
-        return types.Result(self.policy(at), progress, startup)
 
     def policy(self, at: int) -> types.Policy:
         """A member's, on the host."""
-        state, place = self._machine.compiler.cut.share(self._loop.members.state, at)
-        policy: types.Policy = jax.device_get(self._agent.snapshot(jax.tree.map(lambda leaf: leaf[place], state)))
+        state = blocks.learner(self._loop, self._machine.compiler.cut, at)
+        policy: types.Policy = jax.device_get(self._agent.snapshot(state))
         return policy
 
     # ---------------------------------------------------------------- an interval
 
     def _step(self) -> list[types.Episode]:
-        """One call, and new members for those that failed in it."""
-        updates = self._plan.next(self._update)
+        """One call, and new members for those that failed in it; one with simulators may come back early."""
+        if self._update >= self._until:  # where a call ends is decided when it begins, whatever it takes
+            self._until = self._update + self._plan.next(self._update)
+        updates = self._until - self._update
         self._loop, told = self._machine.call(self._loop, self._machine.keys, ask(updates))
         told = jax.device_get(told)
+        updates = min(updates, told.ended.over.shape[1])
         before = self._update * self._plan.per_update * self._rules.members
         self._update += updates
         found = telling.episodes(told.ended, before, updates)
@@ -149,9 +166,8 @@ class Running:
             self._before_exchange = self._machine.compiler.count.made
         found, rounds = standing.known(self._now), int(self._now.exchanges)
         key = seeds.key(self._seed, "exchange", rounds)
-        members = self._loop.members
-        state, *told = self._machine.exchange(members.state, found, np.int32(rounds), key)
-        self._loop = self._loop._replace(members=members._replace(state=state))
+        state, *told = self._machine.exchange(blocks.states(self._loop), found, np.int32(rounds), key)
+        self._loop = blocks.with_states(self._loop, state)
         swap, ranks, before, after = jax.device_get(told)
         done = chronicle.Round(rounds, self._update, self._update * self._plan.per_update, found, exchange.Plan(*swap))
         events = chronicle.exchanged(done, ranks, before, after, self._rules.exchange, self._copied)
@@ -165,9 +181,12 @@ class Running:
         began = time.monotonic()
         compiler = self._machine.compiler
         keys = compiler.cut.put(compiler.keys(seeds.key(self._seed, "fitness", self._update)))
-        found, far = jax.device_get(self._machine.measure(self._loop.members.state, keys))
+        found, far = jax.device_get(self._machine.measure(blocks.states(self._loop), keys, self._look))
         self._now = standing.take(self._now, found, self._update, float(far))
         self._accounts.measuring += time.monotonic() - began
+
+    def _look(self, stage: types.Stage) -> bool:
+        return self._observe(self._progress([])._replace(stage=stage))
 
     def _mend(self, mask: types.Array) -> None:
         values = self._hyperparameters()
@@ -175,7 +194,8 @@ class Running:
         failing.check(self._now, mask, values, self._update)
         taken = failing.sources(self._now, mask, self._rules.settings.fraction, self._seed, self._update)
         key = seeds.key(self._seed, "failure", self._update)
-        self._loop = self._loop._replace(members=self._machine.compiler.mend(self._loop.members, mask, taken, key))
+        mended = self._machine.compiler.mend(blocks.members(self._loop), mask, taken, key)
+        self._loop = blocks.with_members(self._loop, mended)
         after = self._hyperparameters()
         copied = applying.copied(self._agent, applying.How(copy="policy"))
         steps = self._update * self._plan.per_update
@@ -187,7 +207,7 @@ class Running:
     def _hyperparameters(self) -> dict[str, types.Array]:
         names = self._rules.prior
         found: dict[str, types.Array] = jax.device_get(
-            applying.hyperparameters(self._agent, names, self._loop.members.state)
+            applying.hyperparameters(self._agent, names, blocks.states(self._loop))
         )
         return found
 
@@ -209,16 +229,22 @@ class Running:
             "compilations_after_first_exchange": later,
             "bytes_per_member": self._bytes,
         }
+        if self._machine.simulators:
+            more = {**more, "paces": self._machine.simulators.paces()}
+        simulators, greedy = self._machine.simulators, self._machine.greedy
+        faults = {"non_finite": accounts.non_finite, **finite.faults(*accounts.unfit)}
+        if simulators and greedy:
+            faults["restarts"] = simulators.restarts + greedy.restarts
         return types.Progress(
             env_steps=self._update * each,
             updates=self._update,
             train_s=spent,
             episodes=episodes,
             metrics=telling.metrics(accounts, now),
-            split={"on_device": spent},
-            workers={},
-            faults={"non_finite": accounts.non_finite, **finite.faults(*accounts.unfit)},
-            save=lambda: jax.device_get(standing.Saved(self._loop, self._now)),
+            split=dict(simulators.split) if simulators else {"on_device": spent},
+            workers=simulators.about() if simulators else {},
+            faults=faults,
+            save=lambda: standing.Saved(blocks.saved(self._loop), self._now),
             policy=lambda: self.policy(standing.best(self._now)),
             subsystems={"population": telling.summary(accounts, now, self._way, compiler.cut.each, more)},
             artefacts={lineage.FILE: self._lineage},
