@@ -183,6 +183,8 @@ def population(results: Mapping[str, Any]) -> str:
     """Both widths of TD3 over each peer."""
     told = []
     for width, part in results["td3"].items():
+        if part["ratio_sequential"] is None:
+            continue  # not measured yet
         pairs = {"ratio_sequential": "JAX in turn", "ratio_torch": "PyTorch in turn", "ratio_torch_batched": "at once"}
         each = ", ".join(f"{show.number(part[key])}x {name}" for key, name in pairs.items())
         told.append(f"{width[1:]} wide {each}")
