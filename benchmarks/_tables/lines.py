@@ -188,7 +188,7 @@ def population(results: Mapping[str, Any]) -> str:
         pairs = {"ratio_sequential": "JAX in turn", "ratio_torch": "PyTorch in turn", "ratio_torch_batched": "at once"}
         each = ", ".join(f"{show.number(part[key])}x {name}" for key, name in pairs.items())
         told.append(f"{width[1:]} wide {each}")
-    return f"one update step of 80 TD3 members beside the same networks elsewhere: {'; '.join(told)}"
+    return f"one update step of 80 TD3 members beside the same networks elsewhere: {'; '.join(told) or '–'}"
 
 
 def pbt(results: Mapping[str, Any]) -> str:
