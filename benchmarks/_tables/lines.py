@@ -143,6 +143,10 @@ def accerl(results: Mapping[str, Any]) -> str:
     """The best of the tasks that were measured."""
     ratio, saved = results["best_actor_time_ratio"], results["best_train_time_reduction"]
     percent = "–" if saved is None else f"{100 * saved:.0f} %"
+    parts = [part for task in results["tasks"].values() for part in task["parts"].values()]
+    seeds = [len(part["runs"]) for part in parts if saved is not None and part["train_time_reduction"] == saved]
+    if seeds:
+        percent += f" ({seeds[0]} seed{'s' if seeds[0] > 1 else ''})"
     return (
         f"compressed actors take {show.number(ratio)}x less time than in full precision on the fastest engine, and a "
         f"whole training up to {percent} less (the paper: 2.0x to 4.13x, 29.8 % to 40.3 %)"
