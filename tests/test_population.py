@@ -18,8 +18,8 @@ from shoal import experiment
 from shoal.core import errors, seeds, tree
 from shoal.experiment import budget, presets
 from shoal.runtimes.experience import rollouts
-from shoal.runtimes.members import dispatch, spread
-from shoal.runtimes.population import compiling, failing, fitness, learning, lineage, loop, running, standing
+from shoal.runtimes.members import dispatch, fitness, learning, loop, spread
+from shoal.runtimes.population import compiling, failing, lineage, running, standing
 from tests import faults
 from tests.conformance.test_runtimes import Observer
 

@@ -131,6 +131,8 @@ class Env(NamedTuple):
     init: Callable[[Key], tuple[Tree, Obs]]  # key -> (env_state, obs)
     step: Callable[[Tree, Action, Key], tuple[Tree, Obs, Outcome]]  # -> (env_state, obs to act on next, outcome)
     spec: EnvSpec
+    init_as: Callable[[Key, Scalar], tuple[Tree, Obs]] | None = None
+    # (key, i32 which owner's) -> as `init`: the stream stays that owner's. None: it is the same for all owners
 
 
 class HostEnv(Protocol):
@@ -222,6 +224,7 @@ class Layer(NamedTuple):
     gain: float = 1.0  # of the initialiser
     low: tuple[float, ...] = ()  # what becomes 0 (scale): one for all, or one for each of the last axis
     high: tuple[float, ...] = ()  # what becomes 1 (scale)
+    scope: str = "global"  # whose its parameters are, where parties train together: "global" or "local"
 
 
 class NetworkSpec(NamedTuple):
@@ -230,6 +233,12 @@ class NetworkSpec(NamedTuple):
     observation: ObservationSpec
     trunks: Mapping[str, tuple[Layer, ...]]  # by trunk name; one shared trunk, or one for each head
     heads: Mapping[str, tuple[str, tuple[Layer, ...]]]  # head name -> (trunk it stands on, its layers)
+    inputs: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    # trunk -> what it sees, joined to one vector: "obs", earlier trunks, or the names of learned vectors (`vectors`);
+    # one that is not named sees the observation
+    terms: Mapping[str, tuple[tuple[str, tuple[Layer, ...]], ...]] = MappingProxyType({})
+    # head -> what is added to its output: (trunk, layers) as in `heads`; a head that is not named is no sum
+    vectors: Mapping[str, Layer] = MappingProxyType({})  # learned vectors that no observation changes, kind "vector"
 
 
 class Network(NamedTuple):
@@ -419,7 +428,11 @@ class Ways(NamedTuple):
     learners: int = 1  # that share the parameters, each with streams of its own
     members: int = 1  # learners that share nothing: the environment steps of a run are divided between them
     fits: Callable[[Agent], None] | None = None  # refuses what it cannot train with these settings; None: takes all
+    parties: int = 0  # owners that train together, each with an environment and a private part of its own; 0: it is
+    # one learner's, or workers'
     captures: bool = False  # True: gradients are left in the state, for the runtime to apply (`optimise.capture`)
+    splits: bool = False  # True: those of global layers are, those of local ones are applied (`optimise.split`)
+    proximal: bool = False  # True: global layers are drawn to where they were at the last download (FedProx)
     rules: tuple[str, ...] | None = None  # of optimisers, those that it applies; None: all
     pads: bool = False  # whether rollouts may end in padding (`Rollout.used`)
     seeds: bool = False  # whether it runs several seeds in one program (`ManySeeds`)
@@ -620,6 +633,14 @@ class Programs(Protocol):
         ...
 
 
+class Party(NamedTuple):
+    """One of several owners that train together, each with an environment of its own."""
+
+    name: str
+    env: str  # the id of its environment, as a person may type it
+    rebuild: Callable[[], Parts]  # picklable: its own parts, wherever it is
+
+
 class Parts(NamedTuple):
     """What a runtime receives; it names no algorithm and no simulator."""
 
@@ -632,6 +653,8 @@ class Parts(NamedTuple):
     corrector: str = "none"  # name of the one that the agent learns through, to be told
     bounds: Bounds | None = None  # of that one
     programs: Programs | None = None  # where compiled programs are kept between runs; None keeps none
+    parties: tuple[Party, ...] = ()  # who trains together, under `Ways.parties`; the rest is then the first one's
+    alike: bool = True  # whether `device_env` serves all parties (`Env.init_as`) with networks of the same shapes
 
 
 class Artefact(Protocol):
@@ -705,6 +728,7 @@ class Result(NamedTuple):
     final: Progress
     startup_s: float  # from the call of `run` to the first learning step, compilation included
     packed: Packed | None = None  # what actors were sent last, where that is not the policy itself
+    policies: tuple[Policy, ...] = ()  # one a party, in the order of `Parts.parties`; (): there is `policy` alone
 
 
 class Observer(Protocol):

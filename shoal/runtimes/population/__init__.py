@@ -24,19 +24,18 @@ with epy.lazy_imports():
 
     from shoal.core import tree
     from shoal.runtimes.crew import beside
-    from shoal.runtimes.members import dispatch
+    from shoal.runtimes.members import dispatch, loop
     from shoal.runtimes.population import (
         applying,
         blocks,
         compiling,
         hosting,
-        loop,
         on_host,
         repeating,
         running,
         simulating,
         standing,
-    )  # fmt: skip
+    )
 
 
 @dataclasses.dataclass(frozen=True)

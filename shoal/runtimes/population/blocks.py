@@ -13,8 +13,7 @@ import numpy as np
 from etils import epy
 
 from shoal.core import types
-from shoal.runtimes.members import spread
-from shoal.runtimes.population import loop
+from shoal.runtimes.members import loop, spread
 
 with epy.lazy_imports():
     import jax

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from etils import epy
 
 from shoal.core import programs, seeds, types
-from shoal.runtimes.members import dispatch, spread
-from shoal.runtimes.population import applying, exchange, failing, fitness, loop, priors
+from shoal.runtimes.members import dispatch, fitness, loop, spread
+from shoal.runtimes.population import applying, exchange, failing, priors
 
 with epy.lazy_imports():
     import jax

@@ -13,7 +13,8 @@ import numpy as np
 from etils import epy
 
 from shoal.core import errors, seeds, tree, types
-from shoal.runtimes.population import applying, exchange, loop, priors, standing
+from shoal.runtimes.members import loop
+from shoal.runtimes.population import applying, exchange, priors, standing
 
 with epy.lazy_imports():
     import jax

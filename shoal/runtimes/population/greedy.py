@@ -15,7 +15,8 @@ from etils import epy
 from shoal.core import errors, types
 from shoal.runtimes.crew import beside
 from shoal.runtimes.experience import finite
-from shoal.runtimes.population import fitness, simulating, stepping
+from shoal.runtimes.members import fitness
+from shoal.runtimes.population import simulating, stepping
 
 with epy.lazy_imports():
     import jax

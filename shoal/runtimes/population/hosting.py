@@ -10,7 +10,8 @@ from typing import NamedTuple
 from etils import epy
 
 from shoal.core import types
-from shoal.runtimes.population import blocks, greedy, loop, on_host, running, simulating, stepping
+from shoal.runtimes.members import loop
+from shoal.runtimes.population import blocks, greedy, on_host, running, simulating, stepping
 
 with epy.lazy_imports():
     import jax

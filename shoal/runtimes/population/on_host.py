@@ -14,8 +14,8 @@ from etils import epy
 from shoal.core import prng, tree, types
 from shoal.formulas import optimise
 from shoal.runtimes.experience import rollouts
-from shoal.runtimes.members import dispatch
-from shoal.runtimes.population import compiling, fitness, learning, loop
+from shoal.runtimes.members import dispatch, fitness, learning, loop
+from shoal.runtimes.population import compiling
 
 with epy.lazy_imports():
     import jax

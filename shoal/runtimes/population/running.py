@@ -17,7 +17,7 @@ from etils import epy
 
 from shoal.core import seeds, types
 from shoal.runtimes.experience import finite
-from shoal.runtimes.members import dispatch
+from shoal.runtimes.members import dispatch, fitness, loop
 from shoal.runtimes.population import (
     applying,
     blocks,
@@ -25,14 +25,12 @@ from shoal.runtimes.population import (
     compiling,
     exchange,
     failing,
-    fitness,
     greedy,
     lineage,
-    loop,
     standing,
     stepping,
     telling,
-)  # fmt: skip
+)
 
 with epy.lazy_imports():
     import jax

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shoal.core import types
-from shoal.runtimes.members import dispatch
-from shoal.runtimes.population import loop
+from shoal.runtimes.members import dispatch, loop
 
 WAYS = 6  # dispatches that are timed at most
 

@@ -18,8 +18,8 @@ from etils import epy
 from shoal.core import types
 from shoal.runtimes.crew import beside
 from shoal.runtimes.experience import finite, rollouts
-from shoal.runtimes.members import lanes
-from shoal.runtimes.population import blocks, loop, on_host, simulating
+from shoal.runtimes.members import lanes, loop
+from shoal.runtimes.population import blocks, on_host, simulating
 
 with epy.lazy_imports():
     import jax

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from shoal.core import types
-from shoal.runtimes.members import dispatch
-from shoal.runtimes.population import loop, standing
+from shoal.runtimes.members import dispatch, loop
+from shoal.runtimes.population import standing
 
 LAST = 100  # training episodes of a member that its return is the mean of
 

@@ -14,8 +14,7 @@ from etils import epy
 from shoal.core import tree, types
 from shoal.formulas import optimise
 from shoal.runtimes.experience import rollouts
-from shoal.runtimes.members import dispatch
-from shoal.runtimes.population import learning
+from shoal.runtimes.members import dispatch, learning
 
 with epy.lazy_imports():
     import jax
