@@ -65,6 +65,25 @@ def no_audit(env_id: str, config: Config, steps: int) -> Audit:
     return Audit(problems=(), remarks=())
 
 
+class Owner(NamedTuple):
+    """One of those to whom a set of environments belongs."""
+
+    name: str
+    env: str  # the id of his own environment, which takes the set's settings
+
+
+def always_compiled(env_id: str) -> bool:
+    """Of a library whose environments are all of one kind."""
+    del env_id
+    return False
+
+
+def nobodys(env_id: str, config: Config) -> tuple[Owner, ...]:
+    """Of a library that has no sets."""
+    del env_id, config
+    return ()
+
+
 class Adapter(NamedTuple):
     """What an adapter declares of itself."""
 
@@ -77,6 +96,8 @@ class Adapter(NamedTuple):
     # None: not known, and nothing is kept
     elsewhere: Callable[[str], str] = anywhere  # id -> why another process cannot open it; "" if it can
     audit: Callable[[str, Config, int], Audit] = no_audit  # (id, config, steps) -> what its library's checks say
+    in_python: Callable[[str], bool] = always_compiled  # id -> whether it is none of those that can be compiled
+    owners: Callable[[str, Config], tuple[Owner, ...]] = nobodys  # (id, config) -> of a set, its owners; else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +224,14 @@ def full(env_id: str) -> str:
 
 
 def pure_jax(env_id: str) -> bool:
-    """Whether the environments of this id's adapter can be compiled; opens nothing."""
-    return adapter(env_id).pure_jax
+    """Whether this environment can be compiled; opens nothing."""
+    declared = adapter(env_id)
+    return declared.pure_jax and not declared.in_python(env_id)
+
+
+def owners_of(env_id: str, config: Config) -> tuple[Owner, ...]:
+    """The owners of a set of environments, in their order; () where the id is no set's. Opens nothing."""
+    return adapter(env_id).owners(env_id, config)
 
 
 def sources(env_id: str) -> tuple[str, ...] | None:
