@@ -166,17 +166,21 @@ def test_spaces_have_sizes_of_their_own_and_no_single_learner():
     ]  # fmt: skip
     with pytest.raises(errors.Refused, match=r"no single learner fits it; give one of them, e\.g\. owners:Spaces/0"):
         opened("Spaces")
-    named = environments.owners_of("owners:Spaces", owners.Config(parties=3))
+    named = environments.owned("owners:Spaces", owners.Config(parties=3)).owners
     assert [one.name for one in named] == ["CartPole", "Acrobot", "MountainCar"]
     assert named[2].env == "owners:Spaces/2"
+    assert not environments.owned("owners:Spaces", owners.Config()).alike, "no program serves them all"
+    assert not environments.owned("owners:Hopper-legs", owners.Config()).alike
 
 
 def test_owners_of_a_set():
-    assert [tuple(one) for one in environments.owners_of("owners:CartPole-lengths", owners.Config(parties=2))] == [
+    found = environments.owned("owners:CartPole-lengths", owners.Config(parties=2))
+    assert found.alike
+    assert [tuple(one) for one in found.owners] == [
         ("0", "owners:CartPole-lengths/0"), ("1", "owners:CartPole-lengths/1"),
     ]  # fmt: skip
     for alone in ("owners:CartPole-lengths/0", "owners:None", "CartPole-v1", "gymnax:CartPole-v1"):
-        assert environments.owners_of(alone, environments.Config()) == ()
+        assert environments.owned(alone, environments.Config()).owners == ()
 
 
 @pytest.mark.parametrize("given", ["5", "-1", "x", "1.0", "", "²"])

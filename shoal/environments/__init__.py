@@ -78,10 +78,17 @@ def always_compiled(env_id: str) -> bool:
     return False
 
 
-def nobodys(env_id: str, config: Config) -> tuple[Owner, ...]:
+class Owned(NamedTuple):
+    """To whom an environment belongs."""
+
+    owners: tuple[Owner, ...] = ()  # (): it is no set
+    alike: bool = True  # whether one compiled program serves all of them (`types.Env.init_as`)
+
+
+def nobodys(env_id: str, config: Config) -> Owned:
     """Of a library that has no sets."""
     del env_id, config
-    return ()
+    return Owned()
 
 
 class Adapter(NamedTuple):
@@ -97,7 +104,7 @@ class Adapter(NamedTuple):
     elsewhere: Callable[[str], str] = anywhere  # id -> why another process cannot open it; "" if it can
     audit: Callable[[str, Config, int], Audit] = no_audit  # (id, config, steps) -> what its library's checks say
     in_python: Callable[[str], bool] = always_compiled  # id -> whether it is none of those that can be compiled
-    owners: Callable[[str, Config], tuple[Owner, ...]] = nobodys  # (id, config) -> of a set, its owners; else ()
+    owned: Callable[[str, Config], Owned] = nobodys  # (id, config) -> of a set, its owners
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,9 +236,9 @@ def pure_jax(env_id: str) -> bool:
     return declared.pure_jax and not declared.in_python(env_id)
 
 
-def owners_of(env_id: str, config: Config) -> tuple[Owner, ...]:
-    """The owners of a set of environments, in their order; () where the id is no set's. Opens nothing."""
-    return adapter(env_id).owners(env_id, config)
+def owned(env_id: str, config: Config) -> Owned:
+    """To whom the environments of a set belong; none where the id is no set's. Opens nothing."""
+    return adapter(env_id).owned(env_id, config)
 
 
 def sources(env_id: str) -> tuple[str, ...] | None:

@@ -35,21 +35,21 @@ def _in_python(env_id: str) -> bool:
     return _split(env_id)[0] in _owners_simulated.SIMULATED
 
 
-def _owners(env_id: str, config: environments.Config) -> tuple[environments.Owner, ...]:
-    """Whose environments a set holds; () of what is no set."""
+def _owned(env_id: str, config: environments.Config) -> environments.Owned:
+    """Whose environments a set holds; nobody's where it is one owner's, or no set."""
     name, given = _split(env_id)
     if given is not None or name not in {*_owners_sets.COMPILED, *_owners_simulated.SIMULATED}:
-        return ()
+        return environments.Owned()
     count = environments.own(config, Config).parties
     called = _owners_sets.COMPILED[name].simulators if name in _owners_sets.COMPILED else ()
-    return tuple(
-        environments.Owner(called[at].partition("-")[0] if len(called) == count > 1 else str(at), f"{env_id}/{at}")
-        for at in range(count)
+    names = [one.partition("-")[0] for one in called] if len(called) == count > 1 else map(str, range(count))
+    return environments.Owned(
+        tuple(environments.Owner(one, f"{env_id}/{at}") for at, one in enumerate(names)), alike=len(called) == 1
     )
 
 
 ADAPTER = environments.Adapter(
-    prefix=PREFIX, pure_jax=True, config=Config, sources=("gymnax",), in_python=_in_python, owners=_owners
+    prefix=PREFIX, pure_jax=True, config=Config, sources=("gymnax",), in_python=_in_python, owned=_owned
 )
 
 

@@ -186,7 +186,7 @@ def _check_memory(made: Sequence[experiment.Experiment], seeds: int) -> None:
     experiment.cache()
     for one in made:
         training.crowd(one, seeds if _together(one) else 1)
-        agent = experiment.build(one, environments.open(one.env, one.configs["environment"])).parts.agent
+        agent = experiment.build(one, experiment.open_environment(one)).parts.agent
         needed = budget.need(agent, experiment.traits(one.algorithm, one.configs["algorithm"]).capacity)
         training.checked(one, agent, needed, seeds if _together(one) else 1)
 
