@@ -301,14 +301,15 @@ def check(agents: Sequence[tuple[str, types.Agent, types.EnvSpec]], exchange: st
     layout = _layout(agent)
     if not layout:
         raise errors.Refused(
-            "no layer is everybody's, so there is nothing to exchange; give --network.form A, or --runtime.exchange none"
+            "no layer is everybody's, so there is nothing to exchange; give --network.form A, or --runtime.exchange "
+            "none"
         )
     for other, different, _ in agents[1:]:
         for layer, here, there in _differences(layout, _layout(different)):
             raise errors.Refused(
                 f"the global layer {layer} is {_shown(there)} at party {other}, and {_shown(here)} at party {name}; "
-                "global layers must have the same shape, so keep what differs local (--network.form C), or give both the "
-                "same network"
+                "global layers must have the same shape, so keep what differs local (--network.form C), or give both "
+                "the same network"
             )
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import environments, experiment, log
+from shoal import experiment, log
 from shoal.core import errors, files
 from shoal.experiment import budget, presets
 from shoal.runs import checkpoint, group, run_folder
