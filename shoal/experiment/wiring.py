@@ -375,9 +375,9 @@ def build(experiment: Experiment, opened: environments.Opened | None = None, sta
 
 
 def horizon(experiment: Experiment) -> int:
-    """Environment steps of one learner over which its learning rate is lowered; members share those of the run."""
-    members = ways(experiment.runtime, experiment.configs["runtime"]).members
-    return -(-(experiment.anneal or experiment.steps) // members)
+    """Environment steps of one learner over which its learning rate is lowered; members or parties share the run's."""
+    how = ways(experiment.runtime, experiment.configs["runtime"])
+    return -(-(experiment.anneal or experiment.steps) // max(how.members, how.parties))
 
 
 def _agent(experiment: Experiment, spec: types.EnvSpec, how: types.Ways) -> types.Agent:
