@@ -170,7 +170,7 @@ def served(opening: Opening, theta: np.ndarray, log: audit.Audit | None = None) 
     """The server before its first round."""
     channel = opening.programs.channel
     spec = channel.spec if channel else message.Spec(())
-    return server.Server(spec, theta, opening.names, opening.rules, opening.run, log)
+    return server.Server(spec, theta, opening.names, opening.rules, opening.run, log=log)
 
 
 def carrier(config: Any, opening: Opening, seed: int, homes: together.Homes, block: int) -> axis.Axis:
