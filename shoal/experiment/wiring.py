@@ -169,7 +169,8 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
     optimise.check(experiment.configs["optimiser"])
     how = ways(experiment.runtime, experiment.configs["runtime"])
     lead = parties.lead(experiment, how)
-    _check_algorithm(lead, opened.spec)
+    if not experiment.parties:  # what is wrong with all of them is nobody's in particular
+        _check_algorithm(lead, opened.spec)
     _check_parties(experiment, how)
     registry.load("runtime", experiment.runtime).check(experiment.configs["runtime"], experiment, opened)
     _check_compressor(lead, opened)
@@ -211,7 +212,12 @@ def open_environment(experiment: Experiment) -> environments.Opened:
         Refused: As `environments.open`.
     """
     lead = parties.lead(experiment, ways(experiment.runtime, experiment.configs["runtime"]))
-    return environments.open(lead.env, lead.configs["environment"])
+    try:
+        return environments.open(lead.env, lead.configs["environment"])
+    except errors.Refused as problem:
+        if not experiment.parties:
+            raise
+        raise errors.Refused(f"party {experiment.parties[0].name}: {problem}") from None
 
 
 def compiled(experiment: Experiment) -> bool:
