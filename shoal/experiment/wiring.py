@@ -164,6 +164,7 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
     for kind in kinds():
         options.check(experiment.configs[kind], kind)
     optimise.check(experiment.configs["optimiser"])
+    _check_pace(experiment)
     _check_algorithm(experiment, opened.spec)
     rule = traits(experiment.algorithm, experiment.configs["algorithm"])
     if rule.normalises and opened.spec.observation.image:
@@ -179,6 +180,15 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
         raise errors.Refused(
             f"--replayable on {experiment.env}: the same seed and actions do not give the same observations and "
             f"rewards, so nothing could be repeated; `shoal check-env {experiment.env}` tells more"
+        )
+
+
+def _check_pace(experiment: Experiment) -> None:
+    config, how = experiment.configs["optimiser"], ways(experiment.runtime, experiment.configs["runtime"])
+    if config.local_rate != 1.0 and how.captures:
+        raise errors.Refused(
+            f"optimiser.local_rate={config.local_rate:g} is for parties, and the {experiment.runtime} runtime applies "
+            "all gradients to one set of parameters; leave it out, or use --runtime federated"
         )
 
 
@@ -404,7 +414,7 @@ def _optimiser(config: optimise.Config, steps: int, how: types.Ways) -> optimise
         return optimise.capture(config, steps)
     if how.splits:
         return splitting.split(config, steps, networks.is_global)
-    made = optimise.local(config, steps)
+    made = splitting.paced(optimise.local(config, steps), networks.is_global, config.local_rate)
     return splitting.proximal(made, networks.is_global) if how.proximal else made
 
 
