@@ -167,6 +167,7 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
     for kind in kinds():
         options.check(experiment.configs[kind], kind)
     optimise.check(experiment.configs["optimiser"])
+    _check_pace(experiment)
     how = ways(experiment.runtime, experiment.configs["runtime"])
     lead = parties.lead(experiment, how)
     if not experiment.parties:  # what is wrong with all of them is nobody's in particular
@@ -232,6 +233,15 @@ def elsewhere(experiment: Experiment) -> str:
 
 def _ids(experiment: Experiment) -> list[str]:
     return parties.ids(experiment, ways(experiment.runtime, experiment.configs["runtime"]))
+
+
+def _check_pace(experiment: Experiment) -> None:
+    config, how = experiment.configs["optimiser"], ways(experiment.runtime, experiment.configs["runtime"])
+    if config.local_rate != 1.0 and how.captures:
+        raise errors.Refused(
+            f"optimiser.local_rate={config.local_rate:g} is for parties, and the {experiment.runtime} runtime applies "
+            "all gradients to one set of parameters; leave it out, or use --runtime federated"
+        )
 
 
 def _check_evaluations(experiment: Experiment) -> None:
@@ -506,7 +516,7 @@ def _optimiser(config: optimise.Config, steps: int, how: types.Ways) -> optimise
         return optimise.capture(config, steps)
     if how.splits:
         return splitting.split(config, steps, networks.is_global)
-    made = optimise.local(config, steps)
+    made = splitting.paced(optimise.local(config, steps), networks.is_global, config.local_rate)
     return splitting.proximal(made, networks.is_global) if how.proximal else made
 
 
