@@ -241,6 +241,7 @@ def test_lies_of_the_whole_round_and_of_chance():
         (["x:nan"], "PARTY:KIND"),
         (["1:sign_flp"], "did you mean 'sign_flip'"),
         (["1:scaling:much"], "must be a number"),
+        (["1:scaling:nan"], "must be a number"),
         (["1:nan", "1:zero"], "a party twice"),
     ],
 )
