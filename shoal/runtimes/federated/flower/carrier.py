@@ -12,17 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import connection
 from typing import NamedTuple
 
+from shoal.runtimes.federated import network
 from shoal.runtimes.federated.flower import door as doors
 
 HEAD = struct.Struct(">QQ")  # number of the job, node
-
-
-class Reply(NamedTuple):
-    """An answer of a party."""
-
-    party: int
-    job: int
-    body: bytes | None  # None: it failed, or was lost
+MISSED = 30.0  # seconds after which a node that is away is given no more jobs; Flower itself takes longer to say so
 
 
 class Job(NamedTuple):
@@ -51,6 +45,8 @@ class Carrier:
         self._app: connection.Connection | None = None
         self._jobs: dict[int, Job] = {}
         self._next = 0
+        self._failed: list[network.Reply] = []  # jobs of parties that are away
+        self._seen = dict.fromkeys(nodes.values(), time.monotonic())  # when each party was there last
         self.present: frozenset[int] = frozenset()  # parties whose nodes are there
         self.foreign = 0  # answers that were nobody's: another node than the one that was asked, or asked nothing
 
@@ -61,17 +57,21 @@ class Carrier:
     def send(self, party: int, body: bytes) -> int:
         """Hand a job to a party; its number comes back with the answer."""
         self._next += 1
-        self._jobs[self._next] = Job(party, body)
-        self._hand(self._next)
+        if self._app is not None and time.monotonic() - self._seen[party] > MISSED:
+            self._failed.append(network.Reply(party, self._next, None))
+        else:
+            self._jobs[self._next] = Job(party, body)
+            self._hand(self._next)
         return self._next
 
     def forget(self, job: int) -> None:
         """An answer is not waited for any more; one that comes is dropped."""
         self._jobs.pop(job, None)
 
-    def poll(self, seconds: float) -> list[Reply]:
+    def poll(self, seconds: float) -> list[network.Reply]:
         """Answers that came within so many seconds; at once where there are some."""
-        until, found = time.monotonic() + seconds, list[Reply]()
+        until, found = time.monotonic() + seconds, self._failed
+        self._failed = []
         while not found:
             left = until - time.monotonic()
             self._watch(self._app is not None)
@@ -87,6 +87,11 @@ class Carrier:
             if left <= 0:
                 break
         return found
+
+    @property
+    def carried(self) -> bool:
+        """Whether the ServerApp is there."""
+        return self._app is not None
 
     def close(self) -> None:
         """Let the ServerApp go: it ends."""
@@ -107,6 +112,7 @@ class Carrier:
             return
         self._lost()
         self._app = visitor
+        self._seen = dict.fromkeys(self._seen, time.monotonic())
         for job in list(self._jobs):
             self._hand(job)
 
@@ -121,12 +127,13 @@ class Carrier:
             self._app.close()
         self._app, self.present = None, frozenset()
 
-    def _understood(self, frame: bytes) -> list[Reply]:
+    def _understood(self, frame: bytes) -> list[network.Reply]:
         """The answers in a frame: none, or one."""
         kind, rest = frame[:1], frame[1:]
         if kind == b"N":
             there = struct.unpack(f">{len(rest) // 8}Q", rest)
             self.present = frozenset(self._nodes[node] for node in there if node in self._nodes)
+            self._seen |= dict.fromkeys(self.present, time.monotonic())
             return []
         number, node = HEAD.unpack_from(rest)
         job = self._jobs.get(number)
@@ -134,4 +141,4 @@ class Carrier:
             self.foreign += job is not None  # an answer given up on is nobody's fault
             return []
         del self._jobs[number]
-        return [Reply(job.party, number, rest[HEAD.size :] or None)]
+        return [network.Reply(job.party, number, rest[HEAD.size :] or None)]
