@@ -11,13 +11,15 @@ from typing import Any
 
 from etils import epy
 
-from shoal.core import tree, types
+from shoal.core import types
 from shoal.formulas import optimise
 
 with epy.lazy_imports():
     import jax
     import jax.flatten_util
     import jax.numpy as jnp
+
+    from shoal.core import tree
 
 IsGlobal = Callable[[tuple[Any, ...]], bool]  # a leaf's key path among the parameters -> whether it is everybody's
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
@@ -20,6 +21,7 @@ from shoal.runtimes.federated import (
     axis,
     channels,
     message,
+    placing,
     robust,
     running,
     server,
@@ -199,13 +201,19 @@ def like(config: Any, parts: types.Parts, seed: int) -> running.Saved:
     opening = opened(config, parts, seed)
     made, count = opening.programs, len(opening.names)
     begun = served(opening, np.zeros(made.size, np.float32))
+    if placing.chosen(config.placement, parts) != "axis":
+        apart = placing.like(config, parts, opening.run, seed, made.shape.updates)
+        return running.Saved(apart, begun.kept(), running.fresh(count))
     desk = carrier(config, opening, seed, made.like, -1).desk
     return running.Saved(axis.Saved(made.like, desk), begun.kept(), running.fresh(count))
 
 
 def policies(config: Any, parts: types.Parts, seed: int, saved: running.Saved) -> tuple[types.Policy, ...]:
     """Of every party in a checkpoint tree: the server's global part with what is its own."""
-    made = opened(config, parts, seed).programs
+    opening = opened(config, parts, seed)
+    made = opening.programs
+    if placing.chosen(config.placement, parts) != "axis":
+        return placing.policies(config, parts, opening.run, seed, saved.parties, saved.server["theta"])
     every = made.policies(saved.parties.homes, saved.server["theta"])
     return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in range(made.shape.parties))
 
@@ -253,10 +261,16 @@ def trained(
     began, log = time.monotonic(), audit.Audit()
     opening = opened(config, parts, seed, steps)
     made = opening.programs
-    done = int(saved.parties.desk.env_steps.sum()) if saved is not None else 0
+    where = placing.chosen(config.placement, parts)
+    done = placing.steps(saved.parties) if saved is not None else 0
     look = beside.first(observe, done, done // made.per_update)
 
-    def make() -> axis.Axis:
+    def make() -> running.Carrier:
+        if where != "axis":
+            apart = placing.opened(where, config, parts, opening.run, seed, made.shape.updates, observe.fault, wire)
+            if saved is not None:
+                apart.resume(saved.parties)
+            return apart
         begun = made.begins.load()(made.keys(seed, "init"))
         one = carrier(config, opening, seed, begun, int(saved.standing.block) if saved is not None else -1)
         one.use(wire)
@@ -266,14 +280,17 @@ def trained(
         return one
 
     carried = beside.done(make, beside.COMPILING, look)
-    serving = served(opening, made.beginning(carried.homes), log)
+    serving = served(opening, carried.beginning(), log)
     now = running.fresh(len(opening.names))
     if saved is not None:
         serving.resume(saved.server)
+        if where == "processes":
+            serving.forget()  # who was at a job is sent it again
         now = saved.standing
     plan = running.Plan(
         steps, made.per_update, config.evaluate_every, config.episodes, config.asynchronous,
         joins(config, opening.names), config.exchange == "none",
     )  # fmt: skip
     life = running.Running(carried, serving, plan, seed, about(config, parts, opening), log)
-    return life(now._replace(block=np.int64(carried.block)), observe, time.monotonic() - began)
+    with contextlib.closing(carried):
+        return life(now._replace(block=np.int64(carried.block)), observe, time.monotonic() - began)

@@ -26,6 +26,15 @@ PATIENCE = 1.0  # seconds, of the carrier's clock, that are waited for a reply b
 class Carrier(network.Network, network.Beside, Protocol):
     """Parties on this machine."""
 
+    @property
+    def block(self) -> int:
+        """Of the way in which an axis of them is computed (`dispatch.of`); -1: there is none."""
+        ...
+
+    def beginning(self) -> np.ndarray:
+        """The global part that a run begins with, ``[d]``: that of the first party's learner."""
+        ...
+
     def now(self) -> float:
         """Seconds of the clock that deadlines are held against: simulated ones, or this machine's."""
         ...
