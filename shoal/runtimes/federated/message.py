@@ -5,8 +5,8 @@ both sides hold, and names of tensors never travel (their hash does). NumPy and 
 arrives is unpickled, and no array is made before the length is right.
 
 ```
-header    magic 4 · protocol u16 · direction u8 · kind u8 · run 16 bytes · party u32 · round u64 · base u64 · hash of the
-          specification 32 bytes                                                                            (76 bytes)
+header    magic 4 · protocol u16 · direction u8 · kind u8 · run 16 bytes · party u32 · round u64 · base u64 · hash of
+          the specification 32 bytes                                                                        (76 bytes)
 tensors   little-endian, in the specification's order                                              (4 or 8 bytes each)
 counts    up: env_steps i64 · updates i64 · outcome u8                                                      (17 bytes)
 settings  down: local_updates i64 · clip f64 · noise f64 · server_step f64 · mu f64                         (40 bytes)

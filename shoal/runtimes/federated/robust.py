@@ -96,13 +96,14 @@ def chosen(rule: str, hostile: int) -> str:
     return (DEFAULT if hostile else "mean") if rule == "auto" else rule
 
 
-def check(rule: str, hostile: int, parties: int) -> None:
+def check(rule: str, hostile: int, parties: int, by: str = "parties") -> None:
     """Refuse a rule that cannot do what is asked of it.
 
     Args:
         rule: A name of `RULES`.
         hostile: Parties that may be hostile.
         parties: Updates that it will see at least.
+        by: The setting of the runtime that says so.
 
     Raises:
         Refused: There is no such rule, it withstands nobody, or it needs more parties.
@@ -117,8 +118,8 @@ def check(rule: str, hostile: int, parties: int) -> None:
     if parties < needs(rule, hostile):
         most = max((parties - RULES[rule].more) // max(RULES[rule].each, 1), 0)
         raise errors.Refused(
-            f"runtime.aggregator={rule} with runtime.hostile={hostile} needs {needs(rule, hostile)} parties in every "
-            f"round, and there are {parties}; give more parties or a larger quorum, or runtime.hostile={most} at most"
+            f"runtime.aggregator={rule} with runtime.hostile={hostile} needs {needs(rule, hostile)} updates in every "
+            f"round, and may see {parties}; give runtime.{by}={needs(rule, hostile)} or more, or runtime.hostile={most}"
         )
 
 
@@ -128,7 +129,7 @@ def norms(updates: np.ndarray) -> np.ndarray:
 
 
 def bounded(updates: np.ndarray, lengths: np.ndarray, bound: float) -> np.ndarray:
-    """u min(1, B / ‖u‖), the rows above the bound alone copied.
+    """Updates scaled down to a norm: u min(1, B / ‖u‖); rows within it stay as they are.
 
     Args:
         updates: ``[n, d]``.
