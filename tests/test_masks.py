@@ -10,7 +10,7 @@ from shoal.core import errors
 from shoal.runtimes.federated import agreement, masks, shares, unmasking
 
 COHORT = (0, 2, 3, 5, 6)
-KITS = {"deployed": lambda one: agreement.deployed(), "simulated": lambda one: agreement.simulated(7, one, 4)}
+KITS = {"deployed": lambda _: agreement.deployed(), "simulated": lambda one: agreement.simulated(7, one, 4)}
 
 
 def settings(size=40, cohort=COHORT, bits=32):

@@ -135,7 +135,7 @@ def test_epsilon_is_that_of_the_specification(z, rounds, pld, rdp):
 
 def test_an_epsilon_that_promises_nothing_is_told_by_the_quick_bound():
     book = opened(None)
-    book.charge([event(z=0.1)])
+    book.charge([event(z=0.05)])
     assert book.total().epsilon == book.total().epsilon_rdp > ledger.NOTHING
 
 
