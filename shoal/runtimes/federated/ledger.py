@@ -127,11 +127,15 @@ class Ledger:
             low, high = (middle, high) if self.affords([event] * middle) else (low, middle)
         return low
 
-    def total(self) -> Total:
-        """What was spent so far; takes a second or so, for the privacy loss distribution is composed."""
+    def total(self, *, tight: bool = True) -> Total:
+        """What was spent so far.
+
+        Args:
+            tight: Whether the privacy loss distribution is composed, which may take a second; else the bound is told.
+        """
         known = {party: accounting.epsilon(spent, self._delta) for party, spent in self._spent.items()}
         worst = max(known, key=lambda party: (known[party], -party), default=None)
-        by = "rdp" if worst is None or known[worst] > NOTHING else "pld"
+        by = "pld" if tight and worst is not None and known[worst] <= NOTHING else "rdp"
         return Total(
             epsilon=None if worst is None else accounting.epsilon(self._spent[worst], self._delta, by=by),
             epsilon_rdp=None if worst is None else known[worst],
