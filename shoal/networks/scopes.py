@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal.core import types
+from shoal.core import tree, types
 
 with epy.lazy_imports():
     import jax
@@ -58,9 +58,7 @@ def split(params: types.Params) -> tuple[types.Tree, types.Tree]:
     Returns:
         The global and the local part, each with () in place of the other's leaves.
     """
-    chosen = jax.tree_util.tree_map_with_path(lambda path, _: is_global(path), params)
-    ours = jax.tree.map(lambda leaf, of_all: leaf if of_all else (), params, chosen)
-    return ours, jax.tree.map(lambda leaf, of_all: () if of_all else leaf, params, chosen)
+    return tree.parted(params, is_global)
 
 
 def join(shared: types.Tree, own: types.Tree) -> types.Params:
@@ -70,16 +68,12 @@ def join(shared: types.Tree, own: types.Tree) -> types.Params:
         shared: The global part.
         own: The local part.
     """
-    return jax.tree.map(lambda one, other: other if _nothing(one) else one, shared, own, is_leaf=_nothing)
+    return tree.whole(shared, own)
 
 
-def _nothing(node: Any) -> bool:
-    return isinstance(node, tuple) and node == ()
-
-
-def _sorted(tree: types.Tree) -> list[tuple[str, Any]]:
+def _sorted(params: types.Tree) -> list[tuple[str, Any]]:
     """(name, global leaf), in the order of the names."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
     return sorted((("/".join(_names(path)), leaf) for path, leaf in paths if is_global(path)), key=lambda pair: pair[0])
 
 

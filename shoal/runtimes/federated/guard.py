@@ -56,27 +56,29 @@ def check(spec: message.Spec, body: object, expected: Expected) -> tuple[message
     Returns:
         The message and "", or None and one of `REASONS`.
     """
-    try:
-        up = message.decode_up(spec, body)  # type: ignore[arg-type]  # what is no bytes is turned away there
-    except message.Malformed as malformed:
-        return None, malformed.reason
-    reason = _addressed(up.header, expected) or _holds(up, expected)
+    up, reason = read(spec, body)
+    if up is None:
+        return None, reason
+    reason = _addressed(up, expected) or _holds(up, expected)
     return (None, reason) if reason else (up, "")
 
 
-def header(spec: message.Spec, body: object) -> message.Header | None:
-    """Whose and of which round a message says it is; None where it is none."""
+def read(spec: message.Spec, body: object) -> tuple[message.Up | None, str]:
+    """A message as it stands, whomever it is for: it and "", or None and one of `REASONS`."""
     try:
-        return message.decode_up(spec, body).header  # type: ignore[arg-type]
-    except message.Malformed:
-        return None
+        return message.decode_up(spec, body), ""  # type: ignore[arg-type]  # what is no bytes is turned away there
+    except message.Malformed as malformed:
+        return None, malformed.reason
 
 
-def _addressed(told: message.Header, expected: Expected) -> str:
+def _addressed(up: message.Up, expected: Expected) -> str:
+    told = up.header
     if told.run != expected.run:
         return "run"
     if told.party != expected.party:
         return "party"
+    if up.outcome == message.FAILED:  # a party that could not read its job cannot name it
+        return ""
     if told.round < expected.round:
         return "late"
     if (told.round, told.base) != (expected.round, expected.base):
@@ -89,6 +91,8 @@ def _holds(up: message.Up, expected: Expected) -> str:
         return "counts"
     if up.outcome != message.OK:
         return "outcome" if up.vector.any() else ""
+    if up.updates < 1:  # an update of nothing
+        return "counts"
     if expected.choices and not _distributions(up, expected.choices):
         return "outputs"
     if expected.max_norm and message.norm(up.vector) > expected.max_norm:

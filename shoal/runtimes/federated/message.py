@@ -5,8 +5,8 @@ both sides hold, and names of tensors never travel (their hash does). NumPy and 
 arrives is unpickled, and no array is made before the length is right.
 
 ```
-header    magic 4 · protocol u16 · direction u8 · kind u8 · run 16 bytes · party u32 · round u64 · base u64 · hash of the
-          specification 32 bytes                                                                            (76 bytes)
+header    magic 4 · protocol u16 · direction u8 · kind u8 · run 16 bytes · party u32 · round u64 · base u64 · hash of
+          the specification 32 bytes                                                                        (76 bytes)
 tensors   little-endian, in the specification's order                                              (4 or 8 bytes each)
 counts    up: env_steps i64 · updates i64 · outcome u8                                                      (17 bytes)
 settings  down: local_updates i64 · clip f64 · noise f64 · server_step f64 · mu f64                         (40 bytes)
@@ -31,7 +31,7 @@ KINDS = (GRADIENT, DELTA, OUTPUTS, MASKED, JOIN)
 OK, SKIPPED, FAILED = 0, 1, 2  # outcomes: the tensors of the last two are all 0
 OUTCOMES = (OK, SKIPPED, FAILED)
 DTYPES = ("<f4", "<u4", "<u8")
-MOST = 1 << 40  # counts of one round beyond this are no counts
+MOST = 10**9  # counts of one round beyond this are no counts
 
 _HEADER = struct.Struct("<4sHBB16sIQQ32s")
 _COUNTS = struct.Struct("<qqB")
@@ -205,6 +205,17 @@ def joined(spec: Spec, tensors: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     if any(array.dtype != np.dtype(spec.dtype) for _, array in tensors):
         raise Malformed("dtype", f"tensors must be {spec.dtype}")
     return np.concatenate([array.reshape(-1) for _, array in tensors] or [np.zeros(0, spec.dtype)])
+
+
+def forged(body: bytes, tensors: bytes, counts: tuple[int, int]) -> bytes:
+    """A party's message with other bytes in the place of its tensors and counts, unchecked: what one may send.
+
+    Args:
+        body: A message up.
+        tensors: Its own, of any length.
+        counts: (env_steps, updates).
+    """
+    return body[: _HEADER.size] + tensors + _COUNTS.pack(*counts, OK)
 
 
 def _opened(spec: Spec, direction: int, header: Header) -> bytes:

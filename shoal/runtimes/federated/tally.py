@@ -18,14 +18,19 @@ class Closed(NamedTuple):
 
     round: int
     version: int  # of the global part after it
-    stepped: bool  # whether the global part changed
-    why: str  # it did not: "quorum", "not_finite", "skipped" (nobody had anything to say), "aborted"; "" if it did
+    why: str  # the global part did not change: "quorum", "not_finite", "aborted", "skipped" (nobody had anything to
+    # say); "" if it did
     took: tuple[int, ...]  # parties whose updates were applied, ascending
     asked: int  # parties that had a job of this round
     lags: tuple[int, ...]  # versions between, of each that took part
     norms: tuple[float, ...]  # of their updates as they came
     bounded: int  # of them scaled down to the bound
     seconds: float  # since its first job
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the global part changed."""
+        return not self.why
 
     @property
     def failed(self) -> bool:
@@ -60,6 +65,14 @@ class Tally:
         self.arrays["rejected"][guard.REASONS.index(reason)] += 1
         if 0 <= party < len(self.arrays["rejected_by"]):
             self.arrays["rejected_by"][party] += 1
+
+    def crossed(self, direction: str, body: bytes) -> None:
+        """A message crossed, "up" or "down"."""
+        self.arrays["bytes"][("up", "down").index(direction)] += len(body)
+
+    def failed(self, party: int) -> None:
+        """A job of a party failed, or its answer never came."""
+        self.arrays["failed"][party] += 1
 
     def counted(self, party: int, env_steps: int, updates: int) -> None:
         """What a party said that it did in one round."""
