@@ -165,6 +165,8 @@ def test_a_comparison_of_presets_is_drawn_over_the_steps_of_a_party(tmp_path):
     assert "environment steps of a party" in page
     assert "<h2>The parties</h2>" in page
     assert "environment steps of a party" in (tmp_path / "both" / "comparison.svg").read_text()
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page).group(1))
+    assert max(data["series"][0]["x"]) <= 4000
 
 
 def test_a_run_under_way_has_no_summary_but_what_was_sent(one, tmp_path):
