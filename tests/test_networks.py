@@ -226,7 +226,7 @@ def test_a_critic_sees_the_observation_and_the_action():
 @pytest.mark.parametrize("shape", [(64, 64), (4, 64), (64, 2), (8, 8, 4, 32)])
 def test_orthogonal_weights_are_orthonormal_uniform_and_the_same_under_vmap(shape):
     """One network is made as many are: the batched factorisation that could wait for ever is not there."""
-    draw = jax.jit(lambda key: networks.layers._orthogonal(2.0)(key, shape))
+    draw = jax.jit(lambda key: networks.initialising.orthogonal(2.0)(key, shape))
     keys = jax.random.split(jax.random.key(0), 50)
     many = np.asarray(jax.jit(jax.vmap(draw))(keys))
     flat = many.reshape(50, -1, shape[-1]) / 2.0

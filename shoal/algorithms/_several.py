@@ -129,7 +129,7 @@ def policy_loss(rule: _critics.Rule, critics: Any, normaliser: Any, policies: An
 def starting(optimiser: Any, policies: Any) -> Any:
     """An `optimise.OptimiserState` for K policies: statistics ``[K, ...]``, numbers that may change one for all."""
     each = jax.vmap(optimiser.init)(policies)
-    return each._replace(hyper=member(each.hyper, 0), skipped=jnp.int32(0))
+    return each._replace(hyper=member(each.hyper, 0), skipped=jnp.int32(0), mu=member(each.mu, 0))
 
 
 def climb(
@@ -145,12 +145,12 @@ def climb(
         env_steps: For annealing.
     """
 
-    def one(gradient: Any, statistics: Any, params: Any) -> tuple[Any, Any, Any]:
-        mine = state._replace(rule=statistics, skipped=jnp.int32(0))
+    def one(gradient: Any, statistics: Any, anchor: Any, params: Any) -> tuple[Any, Any, Any]:
+        mine = state._replace(rule=statistics, anchor=anchor, skipped=jnp.int32(0))
         params, after, _ = optimiser.update(gradient, mine, params, env_steps)
         return params, after.rule, after.skipped
 
-    policies, statistics, skipped = jax.vmap(one)(gradient, state.rule, policies)
+    policies, statistics, skipped = jax.vmap(one)(gradient, state.rule, state.anchor, policies)
     return policies, state._replace(rule=statistics, skipped=state.skipped + skipped.sum(dtype=jnp.int32))
 
 

@@ -92,6 +92,27 @@ def bytes(tree: types.Tree) -> int:  # read as tree.bytes(...)
     return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for dtype, shape in kinds)
 
 
+def parted(tree: types.Tree, chosen: Callable[[tuple[types.Tree, ...]], bool]) -> tuple[types.Tree, types.Tree]:
+    """Two trees of the same form, each with () in place of the other's leaves; inside `jit` too.
+
+    Args:
+        tree: Both together.
+        chosen: A leaf's key path -> whether it is in the first.
+    """
+    there = jax.tree_util.tree_map_with_path(lambda path, _: chosen(path), tree)
+    first = jax.tree.map(lambda leaf, here: leaf if here else (), tree, there)
+    return first, jax.tree.map(lambda leaf, here: () if here else leaf, tree, there)
+
+
+def whole(first: types.Tree, second: types.Tree) -> types.Tree:
+    """The tree of which `parted` gave the parts, or parts of the same form."""
+    return jax.tree.map(lambda one, other: other if _absent(one) else one, first, second, is_leaf=_absent)
+
+
+def _absent(node: types.Tree) -> bool:
+    return isinstance(node, tuple) and node == ()
+
+
 def flattener(like: types.Tree) -> Flattener:
     """How trees with the structure, shapes and dtypes of `like` become one float32 vector, and return unchanged.
 

@@ -17,7 +17,7 @@ from etils import epy
 from shoal import algorithms, environments, networks
 from shoal.core import compilation, errors, options, programs, registry, types
 from shoal.experiment import correcting, counting, scheduled, starting
-from shoal.formulas import optimise
+from shoal.formulas import optimise, splitting
 from shoal.runtimes.actor_learner import precision
 from shoal.runtimes.crew import threads
 
@@ -245,7 +245,7 @@ def _check_algorithm(experiment: Experiment, spec: types.EnvSpec) -> None:
         raise errors.Refused(
             f"{experiment.algorithm} learns from whole segments only; leave --runtime.segment at fixed, or use a3c"
         )
-    if reason := unshareable(experiment.runtime, experiment.algorithm, configs["algorithm"]):
+    if reason := unshareable(experiment.runtime, experiment.algorithm, configs["algorithm"], configs["runtime"]):
         raise errors.Refused(
             f"the {experiment.runtime} runtime applies gradients itself, but {reason}; "
             "or use --runtime on_device or host"
@@ -298,10 +298,17 @@ def _check_compressor(experiment: Experiment, opened: environments.Opened) -> No
         )
 
 
-def unshareable(runtime: str, algorithm: str, config: Any) -> str:
-    """Why a runtime cannot apply the gradients of a rule with these settings itself; "" if it can, or does not try."""
-    how, rule = ways(runtime), traits(algorithm, config)
-    if not how.captures:
+def unshareable(runtime: str, algorithm: str, config: Any, settings: Any = None) -> str:
+    """Why a runtime cannot apply the gradients of a rule itself; "" if it can, or does not try.
+
+    Args:
+        runtime: Its name.
+        algorithm: The rule's name.
+        config: The rule's settings.
+        settings: The runtime's; None: as they come.
+    """
+    how, rule = ways(runtime, settings), traits(algorithm, config)
+    if not (how.captures or how.splits):
         return ""
     if rule.capacity and not how.holds_memory:
         return f"{algorithm} keeps a replay memory, which every worker would have to hold and to send"
@@ -368,9 +375,9 @@ def build(experiment: Experiment, opened: environments.Opened | None = None, sta
 
 
 def horizon(experiment: Experiment) -> int:
-    """Environment steps of one learner over which its learning rate is lowered; members share those of the run."""
-    members = ways(experiment.runtime, experiment.configs["runtime"]).members
-    return -(-(experiment.anneal or experiment.steps) // members)
+    """Environment steps of one learner over which its learning rate is lowered; members or parties share the run's."""
+    how = ways(experiment.runtime, experiment.configs["runtime"])
+    return -(-(experiment.anneal or experiment.steps) // max(how.members, how.parties))
 
 
 def _agent(experiment: Experiment, spec: types.EnvSpec, how: types.Ways) -> types.Agent:
@@ -378,7 +385,7 @@ def _agent(experiment: Experiment, spec: types.EnvSpec, how: types.Ways) -> type
     given = algorithms.Ingredients(
         spec=_as_recorded(experiment, spec),
         network=configs["network"],
-        optimiser=(optimise.capture if how.captures else optimise.local)(configs["optimiser"], horizon(experiment)),
+        optimiser=_optimiser(configs["optimiser"], horizon(experiment), how),
         corrector=correcting.build(experiment.corrector, configs["corrector"]),
         streams=how.streams,
         learners=how.learners,
@@ -389,6 +396,16 @@ def _agent(experiment: Experiment, spec: types.EnvSpec, how: types.Ways) -> type
         return made
     scheduled.check(experiment.schedule, made, experiment.algorithm, how, experiment.runtime)
     return scheduled.follow(made, experiment.schedule)
+
+
+def _optimiser(config: optimise.Config, steps: int, how: types.Ways) -> optimise.Optimiser:
+    """Where the gradient is applied: here, elsewhere, or what is an owner's here and what is everybody's elsewhere."""
+    if how.captures:
+        return optimise.capture(config, steps)
+    if how.splits:
+        return splitting.split(config, steps, networks.is_global)
+    made = optimise.local(config, steps)
+    return splitting.proximal(made, networks.is_global) if how.proximal else made
 
 
 def _compressor(experiment: Experiment, agent: types.Agent) -> types.Compressor:

@@ -1,7 +1,8 @@
 """The seam where distribution enters: an optimiser is a value, and algorithms never know which one they hold.
 
 * `local(rule)` applies the gradient where it was computed;
-* `capture(rule)` leaves it in the state, for a runtime to apply elsewhere (shared memory, a server, a federated sum).
+* `capture(rule)` leaves it in the state, for a runtime to apply elsewhere (shared memory, a server);
+* `splitting.split` and `splitting.proximal` tell parameters that are an owner's from those that are everybody's.
 
 The rate, its annealing, the decay, epsilon and the clip are leaves of `OptimiserState`: changing them needs no
 recompilation. Rules are those of `rules`, which `in_place` has once more for memory that several processes share, and
@@ -75,6 +76,8 @@ class OptimiserState(NamedTuple):
     gradient: Any  # the gradient left for somebody else, () unless capturing
     skipped: Any  # scalar i32: updates skipped because the gradient was not finite
     rates: Any = ()  # left with the gradient: what the step of each leaf is multiplied by; () where all are alike
+    mu: Any = ()  # scalar f32: how strongly global parameters are drawn to the anchor (`splitting`); () if they are not
+    anchor: Any = ()  # what they are drawn to, like the parameters with () in place of local ones
 
 
 class Step(NamedTuple):
@@ -141,7 +144,7 @@ def local(config: Config, steps: int) -> Optimiser:
 
     def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any, ask: Step = PLAIN) -> Any:
         vector, shaped = _vector(gradient)
-        norm, scale = _clip(vector, state.hyper.max_norm)
+        norm, scale = clip(vector, state.hyper.max_norm)
         finite = jnp.isfinite(norm)  # the norm is finite exactly when every element is (or it overflowed: skip too)
         # What is skipped is a step of size 0 from a gradient of 0 that decays nothing: the same bits, in one pass.
         step, statistics = rule(state.hyper, state.rule, jnp.where(finite, vector * scale, 0.0), finite, ask)
@@ -164,7 +167,7 @@ def _local_optax(config: Config, steps: int) -> Optimiser:
         return OptimiserState(hyper, Optax(rule.init(hyper._asdict(), params)), (), jnp.int32(0))
 
     def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any, ask: Step = PLAIN) -> Any:
-        norm, scale = _clip(_vector(gradient)[0], state.hyper.max_norm)
+        norm, scale = clip(_vector(gradient)[0], state.hyper.max_norm)
         finite = jnp.isfinite(norm)
         gradient = jax.tree.map(lambda g: jnp.where(finite, g * scale, 0.0), gradient)
         numbers = state.hyper._replace(learning_rate=rate(state.hyper, jnp.asarray(env_steps, jnp.float32)))._asdict()
@@ -194,7 +197,7 @@ def capture(config: Config, steps: int) -> Optimiser:
 
     def update(gradient: Any, state: OptimiserState, params: types.Params, env_steps: Any, ask: Step = PLAIN) -> Any:
         del env_steps  # the rate is taken where the gradient is applied
-        norm, scale = _clip(_vector(gradient)[0], state.hyper.max_norm)
+        norm, scale = clip(_vector(gradient)[0], state.hyper.max_norm)
         left = jax.tree.map(lambda g: g * scale, gradient)
         return params, state._replace(gradient=left, rates=ask.rates), norm
 
@@ -231,7 +234,7 @@ def _vector(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
     return jax.flatten_util.ravel_pytree(tree)
 
 
-def _clip(vector: Any, max_norm: Any) -> tuple[Any, Any]:
+def clip(vector: Any, max_norm: Any) -> tuple[Any, Any]:
     """The *global* norm, and what scales it down to `max_norm` (element-wise clipping would change the direction)."""
     # A product, not a sum of squares: XLA adds up a long vector one number after the other.
     norm = jnp.sqrt(jnp.vdot(vector, vector))

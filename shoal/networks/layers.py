@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from etils import epy
 
 from shoal.core import errors, options, types
 from shoal.formulas import distributions
-from shoal.networks import convolution, scaling
+from shoal.networks import convolution, forms, initialising, scaling
 
 with epy.lazy_imports():
     import jax
@@ -44,6 +44,16 @@ class Config:
     initialiser: Literal["orthogonal", "fan_in", "glorot"] = "orthogonal"
     """Initial weights: orthogonal (openai/baselines), uniform +-1/sqrt(fan in), the Torch default (A3C paper), or
     uniform +-sqrt(6/(fan in + fan out)) with zero biases (Glorot & Bengio 2010)."""
+    form: Literal["none", "A", "B", "C", "D", "E", "F"] = options.later("none")
+    """What is everybody's and what an owner's, where several train together (runtime federated). A: the head is the
+    owner's; B: the first layers are; C: both; D: a whole second network, whose outputs are added; E: a second network
+    beside it, and a head that joins the two; F: a few learned numbers beside the observation; none: nothing is."""
+    critic_form: Literal["same", "none", "A", "B", "C", "D", "E", "F", "local"] = options.later("same")
+    """The same for critics and for value trunks of their own; same: as form says, local: all of it is the owner's."""
+    adapter: int = options.number(64, low=1, new=True)
+    """Units of the owner's first layer, in the forms B and C; of images, convolutions are the owner's instead."""
+    embedding: int = options.number(1, low=1, new=True)
+    """Numbers that an owner learns of itself, in form F."""
 
 
 class Head(NamedTuple):
@@ -64,7 +74,11 @@ SMALLEST_IMAGE = 36  # pixels a side that both stacks of convolutions can take
 
 
 def specify(
-    config: Config, observation: types.ObservationSpec, heads: Mapping[str, Head | tuple[int, float]]
+    config: Config,
+    observation: types.ObservationSpec,
+    heads: Mapping[str, Head | tuple[int, float]],
+    *,
+    judges: bool = False,
 ) -> types.NetworkSpec:
     """The layers of a network, as data.
 
@@ -72,9 +86,11 @@ def specify(
         config: The network's shape.
         observation: What it sees.
         heads: What is asked of each head.
+        judges: Whether it is a critic, which has a form of its own; one whose only head is ``value`` is in any case.
 
     Raises:
-        Refused: The convolutions do not fit the observation, or dueling was asked for and there are no action values.
+        Refused: The convolutions do not fit the observation, dueling was asked for and there are no action values, or
+            the form leaves nothing to share.
     """
     asked = {name: Head(*head) for name, head in heads.items()}
     if config.dueling and not any(head.kind == "values" for head in asked.values()):
@@ -82,37 +98,55 @@ def specify(
             "network.dueling splits action values, and this algorithm learns none; drop it, or use dqn"
         )
     names = {"trunk": tuple(heads)} if config.shared else {f"{head}_trunk": (head,) for head in heads}
-    trunks = {trunk: _trunk(config, observation, trunk) for trunk in names}
-    owner = {head: trunk for trunk, owned in names.items() for head in owned}
     kinds = {"values": "dueling" if config.dueling else "dense"}
-    layers = {
-        name: (owner[name], (types.Layer(kinds.get(head.kind, head.kind), name, head.size, gain=head.gain),))
-        for name, head in asked.items()
-    }
-    return types.NetworkSpec(observation, trunks, layers)
+    parts = []
+    for trunk, owned in names.items():
+        last = {}
+        for name in owned:
+            head = asked[name]
+            last[name] = types.Layer(kinds.get(head.kind, head.kind), name, head.size, gain=head.gain)
+        parts.append(forms.compose(_form(config, owned, judges=judges), _row(config, observation, trunk), trunk, last))
+    return forms.together(observation, parts)
 
 
-def _trunk(config: Config, observation: types.ObservationSpec, name: str) -> tuple[types.Layer, ...]:
+def _form(config: Config, heads: Sequence[str], *, judges: bool) -> str:
+    """Of the network under these heads.
+
+    Raises:
+        Refused: They stand on one trunk, and values are to have a form of their own.
+    """
+    of_critics = config.form if config.critic_form == "same" else config.critic_form
+    values = [head == "value" for head in heads]
+    if any(values) and not all(values) and of_critics != config.form:
+        raise errors.Refused(
+            f"network.critic_form={config.critic_form} is for critics and values with a trunk of their own, and here "
+            "all heads stand on one; set network.shared to false, or leave it out"
+        )
+    return of_critics if judges or all(values) else config.form
+
+
+def _row(config: Config, observation: types.ObservationSpec, name: str) -> forms.Row:
+    """A trunk's layers, in one row."""
     torso = _torso(config.torso, observation)
     gain = math.sqrt(2.0)
-    layers: list[types.Layer] = []
-    hidden = config.hidden
-    activation = types.Layer(config.activation, "")
-    if first := scaling.layer(observation):
-        layers.append(first)
+    first: list[types.Layer] = []
+    hidden, then = config.hidden, types.Layer(config.activation, "")
+    if scaled := scaling.layer(observation):
+        first.append(scaled)
     if torso != "mlp":
-        convolutions, dense = CONVOLUTIONS[torso]
-        hidden = dense
-        activation = types.Layer("relu", "")
+        convolutions, hidden = CONVOLUTIONS[torso]
+        then = types.Layer("relu", "")
         for i, (channels, kernel, stride) in enumerate(convolutions):
-            layers += [types.Layer("conv", f"{name}_conv_{i}", channels, kernel, stride, gain), activation]
+            first += [types.Layer("conv", f"{name}_conv_{i}", channels, kernel, stride, gain), then]
     if observation.image:
-        layers.append(types.Layer("flatten", ""))
+        first.append(types.Layer("flatten", ""))
+    later: list[types.Layer] = []
     for i, units in enumerate(hidden):
-        layers += [types.Layer("dense", f"{name}_dense_{i}", units, gain=gain), activation]
+        later += [types.Layer("dense", f"{name}_dense_{i}", units, gain=gain), then]
     if config.lstm:
-        layers.append(types.Layer("lstm", f"{name}_lstm", config.lstm))
-    return tuple(layers)
+        later.append(types.Layer("lstm", f"{name}_lstm", config.lstm))
+    adapter = (types.Layer("dense", f"{name}_adapter", config.adapter, gain=gain), then)
+    return forms.Row(tuple(first), adapter, tuple(later), config.embedding)
 
 
 def _torso(torso: str, observation: types.ObservationSpec) -> str:
@@ -128,7 +162,11 @@ def _torso(torso: str, observation: types.ObservationSpec) -> str:
 
 
 def build(
-    config: Config, observation: types.ObservationSpec, heads: Mapping[str, Head | tuple[int, float]]
+    config: Config,
+    observation: types.ObservationSpec,
+    heads: Mapping[str, Head | tuple[int, float]],
+    *,
+    judges: bool = False,
 ) -> types.Network:
     """The network as a pair of pure functions on one observation.
 
@@ -136,11 +174,12 @@ def build(
         config: The network's shape.
         observation: What it sees.
         heads: What is asked of each head.
+        judges: Whether it is a critic (`specify`).
 
     Returns:
         `types.Network`; `apply` returns ``{head: [outputs]}`` and the new recurrent state.
     """
-    spec = specify(config, observation, heads)
+    spec = specify(config, observation, heads, judges=judges)
     carry = {
         layer.name: (jnp.zeros(layer.size), jnp.zeros(layer.size))
         for trunk in spec.trunks.values()
@@ -152,18 +191,23 @@ def build(
         @linen.compact
         def __call__(self, obs: Any, carry: Any) -> tuple[dict[str, Any], Any]:
             carry = dict(carry) if carry else {}
-            features = {}
-            for trunk, layers in spec.trunks.items():
-                x = obs
+            features = {name: _vector()(layer.size, name=name)() for name, layer in spec.vectors.items()}
+            features["obs"] = obs
+
+            def through(layers: tuple[types.Layer, ...], x: Any, carry: Any) -> tuple[Any, Any]:
                 for layer in layers:
                     x, carry = _apply(layer, x, carry, config.initialiser)
-                features[trunk] = x
+                return x, carry
+
+            for trunk, layers in spec.trunks.items():
+                seen = _joined([features[name] for name in spec.inputs.get(trunk, ("obs",))])
+                features[trunk], carry = through(layers, seen, carry)
             outputs = {}
             for head, (trunk, layers) in spec.heads.items():
-                x = features[trunk]
-                for layer in layers:
-                    x, carry = _apply(layer, x, carry, config.initialiser)
-                outputs[head] = x
+                outputs[head], carry = through(layers, features[trunk], carry)
+                for stood_on, term in spec.terms.get(head, ()):
+                    added, carry = through(term, features[stood_on], carry)
+                    outputs[head] = outputs[head] + added
             return outputs, carry or ()
 
     module = Stack()
@@ -186,7 +230,7 @@ def critic(config: Config, spec: types.EnvSpec) -> types.Network:
         each = seen // len(low)
         low, high = low * each + (0.0,) * chosen, high * each + (1.0,) * chosen
     both = types.ObservationSpec((seen + chosen,), "float32", False, low=low, high=high)
-    return build(config, both, {"q": Head(1, 1.0)})
+    return build(config, both, {"q": Head(1, 1.0)}, judges=True)
 
 
 def unfit_for_critics(config: Config, spec: types.EnvSpec) -> str:
@@ -203,18 +247,19 @@ def unfit_for_critics(config: Config, spec: types.EnvSpec) -> str:
 
 def _apply(layer: types.Layer, x: Any, carry: Any, initialiser: str) -> tuple[Any, Any]:
     if layer.kind == "dense":
-        kernel, bias = _initialisers(initialiser, layer.gain, x.shape[-1])
+        kernel, bias = initialising.of(initialiser, layer.gain, x.shape[-1])
         x = linen.Dense(layer.size, kernel_init=kernel, bias_init=bias, name=layer.name)(x)
     elif layer.kind == "gaussian":
-        kernel, bias = _initialisers(initialiser, layer.gain, x.shape[-1])
+        kernel, bias = initialising.of(initialiser, layer.gain, x.shape[-1])
         mean = linen.Dense(layer.size // 2, kernel_init=kernel, bias_init=bias, name=layer.name)(x)
-        x = jnp.concatenate([mean, _free()(layer.size // 2, name=f"{layer.name}_free")()])
+        start = UNIT_VARIANCE if layer.gain else 0.0
+        x = jnp.concatenate([mean, _free()(layer.size // 2, start, name=f"{layer.name}_free")()])
     elif layer.kind == "dueling":
-        kernel, bias = _initialisers(initialiser, layer.gain, x.shape[-1])
+        kernel, bias = initialising.of(initialiser, layer.gain, x.shape[-1])
         both = linen.Dense(layer.size + 1, kernel_init=kernel, bias_init=bias, name=layer.name)(x)
         x = both[:1] + both[1:] - jnp.mean(both[1:], keepdims=True)
     elif layer.kind == "conv":
-        kernel, bias = _initialisers(initialiser, layer.gain, layer.kernel**2 * x.shape[-1])
+        kernel, bias = initialising.of(initialiser, layer.gain, layer.kernel**2 * x.shape[-1])
         convolution_of = convolution.module()
         x = convolution_of(layer.size, layer.kernel, layer.stride, kernel, bias, name=layer.name)(x)
     elif layer.kind == "lstm":
@@ -236,12 +281,37 @@ def _free() -> Any:
 
     class Free(linen.Module):
         size: int
+        start: float
 
         @linen.compact
         def __call__(self) -> Any:
-            return self.param("bias", linen.initializers.constant(UNIT_VARIANCE), (self.size,), jnp.float32)
+            return self.param("bias", linen.initializers.constant(self.start), (self.size,), jnp.float32)
 
     return Free
+
+
+@functools.cache
+def _vector() -> Any:
+    """A module of learned numbers from -1 to 1 at first, beside an observation (Jin et al. 2022, arXiv:2204.02634)."""
+
+    class Vector(linen.Module):
+        size: int
+
+        @linen.compact
+        def __call__(self) -> Any:
+            def drawn(key: types.Key, shape: tuple[int, ...]) -> Any:
+                return jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0)
+
+            return self.param("bias", drawn, (self.size,))
+
+    return Vector
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """What a trunk sees: its only input as it is, several as one vector."""
+    if len(parts) == 1:
+        return parts[0]
+    return jnp.concatenate([jnp.asarray(part, jnp.float32).reshape(-1) for part in parts])
 
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -250,54 +320,3 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "softplus": lambda x: jax.nn.softplus(x),  # noqa: PLW0108
     "flatten": lambda x: x.reshape(-1),
 }
-
-
-STEPS = 60  # of the iteration below; ten to twenty-five are usual
-CLOSE = 1e-6  # mean square distance of XᵀX from 1 at which it ends
-
-
-def _orthogonal(gain: float) -> Callable[..., Any]:
-    """Uniformly random matrices with orthonormal rows or columns, times `gain`, after Saxe et al. 2014.
-
-    The polar factor of a Gaussian matrix, by Newton and Schulz: X ← X (3 - XᵀX) / 2 from a Frobenius norm below √3. It
-    is made of matrix products alone. flax takes a QR factorisation, whose batched form in jaxlib waits inside a thread
-    of the pool for tasks that need one of the same threads, so that two seeds under `vmap` could wait for ever on two
-    cores; and lowering it imports SciPy, a tenth of a second of every start.
-
-    Source: Higham 2008, "Functions of Matrices", equation 8.20 (convergence for singular values below √3).
-    """
-
-    def initialise(key: types.Key, shape: Any, dtype: Any = jnp.float32) -> Any:
-        rows, columns = math.prod(shape[:-1]), shape[-1]
-        tall, wide = max(rows, columns), min(rows, columns)
-        start = jax.random.normal(key, (tall, wide), jnp.float32)
-        start = start / (
-            jnp.sqrt(jnp.float32(tall)) + jnp.sqrt(jnp.float32(wide))
-        )  # singular values of at most about 1
-
-        def refine(at: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-            x, step, _ = at
-            gram = x.T @ x
-            distance = jnp.sum((gram - jnp.eye(wide)) ** 2) / wide
-            return 1.5 * x - 0.5 * (x @ gram), step + 1, distance
-
-        def going(at: tuple[Any, Any, Any]) -> Any:
-            return (at[1] < STEPS) & (at[2] > CLOSE**2)
-
-        x, _, _ = jax.lax.while_loop(going, refine, (start, jnp.int32(0), jnp.float32(1.0)))
-        return (gain * (x if rows >= columns else x.T)).reshape(shape).astype(dtype)
-
-    return initialise
-
-
-def _initialisers(initialiser: str, gain: float, fan_in: int) -> tuple[Any, Any]:
-    if initialiser == "orthogonal":
-        return _orthogonal(gain), linen.initializers.zeros
-    if initialiser == "glorot":
-        return linen.initializers.glorot_uniform(), linen.initializers.zeros
-    bound = 1.0 / math.sqrt(fan_in)
-
-    def uniform(key: types.Key, shape: Any, dtype: Any = jnp.float32) -> Any:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return uniform, uniform

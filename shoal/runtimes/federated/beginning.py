@@ -1,0 +1,279 @@
+"""How a federation begins: its names, its server, its carrier, and the checkpoint tree they come to."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epy
+
+from shoal.core import errors, types
+from shoal.formulas import optimise, rules
+from shoal.runtimes.crew import beside
+from shoal.runtimes.federated import (
+    applying,
+    audit,
+    axis,
+    channels,
+    message,
+    robust,
+    running,
+    server,
+    telling,
+    together,
+)
+from shoal.runtimes.members import dispatch
+
+with epy.lazy_imports():
+    import jax
+
+    from shoal.networks import scopes
+
+
+class Opening(NamedTuple):
+    """What a run is made of before its first round."""
+
+    names: tuple[str, ...]
+    envs: tuple[str, ...]
+    programs: axis.Programs
+    rules: server.Rules
+    run: bytes  # [16]
+
+
+# ------------------------------------------------------------------------------------------------ refused
+
+
+def check(config: Any, experiment: Any) -> None:
+    """Refuse settings that do not fit together.
+
+    Raises:
+        Refused: Says what to change.
+    """
+    if config.exchange == "none":
+        return
+    aggregator = robust.chosen(config.aggregator, config.hostile)
+    if aggregator not in robust.RULES:
+        raise errors.unknown("value of runtime.aggregator", config.aggregator, [*robust.RULES, "auto"])
+    rule = experiment.configs["optimiser"].rule
+    if config.exchange == "gradient" and rule not in applying.RULES:
+        raise errors.Refused(
+            f"optimiser.rule={rule}, but the server knows {', '.join(applying.RULES)}; use one of them, or "
+            "--runtime.exchange delta"
+        )
+    server.check(_rules(config), config.parties)
+    joins(config, tuple(str(at) for at in range(config.parties)))
+    if config.exchange == "gradient" and config.mu > 0.0:
+        raise errors.Refused(
+            f"runtime.mu={config.mu:g} draws local updates of the global part to what was downloaded, and with "
+            "runtime.exchange=gradient there are none; use --runtime.exchange delta, or leave it out"
+        )
+
+
+def joins(config: Any, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Who joins late: (party, environment steps of the others).
+
+    Raises:
+        Refused: It does not say PARTY:STEPS.
+    """
+    try:
+        return running.joins(config.join, names)
+    except ValueError as error:
+        raise errors.Refused(
+            f"runtime.join={' '.join(config.join)}: {error} names no party and its steps; give e.g. "
+            f"{config.parties - 1}:20000"
+        ) from None
+
+
+# ------------------------------------------------------------------------------------------------ made
+
+
+def _rules(config: Any) -> server.Rules:
+    """How rounds are held, but for what only the agent knows."""
+    mode = config.exchange if config.exchange != "none" else "delta"
+    numbers = applying.Numbers()
+    if mode == "delta" and config.server == "adam":
+        numbers = applying.FED_ADAM._replace(learning_rate=config.server_rate)
+    return server.Rules(
+        mode=mode, asynchronous=config.asynchronous, aggregator=config.aggregator, hostile=config.hostile,
+        max_norm=config.max_norm, participation=config.participation, quorum=config.quorum,
+        deadline_s=config.deadline, max_lag=config.max_lag, buffer=config.buffer, optimiser=numbers, eta=config.eta,
+        alpha=config.alpha,
+        settings=message.Settings(
+            local_updates=config.local_updates, clip=config.clip, noise=config.noise, mu=config.mu
+        ),
+        updates=config.local_updates,
+    )  # fmt: skip
+
+
+def numbers(agent: types.Agent) -> applying.Numbers:
+    """The experiment's own optimiser, for the server to apply gradients with; read from a learner's state.
+
+    Args:
+        agent: Whose optimiser it is; its first.
+    """
+    state = jax.eval_shape(agent.init, jax.random.key(0)).optimiser
+    kept = type(state.rule)
+    name = next(name for name, rule in rules.RULES.items() if rule.kept is kept)
+    hyper: optimise.Hyper = jax.device_get(jax.jit(lambda: agent.init(jax.random.key(0)).optimiser.hyper)())
+    return applying.Numbers(
+        name, float(hyper.learning_rate), float(hyper.anneal_steps), float(hyper.decay), float(hyper.epsilon)
+    )
+
+
+def channel_of(config: Any, agent: types.Agent) -> channels.Channel | None:
+    """What crosses."""
+    if config.exchange == "none":
+        return None
+    params = jax.eval_shape(agent.init, jax.random.key(0)).params
+    if config.exchange == "gradient":
+        return channels.gradient(agent, params)
+    return channels.delta(agent, params, reset=config.reset_moments)
+
+
+def opened(config: Any, parts: types.Parts, seed: int, steps: int = 1) -> Opening:
+    """What a run is made of.
+
+    Args:
+        config: Of the runtime.
+        parts: The agent, its environment and the parties.
+        seed: Of the run.
+        steps: Environment steps of all parties in all; no array's shape depends on them.
+    """
+    named = parts.parties or tuple(
+        types.Party(f"party-{at}", parts.spec.id, parts.rebuild) for at in range(config.parties)
+    )
+    updates = config.local_updates if config.exchange != "none" else by_themselves(config, parts, len(named), steps)
+    shape = together.Shape(len(named), config.environments, updates)
+    made = axis.Programs(parts, shape, channel_of(config, parts.agent))
+    held = _rules(config)._replace(
+        env_steps=made.per_update * config.local_updates,
+        coins=hashlib.sha256(f"coins of run {seed}".encode()).digest(),  # secret in a deployment, repeatable here
+    )
+    if config.exchange == "gradient":
+        held = held._replace(optimiser=numbers(parts.agent))
+    run = hashlib.sha256(f"run {seed}".encode()).digest()[:16]
+    return Opening(tuple(one.name for one in named), tuple(one.env for one in named), made, held, run)
+
+
+def by_themselves(config: Any, parts: types.Parts, count: int, steps: int) -> int:
+    """Updates in a call of parties that exchange nothing: calls are about alike, and none is longer than a report."""
+    each = config.environments * parts.agent.about.rollout_length * count
+    updates = math.ceil(steps / each)
+    return math.ceil(updates / math.ceil(updates / max(1, running.REPORT // each)))
+
+
+def served(opening: Opening, theta: np.ndarray, log: audit.Audit | None = None) -> server.Server:
+    """The server before its first round."""
+    channel = opening.programs.channel
+    spec = channel.spec if channel else message.Spec(())
+    return server.Server(spec, theta, opening.names, opening.rules, opening.run, log=log)
+
+
+def carrier(config: Any, opening: Opening, seed: int, homes: together.Homes, block: int) -> axis.Axis:
+    """Parties as one axis.
+
+    Args:
+        config: Of the runtime.
+        opening: Of the run.
+        seed: Likewise.
+        homes: Where parties are; given away.
+        block: Of the `dispatch.Way` that was chosen; -1: none yet.
+    """
+    count = opening.programs.shape.parties
+    way = dispatch.way(config.dispatch, 0, count)
+    if way is None:
+        way = dispatch.of(block, count) if block >= 0 else dispatch.Way("vmap", count)
+    plan = axis.Plan(
+        names=opening.names, environments=config.environments, updates=opening.programs.shape.updates, paces=config.paces,
+        apart=config.asynchronous or bool(config.paces),
+    )  # fmt: skip
+    return axis.Axis(opening.programs, way, plan, seed, homes)
+
+
+def like(config: Any, parts: types.Parts, seed: int) -> running.Saved:
+    """The checkpoint tree as arrays or ShapeDtypeStructs."""
+    opening = opened(config, parts, seed)
+    made, count = opening.programs, len(opening.names)
+    begun = served(opening, np.zeros(made.size, np.float32))
+    desk = carrier(config, opening, seed, made.like, -1).desk
+    return running.Saved(axis.Saved(made.like, desk), begun.kept(), running.fresh(count))
+
+
+def policies(config: Any, parts: types.Parts, seed: int, saved: running.Saved) -> tuple[types.Policy, ...]:
+    """Of every party in a checkpoint tree: the server's global part with what is its own."""
+    made = opened(config, parts, seed).programs
+    every = made.policies(saved.parties.homes, saved.server["theta"])
+    return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in range(made.shape.parties))
+
+
+def about(config: Any, parts: types.Parts, opening: Opening) -> telling.About:
+    """What is told of the run besides its rounds."""
+    params = jax.eval_shape(parts.agent.init, jax.random.key(0)).params
+    own = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) - opening.programs.size
+    more: dict[str, Any] = {"simulated": [], "alike": parts.alike, "epsilon": None, "delta": None, "privacy_unit": None}
+    if config.paces:
+        more["simulated"].append("how slow each party is")
+    form = "none" if config.exchange == "none" else form_of(params)
+    return telling.About(opening.names, opening.envs, form, config.exchange, opening.programs.size, own, more)
+
+
+def form_of(params: types.Params) -> str:
+    """Whether parameters are split at all; which form it is the network's settings say."""
+    counts = scopes.counts(params)
+    return "split" if counts.own and counts.shared else "none"
+
+
+# ------------------------------------------------------------------------------------------------ run
+
+
+def trained(
+    config: Any,
+    parts: types.Parts,
+    seed: int,
+    steps: int,
+    observe: types.Observer,
+    saved: running.Saved | None,
+    wire: axis.Wire = axis.untouched,
+) -> types.Result:
+    """One life of a run.
+
+    Args:
+        config: Of the runtime.
+        parts: The agent, its environment and the parties.
+        seed: Of the run.
+        steps: Environment steps of all parties.
+        observe: Who looks on.
+        saved: The checkpoint tree to continue from; None for a new run.
+        wire: What happens to messages on their way.
+    """
+    began, log = time.monotonic(), audit.Audit()
+    opening = opened(config, parts, seed, steps)
+    made = opening.programs
+    done = int(saved.parties.desk.env_steps.sum()) if saved is not None else 0
+    look = beside.first(observe, done, done // made.per_update)
+
+    def make() -> axis.Axis:
+        begun = made.begins.load()(made.keys(seed, "init"))
+        one = carrier(config, opening, seed, begun, int(saved.standing.block) if saved is not None else -1)
+        one.use(wire)
+        if saved is not None:
+            one.resume(saved.parties)
+        one.compile()
+        return one
+
+    carried = beside.done(make, beside.COMPILING, look)
+    serving = served(opening, made.beginning(carried.homes), log)
+    now = running.fresh(len(opening.names))
+    if saved is not None:
+        serving.resume(saved.server)
+        now = saved.standing
+    plan = running.Plan(
+        steps, made.per_update, config.evaluate_every, config.episodes, config.asynchronous,
+        joins(config, opening.names), config.exchange == "none",
+    )  # fmt: skip
+    life = running.Running(carried, serving, plan, seed, about(config, parts, opening), log)
+    return life(now._replace(block=np.int64(carried.block)), observe, time.monotonic() - began)

@@ -1,0 +1,166 @@
+"""A party whose simulators are Python's: stepped here on the host, one rollout an update; the rest is compiled.
+
+Decisions and learning have the keys of `working.Compiled`, so from the same observations it decides and learns the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epy
+
+from shoal.core import seeds, tree, types
+from shoal.formulas import optimise
+from shoal.runtimes.experience import finite, rollouts, vectors
+from shoal.runtimes.federated import channels
+from shoal.runtimes.federated.working import Asked, Ended, Home, Place, Told, alone, key, starting, with_state
+from shoal.runtimes.members import learning, loop
+
+with epy.lazy_imports():
+    import jax
+    import jax.numpy as jnp
+
+    from shoal.core import prng
+
+
+class Simulated:
+    """Simulators of Python's, all in this process; decisions and learning are compiled."""
+
+    def __init__(
+        self, parts: types.Parts, place: Place, channel: channels.Channel, fault: Callable[[str, str], None]
+    ) -> None:
+        """Compile it; simulators are opened by the first round.
+
+        Args:
+            parts: Of the party.
+            place: Which one it is.
+            channel: What crosses, and what it does here.
+            fault: Told ``(kind, traceback)`` of simulators that were replaced.
+        """
+        self._parts, self._place, self._channel, self._fault = parts, place, channel, fault
+        self._agent, self._life, self._vector = parts.agent, 0, None
+        self._start = starting(parts, place)
+        self.like: Home = jax.eval_shape(self._start, key(place, "init"))
+        self._key, learn = key(place, "run"), loop.learn(parts, alone)
+        agent, batch = parts.agent, place.environments
+
+        def words(home: Home, key: types.Key) -> Any:
+            act_key, learn_key = jax.random.split(jax.random.fold_in(key, home.common.update))
+            acting = jax.random.split(act_key, (agent.about.rollout_length, 2, batch))[:, 0]
+            return agent.snapshot(home.members.state), jax.random.key_data(acting), learn_key
+
+        def act(policy: types.Policy, carry: types.Carry, obs: types.Obs, words: types.Array) -> Any:
+            return rollouts.act_all(agent, policy, carry, obs, prng.wrap(words))
+
+        def update(home: Home, gathered: types.Tree, rollout: types.Rollout, key: types.Key) -> Any:
+            members, common, metrics = learn(*home, rollout, key, jnp.bool_(False))
+            return Home(members, common), channel.gather(gathered, members.state), metrics
+
+        def begin(home: Home, asked: Asked) -> Home:
+            return with_state(home, channel.begin(home.members.state, asked.theta, asked.base, asked.mu))
+
+        def end(home: Home, asked: Asked, gathered: types.Tree) -> Any:
+            state, updates = home.members.state, asked.updates.astype(jnp.float32)
+            return channel.end(state, asked.theta, gathered, updates), optimise.skipped(state)
+
+        self._words, self._act, self._update = jax.jit(words), jax.jit(act), jax.jit(update)
+        self._begin, self._end = jax.jit(begin), jax.jit(end)
+
+    def begin(self) -> Home:
+        """See `Work`."""
+        home: Home = jax.jit(self._start)(key(self._place, "init"))
+        return home
+
+    def open(self) -> None:
+        """Open the simulators, and begin first episodes."""
+        seed = seeds.derive(self._place.seed, "party", self._place.party)
+        places, first = range(self._place.environments), vectors.first_incarnation(self._life)
+        self._vector: Any = vectors.Serial(self._parts.environment, seed, places, first, self._fault)
+        self._finite = finite.Streams()
+        self._obs = self._finite.first(self._vector.reset())
+        self._returns, self._lengths = np.zeros(len(places)), np.zeros(len(places), int)
+
+    def __call__(self, home: Home, asked: Asked) -> tuple[Home, np.ndarray, Told]:
+        """See `Work`."""
+        if self._vector is None:
+            self.open()
+        before = self._finite.rewards, self._finite.observations
+        ended: list[Ended] = []
+        each: list[types.Metrics] = []
+        home, gathered = self._begin(home, asked), self._channel.first
+        for number in range(int(asked.updates)):
+            policy, words, learn_key = self._words(home, self._key)
+            carry, rollout = self._collect(policy, home.members.actors, np.asarray(words), number, ended)
+            home = Home(home.members._replace(actors=carry), home.common)
+            home, gathered, metrics = self._update(home, gathered, rollout, learn_key)
+            each.append(metrics)
+        vector, skipped = jax.device_get(self._end(home, asked, gathered))
+        whole = jax.device_get(each)
+        named = {name: float(np.mean([one[name] for one in whole])) for name in whole[0]}
+        after = self._finite.rewards - before[0], self._finite.observations - before[1]
+        return home, np.asarray(vector), Told(ended, named, int(skipped), after)
+
+    def _collect(
+        self, policy: types.Policy, carry: types.Carry, words: np.ndarray, number: int, ended: list[Ended]
+    ) -> tuple[types.Carry, types.Rollout]:
+        """One rollout ``[T, B]``, and the recurrent state after it."""
+        first, steps = carry, []
+        for t, word in enumerate(words):
+            obs = self._obs
+            action, extras, after = self._act(policy, carry, obs, word)
+            action = np.asarray(action)
+            batch = self._finite.step(obs, self._vector.step(action))
+            self._obs, outcome = batch.obs, batch.outcome
+            over = outcome.truncated | (outcome.discount == 0)
+            self._count(outcome, over, (number * len(words) + t + 1) * len(obs), ended)
+            steps.append(types.Transition(obs, action, *outcome, jax.device_get(extras)))
+            carry = restarted(self._agent.about.carry, after, over)
+        return carry, types.Rollout(jax.tree.map(lambda *leaves: np.stack(leaves), *steps), first)
+
+    def _count(self, outcome: types.Outcome, over: np.ndarray, at: int, ended: list[Ended]) -> None:
+        self._returns += outcome.reward
+        self._lengths += 1
+        for i in np.flatnonzero(over):
+            ended.append(Ended(at, float(self._returns[i]), int(self._lengths[i])))
+        self._returns[over], self._lengths[over] = 0.0, 0
+
+    def resumed(self, home: Home) -> Home:
+        """See `Work`: simulators cannot be saved, so every stream breaks off; seeds are ones not used before."""
+        self.close()
+        self._life += 1
+        return anew(self._agent, home)
+
+    def close(self) -> None:
+        """See `Work`."""
+        vector, self._vector = self._vector, None
+        if vector is not None:
+            vector.close()
+
+
+def anew(agent: types.Agent, home: Home) -> Home:
+    """Home where all streams begin new episodes out of turn (`About.restart`)."""
+    restart, kept_here, members = agent.about.restart, learning.learns(agent), home.members
+    batch = len(jax.tree.leaves(members.actors)[0]) if agent.about.carry else 0
+    actors = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch, *leaf.shape)), agent.about.carry)
+    members = members._replace(actors=actors)
+    if restart is None:
+        return home._replace(members=members)
+    if kept_here is None:
+        return home._replace(members=members._replace(state=restart(members.state)))
+    field = str(agent.about.fields.memory)
+    whole = restart(tree.replaced(members.state, field, learning.joined(members.memory, home.common.memory)))
+    kept = tree.field(whole, field)
+    own = learning.parted(kept, kept_here.memory.common(kept))[0]
+    return home._replace(members=members._replace(state=tree.replaced(whole, field, ()), memory=own))
+
+
+def restarted(first: types.Carry, carry: types.Carry, over: np.ndarray) -> types.Carry:
+    """The recurrent state ``[B, ...]`` after a step, that of streams that ended anew."""
+
+    def one(start: types.Array, now: types.Array) -> types.Array:
+        now = np.asarray(now)
+        return np.where(over.reshape(-1, *[1] * (now.ndim - 1)), np.asarray(start), now)
+
+    return jax.tree.map(one, first, carry)

@@ -1,0 +1,198 @@
+"""What a party does between a download and its reply: it acts and learns at home, some updates long.
+
+Two forms with one face (`Work`): `Compiled`, where its environment is pure JAX, and `simulated.Simulated`. The keys are
+those of an axis of parties, so both learn what a party would there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from etils import epy
+
+from shoal.core import programs, seeds, types
+from shoal.formulas import optimise
+from shoal.runtimes.experience import rollouts
+from shoal.runtimes.federated import channels
+from shoal.runtimes.members import loop
+
+with epy.lazy_imports():
+    import jax
+    import jax.numpy as jnp
+
+
+class Place(NamedTuple):
+    """Which party of which run; plain numbers."""
+
+    seed: int  # of the run
+    party: int  # its number
+    environments: int  # B
+    most: int  # local updates of one round, at most (K)
+
+
+class Home(NamedTuple):
+    """All that makes a party's next update what it is; none of it ever leaves."""
+
+    members: loop.Members  # of one: without an axis in front
+    common: loop.Common
+
+
+class Ended(NamedTuple):
+    """An episode that ended in a round."""
+
+    at: int  # environment steps into the round
+    episode_return: float
+    length: int
+
+
+class Told(NamedTuple):
+    """What a round was like; it stays at home, or goes beside the channel of a simulation on one machine."""
+
+    episodes: list[Ended]
+    metrics: dict[str, float]  # means over the round
+    skipped: int  # gradients dropped so far, for they were not finite
+    unfit: tuple[int, int]  # rewards and observations that were not finite, in this round
+
+
+class Asked(NamedTuple):
+    """What came down; scalars of JAX or NumPy."""
+
+    theta: types.Array  # [d] f32
+    base: types.Scalar  # i32, the version it is of
+    mu: types.Scalar  # f32
+    updates: types.Scalar  # i32, at most K
+
+
+class Work(Protocol):
+    """Local updates of one party."""
+
+    def begin(self) -> Home:
+        """Its beginning: a new learner, and first episodes."""
+        ...
+
+    def __call__(self, home: Home, asked: Asked) -> tuple[Home, np.ndarray, Told]:
+        """One round: (home after it, what goes up ``[d]``, what it was like)."""
+        ...
+
+    def resumed(self, home: Home) -> Home:
+        """Home as it goes on after a life that ended: as it is, or with episodes that begin anew."""
+        ...
+
+    def close(self) -> None:
+        """Let go of simulators."""
+        ...
+
+
+def key(place: Place, purpose: str) -> types.Key:
+    """The key of one party for one purpose."""
+    return jax.random.fold_in(seeds.key(place.seed, purpose), place.party)
+
+
+def starting(parts: types.Parts, place: Place) -> Callable[[types.Key], Home]:
+    """(key) -> `Home`."""
+    every = loop.start(parts, loop.Shape(place.environments, place.most), lambda state, _: state)
+
+    def start(key: types.Key) -> Home:
+        whole = every(key[None])
+        return Home(jax.tree.map(lambda leaf: leaf[0], whole.members), whole.common)
+
+    return start
+
+
+def alone(function: Callable, *_: types.Tree) -> Callable:
+    """A function of one party is one of all there are here."""
+    return function
+
+
+def with_state(home: Home, state: types.State) -> Home:
+    """Home with another learner."""
+    return home._replace(members=home.members._replace(state=state))
+
+
+def episodes(ended: rollouts.Ended, updates: int) -> list[Ended]:
+    """Finished episodes of the first updates of a round ``[K, T, B]``, in the order of steps."""
+    batch = ended.over.shape[2]
+    over = np.flatnonzero(ended.over[:updates].reshape(-1))
+    returns, lengths = ended.episode_return.reshape(-1)[over], ended.length.reshape(-1)[over]
+    at = (over // batch + 1) * batch
+    return [Ended(int(one), float(value), int(size)) for one, value, size in zip(at, returns, lengths, strict=True)]
+
+
+class Compiled:
+    """Everything of a round in one program."""
+
+    def __init__(self, parts: types.Parts, place: Place, channel: channels.Channel) -> None:
+        """Compile it.
+
+        Args:
+            parts: Of the party; its environment is pure JAX.
+            place: Which one it is.
+            channel: What crosses, and what it does here.
+        """
+        self._place, self._agent, self._channel = place, parts.agent, channel
+        self._steps = parts.agent.about.rollout_length * place.environments
+        shelf, first = parts.programs or programs.Shelf(), key(place, "init")
+        what = f"party {channel.kind} {place.environments} {place.most}"
+        self._start = shelf.compiled(f"{what} start", starting(parts, place), first)
+        asked = Asked(
+            jax.ShapeDtypeStruct((channel.spec.size,), "float32"), jax.ShapeDtypeStruct((), "int32"),
+            jax.ShapeDtypeStruct((), "float32"), jax.ShapeDtypeStruct((), "int32"),
+        )  # fmt: skip
+        self.like: Home = self._start.returns
+        self._round = shelf.compiled(what, self._program(parts), self.like, asked, first).load()
+        self._key = key(place, "run")
+
+    def _program(self, parts: types.Parts) -> Callable:
+        agent, env, channel, most = parts.agent, parts.device_env, self._channel, self._place.most
+        learn = loop.learn(parts, alone)
+        assert env is not None
+
+        def update(home: Home, key: types.Key) -> Any:
+            members, common = home
+            act_key, learn_key = jax.random.split(jax.random.fold_in(key, common.update))
+            policy = agent.snapshot(members.state)
+            actors, rollout, ended = rollouts.collect(agent, env, policy, members.actors, act_key)
+            acted = members._replace(actors=actors)
+            members, common, metrics = learn(acted, common, rollout, learn_key, jnp.bool_(False))
+            return Home(members, common), (metrics, ended)
+
+        def round_(home: Home, asked: Asked, key: types.Key) -> Any:
+            home = with_state(home, channel.begin(home.members.state, asked.theta, asked.base, asked.mu))
+            like = jax.eval_shape(update, home, key)[1]
+            blank = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), like)
+
+            def once(at: types.Scalar, now: Any) -> Any:
+                home, gathered, told = now
+                home, new = update(home, key)
+                told = jax.tree.map(lambda all_, one: all_.at[at].set(one), told, new)
+                return home, channel.gather(gathered, home.members.state), told
+
+            home, gathered, told = jax.lax.fori_loop(0, asked.updates, once, (home, channel.first, blank))
+            vector = channel.end(home.members.state, asked.theta, gathered, asked.updates.astype(jnp.float32))
+            metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0) / asked.updates, told[0])
+            return home, vector, (metrics, told[1], optimise.skipped(home.members.state))
+
+        return round_
+
+    def begin(self) -> Home:
+        """See `Work`."""
+        home: Home = self._start.load()(key(self._place, "init"))
+        return home
+
+    def __call__(self, home: Home, asked: Asked) -> tuple[Home, np.ndarray, Told]:
+        """See `Work`."""
+        home, vector, told = self._round(home, asked, self._key)
+        vector, (metrics, ended, skipped) = jax.device_get((vector, told))
+        found = episodes(ended, int(asked.updates))
+        unfit = tuple(int(count) for count in ended.unfit.sum(axis=(0, 1, 2)))
+        named = {name: float(value) for name, value in metrics.items()}
+        return home, vector, Told(found, named, int(skipped), (unfit[0], unfit[1]))
+
+    def resumed(self, home: Home) -> Home:
+        """See `Work`: all of it was saved."""
+        return home
+
+    def close(self) -> None:
+        """See `Work`."""
