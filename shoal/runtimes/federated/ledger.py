@@ -8,17 +8,16 @@ reported. Both are dp-accounting's; equal events are composed together. Nothing 
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 from shoal.core import errors
+from shoal.runtimes.federated import accounting
 
 FILE = "ledger.jsonl"
 META = "ledger_lines"
@@ -103,7 +102,7 @@ class Ledger:
             OSError: The file cannot be written; nothing may leave.
         """
         after = self._after(events)
-        epsilons = {party: _renyi(spent, self._delta) for party, spent in after.items()}
+        epsilons = {party: accounting.epsilon(spent, self._delta) for party, spent in after.items()}
         for party, epsilon in epsilons.items():
             if epsilon > self._most:
                 raise Spent(self._refusal(party, epsilon))
@@ -113,7 +112,7 @@ class Ledger:
 
     def affords(self, events: Sequence[Event]) -> bool:
         """Whether these releases would stay within the budget: asked before a round computes anything."""
-        return all(_renyi(spent, self._delta) <= self._most for spent in self._after(events).values())
+        return all(accounting.epsilon(spent, self._delta) <= self._most for spent in self._after(events).values())
 
     def left(self, event: Event) -> int | None:
         """How many more releases like this one the party can afford; None: there is no budget."""
@@ -129,10 +128,10 @@ class Ledger:
 
     def total(self) -> Total:
         """What was spent so far; takes a second or so, for the privacy loss distribution is composed."""
-        known = {party: _renyi(spent, self._delta) for party, spent in self._spent.items()}
+        known = {party: accounting.epsilon(spent, self._delta) for party, spent in self._spent.items()}
         worst = max(known, key=lambda party: (known[party], -party), default=None)
         return Total(
-            epsilon=None if worst is None else epsilon(self._spent[worst], self._delta, by="pld"),
+            epsilon=None if worst is None else accounting.epsilon(self._spent[worst], self._delta, by="pld"),
             epsilon_rdp=None if worst is None else known[worst],
             delta=self._delta,
             unit=self._unit,
@@ -268,45 +267,3 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-# ------------------------------------------------------------------------------------------------ accounting
-
-
-def epsilon(multipliers: Mapping[float, int], delta: float, *, by: str = "rdp") -> float:
-    """Of several Gaussian mechanisms on the same data.
-
-    Args:
-        multipliers: Noise multiplier at sensitivity 1 -> how many releases.
-        delta: Of (epsilon, delta).
-        by: "rdp" (an upper bound, quick) or "pld" (tight).
-    """
-    return _of(tuple(sorted(multipliers.items())), delta, by)
-
-
-def _renyi(spent: Mapping[float, int], delta: float) -> float:
-    return epsilon(spent, delta)
-
-
-@functools.lru_cache(maxsize=4096)  # parties in lock-step have spent the same
-def _of(spent: tuple[tuple[float, int], ...], delta: float, by: str) -> float:
-    if not spent:
-        return 0.0
-    library = _library()
-    accountant = library.rdp.RdpAccountant() if by == "rdp" else library.pld.PLDAccountant()
-    for multiplier, times in spent:
-        accountant.compose(library.GaussianDpEvent(multiplier), times)
-    return float(accountant.get_epsilon(delta))
-
-
-def _library() -> ModuleType:
-    """dp-accounting, imported when it is needed (the extra `federated`)."""
-    try:
-        import dp_accounting
-        import dp_accounting.pld
-        import dp_accounting.rdp
-    except ImportError as missing:
-        raise errors.Refused(
-            "noise needs a ledger, and the ledger dp-accounting; install the extra: pip install 'shoal-rl[federated]'"
-        ) from missing
-    return dp_accounting

@@ -170,5 +170,7 @@ def _secure_sum(config: Asked) -> None:
 
 def _outputs(config: Asked) -> None:
     if config.exchange == "none" and (config.privacy != "none" or config.clip > 0.0):
-        given = ("runtime.privacy", config.privacy) if config.privacy != "none" else ("runtime.clip", config.clip)
-        raise _never(*given, "runtime.exchange=none: nothing leaves; leave it out")
+        why = "runtime.exchange=none: nothing leaves; leave it out"
+        if config.privacy != "none":
+            raise _never("runtime.privacy", config.privacy, why)
+        raise _never("runtime.clip", f"{config.clip:g}", why)
