@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -37,6 +37,7 @@ def train(
     seeds: int | None = None,
     workers: int | None = None,
     members: int | None = None,
+    parties: int | str | Path | Sequence[Mapping[str, Any]] | None = None,
     runtime: str | Mapping[str, Any] | None = None,
     corrector: str | Mapping[str, Any] | None = None,
     compressor: str | Mapping[str, Any] | None = None,
@@ -64,6 +65,8 @@ def train(
         seeds: Train so many seeds, from `seed` on, in one program; runtimes on_device and host.
         workers: Worker processes, for runtimes that have them.
         members: Of a population.
+        parties: Owners that train together: how many, or a parties file, or its tables as mappings (``name``, ``env``,
+            and settings of ``environment`` and ``network``).
         runtime: Overrides the preset's runtime: a name, or settings (``{"name": "host", "environments": 16}``; the
             name may be left out).
         corrector: Likewise, one of `shoal list correctors`.
@@ -88,6 +91,7 @@ def train(
     from shoal import log
     from shoal.core import importing
     from shoal.experiment import filed, presets
+    from shoal.experiment import parties as owners
     from shoal.runs import training
 
     settings: dict[str, Mapping[str, Any]] = dict(parts)
@@ -105,12 +109,16 @@ def train(
         settings=settings, from_schedule=from_schedule,
         evaluate_every=evaluate_every, evaluate_episodes=evaluate_episodes,
     )  # fmt: skip
+    if parties is not None and not isinstance(parties, int):
+        request = owners.over(request, parties)
     if settings_file is not None:
         request = filed.over(request, filed.read(settings_file, preset))
     if workers is not None:
         settings["runtime"] = {presets.workers(request): workers, **settings["runtime"]}
     if members is not None:
         settings["runtime"] = {"members": members, **settings["runtime"]}
+    if isinstance(parties, int):
+        settings["runtime"] = {"parties": parties, **settings["runtime"]}
     if seeds is None:
         return training.train(request, out, console=log.pick(quiet), eval_episodes=eval_episodes)
     return training.train_seeds(request, seeds, out, console=log.pick(quiet), eval_episodes=eval_episodes)

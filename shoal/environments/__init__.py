@@ -65,6 +65,32 @@ def no_audit(env_id: str, config: Config, steps: int) -> Audit:
     return Audit(problems=(), remarks=())
 
 
+class Owner(NamedTuple):
+    """One of those to whom a set of environments belongs."""
+
+    name: str
+    env: str  # the id of his own environment, which takes the set's settings
+
+
+def always_compiled(env_id: str) -> bool:
+    """Of a library whose environments are all of one kind."""
+    del env_id
+    return False
+
+
+class Owned(NamedTuple):
+    """To whom an environment belongs."""
+
+    owners: tuple[Owner, ...] = ()  # (): it is no set
+    alike: bool = True  # whether one compiled program serves all of them (`types.Env.init_as`)
+
+
+def nobodys(env_id: str, config: Config) -> Owned:
+    """Of a library that has no sets."""
+    del env_id, config
+    return Owned()
+
+
 class Adapter(NamedTuple):
     """What an adapter declares of itself."""
 
@@ -77,6 +103,8 @@ class Adapter(NamedTuple):
     # None: not known, and nothing is kept
     elsewhere: Callable[[str], str] = anywhere  # id -> why another process cannot open it; "" if it can
     audit: Callable[[str, Config, int], Audit] = no_audit  # (id, config, steps) -> what its library's checks say
+    in_python: Callable[[str], bool] = always_compiled  # id -> whether it is none of those that can be compiled
+    owned: Callable[[str, Config], Owned] = nobodys  # (id, config) -> of a set, its owners
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +231,14 @@ def full(env_id: str) -> str:
 
 
 def pure_jax(env_id: str) -> bool:
-    """Whether the environments of this id's adapter can be compiled; opens nothing."""
-    return adapter(env_id).pure_jax
+    """Whether this environment can be compiled; opens nothing."""
+    declared = adapter(env_id)
+    return declared.pure_jax and not declared.in_python(env_id)
+
+
+def owned(env_id: str, config: Config) -> Owned:
+    """To whom the environments of a set belong; none where the id is no set's. Opens nothing."""
+    return adapter(env_id).owned(env_id, config)
 
 
 def sources(env_id: str) -> tuple[str, ...] | None:

@@ -38,7 +38,7 @@ class Simulator(NamedTuple):
 
 
 def simulator(env_id: str, name: str, limit: int, observe: tuple[int, ...], notes: tuple[str, ...]) -> Simulator:
-    """gymnax's simulator of a name, as `env_id`.
+    """A simulator of gymnax, as `env_id`.
 
     Args:
         env_id: As it was asked for.

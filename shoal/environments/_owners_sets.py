@@ -1,7 +1,7 @@
 """What the owners of a set have in common, and in what they differ: numbers, as data.
 
-A draw gives every owner a number theta in [0, 1], his own whatever the number of owners is; the grid spaces them evenly. What
-theta does to a simulator is a few lines for each set.
+A draw gives every owner a number theta in [0, 1], his own whatever the number of owners is; the grid spaces them
+evenly. What theta does to a simulator is a few lines for each set.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _stranger(theta: Thetas) -> Values:
 
 
 def _link(which: int) -> Callable[[Thetas], Values]:
-    """Length 0.5 + theta of one link, its centre of mass, which is a constant of its own, at half of it; mass and inertia as ever."""
+    """Length 0.5 + theta of one link, mass and inertia as ever; its centre of mass, at half of it, is kept apart."""
 
     def values(theta: Thetas) -> Values:
         length = 0.5 + theta

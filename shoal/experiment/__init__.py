@@ -9,11 +9,15 @@ from shoal.experiment.wiring import (
     Experiment,
     build,
     check_environment,
+    compiled,
     config_class,
+    elsewhere,
     from_json,
     horizon,
     keep_programs,
     kinds,
+    open_environment,
+    party,
     prepare,
     prepare_seeds,
     rebuild,
@@ -25,7 +29,7 @@ from shoal.experiment.wiring import (
 )
 
 __all__ = [
-    "NAMED", "SCHEMA", "Built", "Experiment", "build", "cache", "cache_folder", "check_environment", "config_class",
-    "from_json", "horizon", "keep_programs", "kinds", "prepare", "prepare_seeds", "rebuild", "serves", "traits",
-    "unshareable", "validate", "ways",
+    "NAMED", "SCHEMA", "Built", "Experiment", "build", "cache", "cache_folder", "check_environment", "compiled",
+    "config_class", "elsewhere", "from_json", "horizon", "keep_programs", "kinds", "open_environment", "party",
+    "prepare", "prepare_seeds", "rebuild", "serves", "traits", "unshareable", "validate", "ways",
 ]  # fmt: skip

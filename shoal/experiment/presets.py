@@ -5,6 +5,7 @@ The presets are data, in `shoal.experiment.tuned`, a file a family; here they be
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import math
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from shoal import environments, experiment
 from shoal.core import aliases, errors, options, types
-from shoal.experiment import scheduled
+from shoal.experiment import parties, scheduled
 from shoal.experiment.tuned import (
     Preset,
     Settings,
@@ -76,6 +77,7 @@ class Request(NamedTuple):
     settings: Settings = MappingProxyType({})  # kind -> plain values (keyword arguments)
     filed: Filed | None = None  # a settings file: above what the preset has, below all of the above
     anneal: int | None = None  # environment steps over which the learning rate is lowered; None: over all
+    parties: tuple[parties.Owner, ...] = ()  # who trains together, from a file (`parties.read`)
 
 
 def find(name: str) -> Preset:
@@ -122,6 +124,8 @@ def config(request: Request, kind: str) -> Any:
     base: Any = options.build(cls, _fitting(cls, preset.settings.get(kind, {})), kind)
     tuned = tuned_for(preset, names["env"])
     made: Any = options.build(cls, _fitting(cls, tuned.settings.get(kind, {})) if tuned else {}, kind, base)
+    if kind == "runtime" and request.parties:
+        made = options.build(cls, _fitting(cls, {"parties": len(request.parties)}), kind, made)
     return options.build(cls, request.filed.settings.get(kind, {}), kind, made) if request.filed else made
 
 
@@ -169,14 +173,15 @@ def resolve(request: Request, runs: int = 1) -> tuple[experiment.Experiment, env
     follows = None if request.from_schedule is None else scheduled.read(request.from_schedule)
     usual = follows.steps if follows else tuned.steps if tuned else preset.steps
     usual = request.filed.steps if request.filed and request.filed.steps and not follows else usual
+    how = experiment.ways(names["runtime"], configs["runtime"])
+    configs["environment"] = parties.fitted(configs["environment"], names["env"], how)
     experiment.prepare(names["runtime"], names["algorithm"], configs, runs)
-    opened = environments.open(names["env"], configs["environment"])
-    made = experiment.Experiment(
+    asked = experiment.Experiment(
         preset=request.preset,
         env=names["env"],
-        steps=_steps(request, usual, opened.spec),
+        steps=usual,
         seed=request.seed,
-        goal=_goal(request.until, opened.spec),
+        goal=None,
         algorithm=names["algorithm"],
         corrector=names["corrector"],
         compressor=names["compressor"],
@@ -187,7 +192,10 @@ def resolve(request: Request, runs: int = 1) -> tuple[experiment.Experiment, env
         evaluate_episodes=_evaluated(request),
         anneal=request.anneal,
         schedule=follows.schedule if follows else (),
+        parties=request.parties,
     )
+    opened = experiment.open_environment(asked)
+    made = dataclasses.replace(asked, steps=_steps(request, usual, opened.spec), goal=_goal(request.until, opened.spec))
     experiment.validate(made, opened)
     return made, opened
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import multiprocessing
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from etils import epy
 
 from shoal import algorithms, environments, networks
 from shoal.core import compilation, errors, options, programs, registry, types
-from shoal.experiment import correcting, counting, scheduled, starting
+from shoal.experiment import correcting, counting, parties, scheduled, starting
 from shoal.formulas import optimise, splitting
 from shoal.runtimes.actor_learner import precision
 from shoal.runtimes.crew import threads
@@ -57,6 +58,7 @@ class Experiment:
     schedule: scheduled.Schedule = ()  # that its learner's numbers follow; (): none
     evaluate_every: int | None = None  # environment steps between two evaluations while it trains; None: there are none
     evaluate_episodes: int | None = None  # of each of them; None likewise
+    parties: tuple[parties.Owner, ...] = ()  # who trains together, from a file; (): the runtime and the environment say
     earlier: tuple[Mapping[str, Any], ...] = ()  # what it was asked for before it was to go on (`runs.extending`)
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +82,7 @@ class Experiment:
             **({"schedule": scheduled.plain(self.schedule)} if self.schedule else {}),
             **({"evaluate_every": self.evaluate_every} if self.evaluate_every is not None else {}),
             **({"evaluate_episodes": self.evaluate_episodes} if self.evaluate_episodes is not None else {}),
+            **({"parties": parties.to_json(self.parties)} if self.parties else {}),
             **({"earlier": [dict(one) for one in self.earlier]} if self.earlier else {}),
         }
 
@@ -126,7 +129,7 @@ def from_json(data: Mapping[str, Any]) -> Experiment:
             configs=configs, episodes=data.get("episodes"), schema=int(data["schema"]), anneal=data.get("anneal"),
             start=data.get("start"), schedule=scheduled.made(data.get("schedule", ())),
             evaluate_every=data.get("evaluate_every"), evaluate_episodes=data.get("evaluate_episodes"),
-            earlier=tuple(data.get("earlier", ())),
+            earlier=tuple(data.get("earlier", ())), parties=parties.from_json(data.get("parties", ())),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise errors.Refused(f"config.json is not one of Shoal's ({type(error).__name__}: {error})") from None
@@ -164,22 +167,65 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
     for kind in kinds():
         options.check(experiment.configs[kind], kind)
     optimise.check(experiment.configs["optimiser"])
-    _check_algorithm(experiment, opened.spec)
-    rule = traits(experiment.algorithm, experiment.configs["algorithm"])
-    if rule.normalises and opened.spec.observation.image:
-        raise errors.Refused(
-            f"algorithm.normalise_observations needs vector observations, but {experiment.env} gives images"
-        )
-    registry.load("runtime", experiment.runtime).check(experiment.configs["runtime"], experiment, opened)
-    _check_compressor(experiment, opened)
     how = ways(experiment.runtime, experiment.configs["runtime"])
+    _check_parties(experiment, how)
+    lead = parties.lead(experiment, how)
+    _check_algorithm(lead, opened.spec)
+    registry.load("runtime", experiment.runtime).check(experiment.configs["runtime"], experiment, opened)
+    _check_compressor(lead, opened)
     if how.fits is not None:
-        how.fits(_agent(experiment, opened.spec, how))
+        how.fits(_agent(lead, opened.spec, how))
     if how.records and not _check.repeats(opened):
         raise errors.Refused(
             f"--replayable on {experiment.env}: the same seed and actions do not give the same observations and "
             f"rewards, so nothing could be repeated; `shoal check-env {experiment.env}` tells more"
         )
+
+
+def _check_parties(experiment: Experiment, how: types.Ways) -> None:
+    """Hold each kind of party against the rule and against each other; nothing where there are none."""
+    if not how.parties:
+        if experiment.parties:
+            sharing = [name for name in registry.names("runtime") if ways(name).parties]
+            raise errors.Refused(
+                f"--parties-file: the {experiment.runtime} runtime trains no parties; use --runtime "
+                f"{' or '.join(sharing)}, or leave it out"
+            )
+        return
+    agents = []
+    for name, made in parties.distinct(parties.each(experiment, how)):
+        try:
+            opened = environments.open(made.env, made.configs["environment"])
+            _check_algorithm(made, opened.spec)
+            check_environment(opened)
+        except errors.Refused as problem:
+            raise errors.Refused(f"party {name}: {problem}") from None
+        agents.append((name, _agent(made, opened.spec, how), opened.spec))
+    parties.check(agents, experiment.configs["runtime"].exchange)
+
+
+def open_environment(experiment: Experiment) -> environments.Opened:
+    """The environment of a run; where parties have one each, the one that stands for all (`types.Parts`).
+
+    Raises:
+        Refused: As `environments.open`.
+    """
+    lead = parties.lead(experiment, ways(experiment.runtime, experiment.configs["runtime"]))
+    return environments.open(lead.env, lead.configs["environment"])
+
+
+def compiled(experiment: Experiment) -> bool:
+    """Whether all environments of a run are pure JAX; opens nothing."""
+    return all(map(environments.pure_jax, _ids(experiment)))
+
+
+def elsewhere(experiment: Experiment) -> str:
+    """Why another process cannot open one of its environments; "" if it can. Opens nothing."""
+    return next(filter(None, map(environments.elsewhere, _ids(experiment))), "")
+
+
+def _ids(experiment: Experiment) -> list[str]:
+    return parties.ids(experiment, ways(experiment.runtime, experiment.configs["runtime"]))
 
 
 def _check_evaluations(experiment: Experiment) -> None:
@@ -240,6 +286,10 @@ def _check_algorithm(experiment: Experiment, spec: types.EnvSpec) -> None:
     module = registry.load("algorithm", experiment.algorithm)
     if reason := module.fits(configs["algorithm"], configs["network"], spec):
         raise errors.Refused(f"{experiment.algorithm} on {experiment.env}: {reason}")
+    if rule.normalises and spec.observation.image:
+        raise errors.Refused(
+            f"algorithm.normalise_observations needs vector observations, but {experiment.env} gives images"
+        )
     _check_learning(experiment, rule, how)
     if how.pads and not rule.padded:
         raise errors.Refused(
@@ -310,7 +360,7 @@ def unshareable(runtime: str, algorithm: str, config: Any, settings: Any = None)
     how, rule = ways(runtime, settings), traits(algorithm, config)
     if not (how.captures or how.splits):
         return ""
-    if rule.capacity and not how.holds_memory:
+    if rule.capacity and not (how.holds_memory or how.parties):
         return f"{algorithm} keeps a replay memory, which every worker would have to hold and to send"
     return rule.unshareable
 
@@ -354,13 +404,35 @@ def build(experiment: Experiment, opened: environments.Opened | None = None, sta
         opened: Its environment, if it is open already.
         start: The policy its learner starts from, as `starting.kept`; None where none will start.
     """
+    how = ways(experiment.runtime, experiment.configs["runtime"])
+    lead = parties.lead(experiment, how)
+    opened = opened or environments.open(lead.env, lead.configs["environment"])
+    parts = _parts(lead, how, opened, start, _shelf(experiment))._replace(
+        rebuild=functools.partial(rebuild, experiment, start)
+    )
+    if how.parties:
+        parts = parts._replace(
+            parties=_parties(experiment, how, start), alike=parties.alike(experiment, how, opened.device)
+        )
+    assert isinstance(parts.programs, programs.Shelf)
+    return Built(
+        parts, registry.load("runtime", experiment.runtime).build(experiment.configs["runtime"]), parts.programs
+    )
+
+
+def _parts(
+    experiment: Experiment,
+    how: types.Ways,
+    opened: environments.Opened,
+    start: types.Tree | None,
+    shelf: programs.Shelf,
+) -> types.Parts:
+    """Of one learner; of a party's, as if there were no others."""
     configs = experiment.configs
-    opened = opened or environments.open(experiment.env, configs["environment"])
-    agent = _agent(experiment, opened.spec, ways(experiment.runtime, configs["runtime"]))
+    agent = _agent(experiment, opened.spec, how)
     if start is not None:
         agent = starting.warm(agent, start)
-    shelf = _shelf(experiment)
-    parts = types.Parts(
+    return types.Parts(
         agent=agent,
         spec=opened.spec,
         device_env=opened.device,
@@ -371,11 +443,35 @@ def build(experiment: Experiment, opened: environments.Opened | None = None, sta
         compressor=_compressor(experiment, agent),
         programs=shelf,
     )
-    return Built(parts, registry.load("runtime", experiment.runtime).build(configs["runtime"]), shelf)
+
+
+def _parties(experiment: Experiment, how: types.Ways, start: types.Tree | None) -> tuple[types.Party, ...]:
+    return tuple(
+        types.Party(name, made.env, functools.partial(party, experiment, at, start))
+        for at, (name, made) in enumerate(parties.each(experiment, how))
+    )
+
+
+def party(experiment: Experiment, at: int, start: types.Tree | None = None) -> types.Parts:
+    """The parts of one party alone, in this process or in one of its own.
+
+    Args:
+        experiment: Of all parties.
+        at: His number, from 0.
+        start: As for `build`.
+    """
+    if multiprocessing.parent_process() is not None:
+        compilation.call_here()
+        compilation.share()
+    how = ways(experiment.runtime, experiment.configs["runtime"])
+    made = parties.each(experiment, how)[at].made
+    opened = environments.open(made.env, made.configs["environment"])
+    parts = _parts(made, how, opened, start, _shelf(made))
+    return parts._replace(rebuild=functools.partial(party, experiment, at, start))
 
 
 def horizon(experiment: Experiment) -> int:
-    """Environment steps of one learner over which its learning rate is lowered; members or parties share the run's."""
+    """Environment steps of one learner over which its learning rate is lowered; members and parties share the run's."""
     how = ways(experiment.runtime, experiment.configs["runtime"])
     return -(-(experiment.anneal or experiment.steps) // max(how.members, how.parties))
 

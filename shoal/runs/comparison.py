@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal import environments, experiment, log
+from shoal import experiment, log
 from shoal.core import errors, files
 from shoal.experiment import budget, presets
 from shoal.runs import checkpoint, group, run_folder
@@ -186,7 +186,7 @@ def _check_memory(made: Sequence[experiment.Experiment], seeds: int) -> None:
     experiment.cache()
     for one in made:
         training.crowd(one, seeds if _together(one) else 1)
-        agent = experiment.build(one, environments.open(one.env, one.configs["environment"])).parts.agent
+        agent = experiment.build(one, experiment.open_environment(one)).parts.agent
         needed = budget.need(agent, experiment.traits(one.algorithm, one.configs["algorithm"]).capacity)
         training.checked(one, agent, needed, seeds if _together(one) else 1)
 

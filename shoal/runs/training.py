@@ -232,7 +232,7 @@ def resume(
     listed = _seeds(folder, config)
     experiment.prepare_seeds(made.runtime, len(listed))
     experiment.prepare(made.runtime, made.algorithm, made.configs, len(listed))
-    opened = environments.open(made.env, made.configs["environment"])
+    opened = experiment.open_environment(made)
     experiment.validate(made, opened)
     experiment.check_environment(opened)
     build = builder or _build
@@ -338,6 +338,9 @@ def checked(made: experiment.Experiment, agent: types.Agent, needed: budget.Need
     how = experiment.ways(made.runtime, made.configs["runtime"])
     gradients = experiment.traits(made.algorithm, made.configs["algorithm"]).gradients
     counting.check_gradients(made.steps, agent.about.rollout_length * how.streams, gradients)
+    if how.parties:
+        held = budget.check(needed, how.parties, "parties", option="--parties")
+        return f"{how.parties} parties, {-(-made.steps // how.parties):,} steps each; {held}"
     if how.members > 1:  # several seeds are trained one after the other
         held = budget.check(needed, how.members, "members", option="--members")
         share = f"{how.members} members, {-(-made.steps // how.members):,} steps each"
@@ -361,9 +364,9 @@ def apart(made: experiment.Experiment) -> str | None:
         Refused: It cannot do without them.
     """
     how = experiment.ways(made.runtime, made.configs["runtime"])
-    if not (how.processes or how.measures) or (how.compiles and environments.pure_jax(made.env)):
+    if not (how.processes or how.measures) or (how.compiles and experiment.compiled(made)):
         return None
-    reason = spawning.hindrance() or environments.elsewhere(made.env)
+    reason = spawning.hindrance() or experiment.elsewhere(made)
     if reason and how.processes:
         raise errors.Refused(f"the {made.runtime} runtime starts worker processes, but {reason}")
     return f"simulators are stepped in this process: {reason}" if reason else None

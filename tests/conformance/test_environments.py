@@ -21,11 +21,12 @@ SAMPLE = {
     "envpool": ["envpool:CartPole-v1", "envpool:FrozenLake-v1", "envpool:Hopper-v4", "envpool:Breakout-v5"],
     "gymnasium": [*GYMNASIUM, "Hopper-v5", "LunarLander-v3", "LunarLanderContinuous-v3"],
     "gymnax": ["gymnax:CartPole-v1", "gymnax:Pendulum-v1", "gymnax:Breakout-MinAtar", "gymnax:FrozenLake-misc"],
+    "owners": ["owners:CartPole-lengths", "owners:Acrobot-links/1", "owners:CartPole-stranger/3", "owners:Hopper-legs"],
     "task": ["task:Multiplexer-3", "task:Regression-8"],
     "probe": [f"probe:{name}" for name in ("constant", "match", "truncated", "target", "memory", "pair")],
 }
 IDS = [env_id for ids in SAMPLE.values() for env_id in ids]
-DEVICE_IDS = SAMPLE["brax"] + SAMPLE["gymnax"] + SAMPLE["probe"] + SAMPLE["task"]
+DEVICE_IDS = SAMPLE["brax"] + SAMPLE["gymnax"] + SAMPLE["probe"] + SAMPLE["task"] + SAMPLE["owners"][:-1]
 SHORT = environments.Config(time_limit=25)
 QUICK = {"brax:inverted_pendulum": {"backend": "spring"}}  # compiles in half the time
 

@@ -14,7 +14,7 @@ from shoal import experiment
 from shoal.command import arguments
 from shoal.command.verbs import output
 from shoal.core import errors, registry
-from shoal.experiment import filed, presets
+from shoal.experiment import filed, parties, presets
 
 with epy.lazy_imports():
     import tyro
@@ -41,6 +41,10 @@ class TrainOptions:
     """Worker processes (short for --runtime.workers, or --runtime.bundles of a parameter server)."""
     members: int | None = None
     """Members of a population (short for --runtime.members)."""
+    parties: int | None = None
+    """Owners that train together (short for --runtime.parties); the steps are divided between them."""
+    parties_file: Path | None = None
+    """Owners of your own, in TOML: a table [[party]] each, with name, env, and settings of environment and network."""
     replayable: bool = False
     """Record the order of the workers' updates, for `shoal replay` (short for --runtime.replayable)."""
     runtime: str | None = None
@@ -88,7 +92,7 @@ def run(typed: list[str]) -> int:
         Refused: In one line, before anything is made.
     """
     since = output.process_start()
-    given_as, typed = typed, [re.sub(r"^--population\.", "--runtime.", word) for word in typed]
+    given_as, typed = typed, [re.sub(r"^--(population|federation)\.", "--runtime.", word) for word in typed]
     first = arguments.peek(typed)
     if first is None:
         if {"-h", "--help"} & set(typed):
@@ -132,6 +136,8 @@ def chosen(preset: str, typed: list[str]) -> presets.Request:
         corrector=arguments.value(typed, "--corrector"),
         compressor=arguments.value(typed, "--compressor"),
     )
+    if (owners := arguments.value(typed, "--parties-file")) is not None:
+        request = parties.over(request, owners)
     file = arguments.value(typed, "--settings")
     return request if file is None else filed.over(request, filed.read(file, preset))
 
@@ -153,7 +159,7 @@ def _configs(request: presets.Request, given: TrainOptions) -> dict[str, Any]:
     """The settings of every part, short options included."""
     configs = {kind: getattr(given, f"{kind}_config") for kind in experiment.kinds()}
     short = (presets.workers(request), given.workers), ("replayable", given.replayable or None)
-    for name, value in (*short, ("members", given.members)):
+    for name, value in (*short, ("members", given.members), ("parties", given.parties)):
         if value is None:
             continue
         if not hasattr(configs["runtime"], name):
@@ -165,7 +171,8 @@ def _configs(request: presets.Request, given: TrainOptions) -> dict[str, Any]:
 def _lacking(request: presets.Request, name: str, value: int | bool, configs: dict[str, Any]) -> str:
     """What is said of a short option where the runtime lacks it, with the runtimes that would do."""
     parts = presets.parts(request)
-    lacks = {"replayable": ("--replayable", "does not record updates"), "members": (f"--members {value}", "has none")}
+    lacks = {"replayable": ("--replayable", "does not record updates")}
+    lacks |= {one: (f"--{one} {value}", "has none") for one in ("members", "parties")}
     shown, reason = lacks.get(name, (f"--workers {value}", "has no workers"))
 
     def would_do(other: str) -> bool:

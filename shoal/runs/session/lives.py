@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from shoal import environments, experiment
+from shoal import experiment
 from shoal.core import types
 
 
@@ -70,4 +70,4 @@ class Lives:
 def _resumes_exactly(made: experiment.Experiment) -> bool:
     """Simulators in Python cannot be saved, whatever the runtime."""
     exact = experiment.ways(made.runtime, made.configs["runtime"]).exact_resume
-    return exact and environments.pure_jax(made.env)
+    return exact and experiment.compiled(made)
