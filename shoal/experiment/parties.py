@@ -185,7 +185,8 @@ def fitted(environment: environments.Config, env: str, how: types.Ways) -> envir
     field = type(environment).__dataclass_fields__.get("parties")
     if field is None or options.plain(environment)["parties"] != field.default:
         return environment
-    return dataclasses.replace(environment, **{"parties": how.parties})
+    given: dict[str, Any] = {"parties": how.parties}
+    return dataclasses.replace(environment, **given)
 
 
 def each(made: wiring.Experiment, how: types.Ways) -> tuple[Each, ...]:

@@ -471,7 +471,7 @@ def party(experiment: Experiment, at: int, start: types.Tree | None = None) -> t
 
 
 def horizon(experiment: Experiment) -> int:
-    """Environment steps of one learner over which its learning rate is lowered; members and parties share the run's."""
+    """Environment steps of one learner over which its learning rate is lowered; members or parties share the run's."""
     how = ways(experiment.runtime, experiment.configs["runtime"])
     return -(-(experiment.anneal or experiment.steps) // max(how.members, how.parties))
 
