@@ -27,7 +27,7 @@ def returns(run: run_folders.Run) -> list[markup.Markup]:
     found = told.evaluations(run)
     evaluated = len(found.steps) > 1 and found.returns.shape[1] == len(names)
     if evaluated:
-        curves = [(found.steps, found.returns[:, at]) for at in range(len(names))]
+        curves = [(found.each[:, at], found.returns[:, at]) for at in range(len(names))]
     else:
         curves = [told.episodes(run, at) for at in range(len(names))]
     if not any(np.isfinite(y).any() for _, y in curves):

@@ -5,7 +5,8 @@ Four files beside the common ones, one JSON object a line; keys that are missing
 * ``audit.jsonl``: a message. ``direction`` (``"up"`` | ``"down"``), ``party`` (its number), ``round``, ``bytes``,
   ``outcome`` (``ok``, ``late``, ``stale``, ``rejected:norm``, ``failed`` ...), ``lag`` (versions between download and
   apply).
-* ``parties.jsonl``: an evaluation. ``env_steps`` (of one party), ``returns`` (one of each party, null where none).
+* ``parties.jsonl``: an evaluation. ``env_steps`` (of one party, the median), ``each`` (of every party), ``returns``
+  (one of each party, null where none).
 * ``ledger.jsonl``: a release under differential privacy. ``party``, ``turn`` (which of that party's), ``epsilon`` (of
   all its releases so far).
 * ``episodes.csv``: its column ``worker`` is the party's number.
@@ -24,8 +25,7 @@ from shoal.report import runs as run_folders
 
 COLUMNS = frozenset(  # of the metrics, which are drawn or summed here
     {
-        *("federation.mean", "federation.worst", "federation.rounds", "federation.participation"),
-        *("federation.bytes_up", "federation.bytes_down", "federation.rejected", "federation.staleness"),
+        *("federation.mean", "federation.worst", "federation.version", "federation.took_part"),
     }
 )
 NONE = "none"  # the exchange of parties that send nothing
@@ -48,6 +48,7 @@ class Evaluations(NamedTuple):
     """Greedy episodes of every party on the way."""
 
     steps: np.ndarray  # [E] environment steps of a party
+    each: np.ndarray  # [E, N] of every party
     returns: np.ndarray  # [E, N] NaN where a party has none
 
 
@@ -141,18 +142,16 @@ def exchanges(run: run_folders.Run) -> bool:
 def simulated(run: run_folders.Run) -> list[str]:
     """What was only simulated on one machine, as the run told it, or as its settings say."""
     given = run.inner("federation", "simulated")
-    if isinstance(given, list | str):
-        return [given] if isinstance(given, str) else [str(one) for one in given]
-    found = []
-    if setting(run, "noise") or number(run, "epsilon") is not None:
+    found = [str(one) for one in given] if isinstance(given, list) else []
+    if setting(run, "noise") and not any("noise" in one or "DP" in one for one in found):
         found.append("the noise of differential privacy comes from the run's seed (simulated DP, no protection)")
-    if setting(run, "secure_sum"):
+    if setting(run, "secure_sum") and not any("mask" in one for one in found):
         found.append("the masks of the secure sum come from the run's seed (simulated masks)")
     if setting(run, "paces"):
         found.append("how slow each party is")
     if setting(run, "attack"):
         found.append("the parties that attack")
-    return found
+    return list(dict.fromkeys(found))
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -185,6 +184,7 @@ def evaluations(run: run_folders.Run) -> Evaluations:
     """Those on the way; empty where there were none."""
     steps: list[float] = []
     rows: list[list[float]] = []
+    own: list[list[float]] = []
     for line in _lines(run, "parties.jsonl"):
         given = line.get("returns")
         at = _number(line, "env_steps")
@@ -192,9 +192,13 @@ def evaluations(run: run_folders.Run) -> Evaluations:
             while steps and at <= steps[-1]:  # a resumed run tells again what came after its checkpoint
                 steps.pop()
                 rows.pop()
+                own.pop()
             steps.append(at)
+            told = line.get("each")
+            own.append(told if isinstance(told, list) and len(told) == len(given) else [at] * len(given))
             rows.append([float("nan") if (v := run_folders.number(one)) is None else float(v) for one in given])
-    return Evaluations(np.array(steps, float), np.array(rows, float).reshape(len(steps), -1))
+    made = [np.array(table, float).reshape(len(steps), -1) for table in (own, rows)]
+    return Evaluations(np.array(steps, float), *made)
 
 
 def messages(run: run_folders.Run) -> Messages:
