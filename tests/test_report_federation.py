@@ -30,7 +30,7 @@ RUNTIME = {
 }  # fmt: skip
 AUDIT = (  # direction, party, round, outcome, lag
     ("up", 0, 1, "ok", 0), ("up", 1, 1, "ok", 1), ("down", 0, 1, "ok", 0), ("up", 0, 2, "ok", 2),
-    ("up", 1, 2, "rejected:norm", 0), ("up", 0, 3, "ok", 0), ("up", 1, 3, "rejected:late", 0), ("up", 0, 4, "ok", 0),
+    ("up", 1, 2, "rejected:norm", 0), ("up", 0, 3, "ok", 0), ("up", 1, 3, "rejected:late", 0), ("up", 0, 4, "ok", 0), ("up", 1, 4, "skipped", 0),
 )  # fmt: skip
 RETURNS = ((0, 10.0, 20.0), (2000, 80.0, 30.0), (4000, 100.0, 50.0))
 
@@ -66,7 +66,7 @@ def test_one_federation_shows_what_its_files_hold(one, tmp_path):
         "Sent up 6 kB 1 kB a party and round", "Sent down 9 kB 1.5 kB a party and round",
         "Epsilon spent 3.189 4.811 of 8 left; at delta 1e−5; unit: one trajectory",
         "Messages rejected 3 2 norm, 1 not finite", cards.SENTENCE,
-        "north owners:CartPole-lengths/0 4,000 90 100 4 0 0", "south owners:CartPole-lengths/1 4,000 40 50 1 1 1",
+        "north owners:CartPole-lengths/0 4,000 90 100 4 0 0 0", "south owners:CartPole-lengths/1 4,000 40 50 1 1 1 1",
         "Who took part in which round", "Staleness of the updates applied", "budget 8",
         "(simulated DP, no protection)", "Simulated: how slow each party is", "updates that were clipped 25 %",
         "norm of an update, most 4.25", "share of the parties in a round, least 50 %", "environment steps of a party",
@@ -98,11 +98,12 @@ def test_rounds_say_who_counted_was_late_and_was_refused(one):
     assert found.counted.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
     assert found.refused.tolist() == [[0, 0, 0, 0], [0, 1, 0, 0]]
     assert found.late.tolist() == [[0, 0, 0, 0], [0, 0, 1, 0]]
+    assert found.idle.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]
     halves = rounds.taken(told.messages(run_folders.read(one)), 2, 2)
     assert halves.counted.tolist() == [[1, 1], [0.5, 0]]
     drawn = str(rounds.figure(run_folders.read(one)))
     assert drawn.count('class="cell refused"') == drawn.count('class="cell late"') == 2, "wide and narrow"
-    assert rounds.taken(told.messages(run_folders.read(one))._replace(party=np.full(7, 9)), 2, 5) is None
+    assert rounds.taken(told.messages(run_folders.read(one))._replace(party=np.full(8, 9)), 2, 5) is None
 
 
 def test_staleness_is_counted_of_what_was_applied(one, tmp_path):

@@ -149,7 +149,7 @@ def parties(run: run_folders.Run) -> markup.Markup | None:
         return None
     sent = told.messages(run)
     head: tuple[Any, ...] = ("party", "environment", "env steps", "return, last 100", "evaluation")
-    kinds = ("counted", "too late", "rejected or failed") if len(sent.party) else ()
+    kinds = ("counted", "nothing to say", "too late", "rejected or failed") if len(sent.party) else ()
     rows = []
     for at, owner in enumerate(owners):
         outcomes = sent.outcome[sent.party == at]

@@ -24,6 +24,7 @@ class Taken(NamedTuple):
 
     edges: np.ndarray  # [C + 1] the rounds at which stretches begin, and the end
     counted: np.ndarray  # in which a party's message was applied
+    idle: np.ndarray  # in which it had nothing to say
     late: np.ndarray  # in which one came too late
     refused: np.ndarray  # in which one was rejected or failed
 
@@ -108,11 +109,11 @@ def _cells(found: Taken, frame: svg.Frame, row: float) -> list[markup.Markup]:
                 return f"M{left:.1f} {start:.1f}H{right:.1f}V{end:.1f}H{left:.1f}z"
 
             shapes.setdefault(_level(found.counted[party, at]), []).append(shape(top, foot))
-            for name, share in (("refused", found.refused[party, at]), ("late", found.late[party, at])):
-                if share > 0:
+            for name in told.KINDS[1:]:
+                if (share := getattr(found, name)[party, at]) > 0:
                     high = max(0.25, share) * (foot - top)
                     shapes.setdefault(name, []).append(shape(foot - high, foot))
-    order = sorted(shapes, key=lambda name: (name in ("late", "refused"), name))
+    order = sorted(shapes, key=lambda name: (name in told.KINDS, name))
     return [markup.tag("path", d="".join(shapes[name]), class_=f"cell {name}") for name in order]
 
 
@@ -127,6 +128,7 @@ def _key(found: Taken) -> markup.Markup:
     entries = [
         ramp if shares else markup.tag("li", markup.tag("span", swatches[-1], class_="ramp"), " counted"),
         markup.tag("li", markup.tag("i", class_="absent"), "took no part") if (found.counted <= 0).any() else None,
+        markup.tag("li", markup.tag("i", class_="idle"), "had nothing to say") if found.idle.any() else None,
         markup.tag("li", markup.tag("i", class_="late"), "too late") if found.late.any() else None,
         markup.tag("li", markup.tag("i", class_="refused"), "rejected or failed") if found.refused.any() else None,
     ]

@@ -30,8 +30,8 @@ COLUMNS = frozenset(  # of the metrics, which are drawn or summed here
 )
 NONE = "none"  # the exchange of parties that send nothing
 FORMS = ("A", "B", "C", "D", "E", "F", "G")
-KINDS = ("counted", "late", "refused")  # what becomes of a message
-LATE = ("late", "stale", "skipped", "duplicate")  # outcomes that are nobody's offence
+KINDS = ("counted", "idle", "late", "refused")  # what becomes of a message; idle: a party had nothing to say
+LATE = ("late", "stale", "duplicate")  # outcomes that are nobody's offence
 
 
 class Owner(NamedTuple):
@@ -122,7 +122,15 @@ def owners(run: run_folders.Run) -> list[Owner]:
         Owner(
             str(one.get("name", at)),
             str(one.get("env", run.env)),
-            *(run_folders.number(one.get(key)) for key in ("env_steps", "return", "evaluation")),
+            *(run_folders.number(one.get(key)) for key in ("env_steps", "return")),
+            next(
+                (
+                    value
+                    for key in ("evaluation", "on_the_way")
+                    if (value := run_folders.number(one.get(key))) is not None
+                ),
+                None,
+            ),
         )
         for at, one in enumerate(found)
     ]
@@ -230,11 +238,13 @@ def kind(outcome: str) -> str:
     """One of `KINDS`."""
     if outcome == "ok":
         return "counted"
+    if outcome == "skipped":
+        return "idle"
     return "late" if outcome.removeprefix("rejected:") in LATE else "refused"
 
 
 def sorted_out(outcomes: Sequence[str]) -> tuple[int, ...]:
-    """How many messages were counted, late and refused."""
+    """How many messages became each of `KINDS`."""
     found = [kind(outcome) for outcome in outcomes]
     return tuple(found.count(one) for one in KINDS)
 
