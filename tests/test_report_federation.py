@@ -30,7 +30,8 @@ RUNTIME = {
 }  # fmt: skip
 AUDIT = (  # direction, party, round, outcome, lag
     ("up", 0, 1, "ok", 0), ("up", 1, 1, "ok", 1), ("down", 0, 1, "ok", 0), ("up", 0, 2, "ok", 2),
-    ("up", 1, 2, "rejected:norm", 0), ("up", 0, 3, "ok", 0), ("up", 1, 3, "rejected:late", 0), ("up", 0, 4, "ok", 0), ("up", 1, 4, "skipped", 0),
+    ("up", 1, 2, "rejected:norm", 0), ("up", 0, 3, "ok", 0), ("up", 1, 3, "rejected:late", 0), ("up", 0, 4, "ok", 0),
+    ("up", 1, 4, "skipped", 0),
 )  # fmt: skip
 RETURNS = ((0, 10.0, 20.0), (2000, 80.0, 30.0), (4000, 100.0, 50.0))
 

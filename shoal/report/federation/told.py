@@ -118,22 +118,14 @@ def owners(run: run_folders.Run) -> list[Owner]:
     if not found:
         count = run.parties if run.parties > 1 else 0
         return [Owner(str(at), run.env, None, None, None) for at in range(count)]
-    return [
-        Owner(
-            str(one.get("name", at)),
-            str(one.get("env", run.env)),
-            *(run_folders.number(one.get(key)) for key in ("env_steps", "return")),
-            next(
-                (
-                    value
-                    for key in ("evaluation", "on_the_way")
-                    if (value := run_folders.number(one.get(key))) is not None
-                ),
-                None,
-            ),
-        )
-        for at, one in enumerate(found)
-    ]
+    return [_owner(at, one, run.env) for at, one in enumerate(found)]
+
+
+def _owner(at: int, told: Mapping[str, Any], env: str) -> Owner:
+    known = [run_folders.number(told.get(key)) for key in ("evaluation", "on_the_way")]
+    evaluation = next((value for value in known if value is not None), None)
+    steps, reached = (run_folders.number(told.get(key)) for key in ("env_steps", "return"))
+    return Owner(str(told.get("name", at)), str(told.get("env", env)), steps, reached, evaluation)
 
 
 def comparable(run: run_folders.Run) -> bool:
