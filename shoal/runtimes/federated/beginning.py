@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import time
@@ -20,6 +21,7 @@ from shoal.runtimes.federated import (
     audit,
     axis,
     channels,
+    hostile,
     message,
     placing,
     promises,
@@ -68,6 +70,7 @@ def check(config: Any, experiment: Any) -> None:
             "--runtime.exchange delta"
         )
     server.check(_rules(config), config.parties)
+    hostile.parsed(config.attack, config.parties)
     joins(config, tuple(str(at) for at in range(config.parties)))
     if config.exchange == "gradient" and config.mu > 0.0:
         raise errors.Refused(
@@ -244,6 +247,8 @@ def about(config: Any, parts: types.Parts, opening: Opening, promised: promises.
     more: dict[str, Any] = {"simulated": promised.simulated(), "alike": parts.alike}
     if config.paces:
         more["simulated"].append("how slow each party is")
+    if config.attack:
+        more["simulated"].append(f"attacks ({' '.join(config.attack)})")
     form = "none" if config.exchange == "none" else form_of(params)
     return telling.About(opening.names, opening.envs, form, config.exchange, opening.programs.size, own, more)
 
@@ -310,6 +315,7 @@ def trained(
     plan = running.Plan(
         steps, made.per_update, config.evaluate_every, config.episodes, config.asynchronous,
         joins(config, opening.names), config.exchange == "none",
+        functools.partial(hostile.lies, spec_of(opening), hostile.parsed(config.attack, len(opening.names)), seed=seed),
     )  # fmt: skip
     life = running.Running(carried, serving, plan, seed, about(config, parts, opening, promised), log, promised)
     with contextlib.closing(carried):
