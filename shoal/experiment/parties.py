@@ -185,7 +185,8 @@ def fitted(environment: environments.Config, env: str, how: types.Ways) -> envir
     field = type(environment).__dataclass_fields__.get("parties")
     if field is None or options.plain(environment)["parties"] != field.default:
         return environment
-    return dataclasses.replace(environment, **{"parties": how.parties})
+    given: dict[str, Any] = {"parties": how.parties}
+    return dataclasses.replace(environment, **given)
 
 
 def each(made: wiring.Experiment, how: types.Ways) -> tuple[Each, ...]:
@@ -236,13 +237,21 @@ def _owned(made: wiring.Experiment) -> environments.Owned:
     return environments.owned(made.env, made.configs["environment"])
 
 
-def distinct(found: Sequence[Each]) -> list[Each]:
-    """One of each kind: parties that differ in no setting need no check of their own."""
-    kinds: list[Each] = []
+def kinds(made: wiring.Experiment, how: types.Ways) -> list[Each]:
+    """One party of each kind; those that are not told apart by a setting, or that one program serves, are of one kind.
+
+    Args:
+        made: The experiment.
+        how: What its runtime declares.
+    """
+    found = each(made, how)
+    if not made.parties and _owned(made).alike:
+        return list(found[:1])
+    first: list[Each] = []
     for one in found:
-        if not any(_same(one.made, other.made) for other in kinds):
-            kinds.append(one)
-    return kinds
+        if not any(_same(one.made, other.made) for other in first):
+            first.append(one)
+    return first
 
 
 def _same(one: wiring.Experiment, other: wiring.Experiment) -> bool:
@@ -267,7 +276,7 @@ def alike(made: wiring.Experiment, how: types.Ways, device: types.Env | None) ->
     if device is None:
         return False
     if made.parties:
-        return len(distinct(each(made, how))) == 1
+        return len(kinds(made, how)) == 1
     return _owned(made).alike
 
 

@@ -168,9 +168,9 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
         options.check(experiment.configs[kind], kind)
     optimise.check(experiment.configs["optimiser"])
     how = ways(experiment.runtime, experiment.configs["runtime"])
-    _check_parties(experiment, how)
     lead = parties.lead(experiment, how)
     _check_algorithm(lead, opened.spec)
+    _check_parties(experiment, how)
     registry.load("runtime", experiment.runtime).check(experiment.configs["runtime"], experiment, opened)
     _check_compressor(lead, opened)
     if how.fits is not None:
@@ -192,14 +192,14 @@ def _check_parties(experiment: Experiment, how: types.Ways) -> None:
                 f"{' or '.join(sharing)}, or leave it out"
             )
         return
-    agents = []
-    for name, made in parties.distinct(parties.each(experiment, how)):
+    agents, kinds = [], parties.kinds(experiment, how)
+    for name, made in kinds:
         try:
             opened = environments.open(made.env, made.configs["environment"])
             _check_algorithm(made, opened.spec)
             check_environment(opened)
         except errors.Refused as problem:
-            raise errors.Refused(f"party {name}: {problem}") from None
+            raise errors.Refused(f"party {name}: {problem}") if len(kinds) > 1 else problem from None
         agents.append((name, _agent(made, opened.spec, how), opened.spec))
     parties.check(agents, experiment.configs["runtime"].exchange)
 
@@ -471,7 +471,7 @@ def party(experiment: Experiment, at: int, start: types.Tree | None = None) -> t
 
 
 def horizon(experiment: Experiment) -> int:
-    """Environment steps of one learner over which its learning rate is lowered; members and parties share the run's."""
+    """Environment steps of one learner over which its learning rate is lowered; members or parties share the run's."""
     how = ways(experiment.runtime, experiment.configs["runtime"])
     return -(-(experiment.anneal or experiment.steps) // max(how.members, how.parties))
 
