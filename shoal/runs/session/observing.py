@@ -75,6 +75,7 @@ class Session:
         """Record, show, save; False when the run should end."""
         if progress.stage is not None:
             self._latest = progress
+            self._saver.take(progress)
             self._telling.doing(progress, progress.stage)
             return self.stopped_by is None and not self.over
         self._latest = progress = self._evaluations.net(progress)

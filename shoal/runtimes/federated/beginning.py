@@ -22,6 +22,7 @@ from shoal.runtimes.federated import (
     channels,
     message,
     placing,
+    promises,
     robust,
     running,
     server,
@@ -168,14 +169,30 @@ def by_themselves(config: Any, parts: types.Parts, count: int, steps: int) -> in
     return math.ceil(updates / math.ceil(updates / max(1, running.REPORT // each)))
 
 
-def served(opening: Opening, theta: np.ndarray, log: audit.Audit | None = None) -> server.Server:
-    """The server before its first round."""
+def spec_of(opening: Opening) -> message.Spec:
+    """What crosses, but for masks."""
     channel = opening.programs.channel
-    spec = channel.spec if channel else message.Spec(())
-    return server.Server(spec, theta, opening.names, opening.rules, opening.run, log=log)
+    return channel.spec if channel else message.Spec(())
 
 
-def carrier(config: Any, opening: Opening, seed: int, homes: together.Homes, block: int) -> axis.Axis:
+def served(
+    opening: Opening, theta: np.ndarray, log: audit.Audit | None = None, promised: promises.Promises | None = None
+) -> server.Server:
+    """The server before its first round."""
+    release, masked = (promised.release, promised.masked) if promised else (None, None)
+    return server.Server(
+        spec_of(opening), theta, opening.names, opening.rules, opening.run, log=log, release=release, masked=masked
+    )
+
+
+def carrier(
+    config: Any,
+    opening: Opening,
+    seed: int,
+    homes: together.Homes,
+    block: int,
+    promised: promises.Promises | None = None,
+) -> axis.Axis:
     """Parties as one axis.
 
     Args:
@@ -184,6 +201,7 @@ def carrier(config: Any, opening: Opening, seed: int, homes: together.Homes, blo
         seed: Likewise.
         homes: Where parties are; given away.
         block: Of the `dispatch.Way` that was chosen; -1: none yet.
+        promised: What is done to updates before they leave.
     """
     count = opening.programs.shape.parties
     way = dispatch.way(config.dispatch, 0, count)
@@ -192,6 +210,7 @@ def carrier(config: Any, opening: Opening, seed: int, homes: together.Homes, blo
     plan = axis.Plan(
         names=opening.names, environments=config.environments, updates=opening.programs.shape.updates, paces=config.paces,
         apart=config.asynchronous or bool(config.paces),
+        leaves=promised.leaves if promised else axis.as_it_is, masked=promised.masked if promised else None,
     )  # fmt: skip
     return axis.Axis(opening.programs, way, plan, seed, homes)
 
@@ -218,11 +237,11 @@ def policies(config: Any, parts: types.Parts, seed: int, saved: running.Saved) -
     return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in range(made.shape.parties))
 
 
-def about(config: Any, parts: types.Parts, opening: Opening) -> telling.About:
+def about(config: Any, parts: types.Parts, opening: Opening, promised: promises.Promises) -> telling.About:
     """What is told of the run besides its rounds."""
     params = jax.eval_shape(parts.agent.init, jax.random.key(0)).params
     own = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) - opening.programs.size
-    more: dict[str, Any] = {"simulated": [], "alike": parts.alike, "epsilon": None, "delta": None, "privacy_unit": None}
+    more: dict[str, Any] = {"simulated": promised.simulated(), "alike": parts.alike}
     if config.paces:
         more["simulated"].append("how slow each party is")
     form = "none" if config.exchange == "none" else form_of(params)
@@ -261,6 +280,7 @@ def trained(
     began, log = time.monotonic(), audit.Audit()
     opening = opened(config, parts, seed, steps)
     made = opening.programs
+    promised = promises.Promises(config, seed, spec_of(opening))
     where = placing.chosen(config.placement, parts)
     done = placing.steps(saved.parties) if saved is not None else 0
     look = beside.first(observe, done, done // made.per_update)
@@ -272,7 +292,7 @@ def trained(
                 apart.resume(saved.parties)
             return apart
         begun = made.begins.load()(made.keys(seed, "init"))
-        one = carrier(config, opening, seed, begun, int(saved.standing.block) if saved is not None else -1)
+        one = carrier(config, opening, seed, begun, int(saved.standing.block) if saved is not None else -1, promised)
         one.use(wire)
         if saved is not None:
             one.resume(saved.parties)
@@ -280,7 +300,7 @@ def trained(
         return one
 
     carried = beside.done(make, beside.COMPILING, look)
-    serving = served(opening, carried.beginning(), log)
+    serving = served(opening, carried.beginning(), log, promised)
     now = running.fresh(len(opening.names))
     if saved is not None:
         serving.resume(saved.server)
@@ -291,6 +311,6 @@ def trained(
         steps, made.per_update, config.evaluate_every, config.episodes, config.asynchronous,
         joins(config, opening.names), config.exchange == "none",
     )  # fmt: skip
-    life = running.Running(carried, serving, plan, seed, about(config, parts, opening), log)
+    life = running.Running(carried, serving, plan, seed, about(config, parts, opening, promised), log, promised)
     with contextlib.closing(carried):
         return life(now._replace(block=np.int64(carried.block)), observe, time.monotonic() - began)
