@@ -3,7 +3,7 @@
 Shi 2021, "A Privacy-preserving Distributed Training Framework for Cooperative Multi-agent Deep Reinforcement Learning",
 arXiv:2109.14998: global weights are updated by all collaborators, local weights by the agent they belong to. How the
 two are composed and what is sent is not published; here every composition is data (`networks.forms`), and gradients or
-weights are sent, all at once or as they come (McMahan et al. 2017, arXiv:1602.05629; Xie et al. 2019, arXiv:1903.03934).
+weights are sent, in rounds or as they come (McMahan et al. 2017, arXiv:1602.05629; Xie et al. 2019, arXiv:1903.03934).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epy
 
-from shoal.core import errors, seeds, types
+from shoal.core import errors, types
 from shoal.formulas import optimise, rules
 from shoal.runtimes.crew import beside
 from shoal.runtimes.federated import (
@@ -35,8 +35,6 @@ from shoal.runtimes.members import dispatch
 
 with epy.lazy_imports():
     import jax
-
-    from shoal.networks import scopes
 
 
 class Opening(NamedTuple):
@@ -211,8 +209,8 @@ def carrier(
     if way is None:
         way = dispatch.of(block, count) if block >= 0 else dispatch.Way("vmap", count)
     plan = axis.Plan(
-        names=opening.names, environments=config.environments, updates=opening.programs.shape.updates, paces=config.paces,
-        apart=config.asynchronous or bool(config.paces),
+        names=opening.names, environments=config.environments, updates=opening.programs.shape.updates,
+        paces=config.paces, apart=config.asynchronous or bool(config.paces),
         leaves=promised.leaves if promised else axis.as_it_is, masked=promised.masked if promised else None,
     )  # fmt: skip
     return axis.Axis(opening.programs, way, plan, seed, homes)
@@ -249,14 +247,19 @@ def about(config: Any, parts: types.Parts, opening: Opening, promised: promises.
         more["simulated"].append("how slow each party is")
     if config.attack:
         more["simulated"].append(f"attacks ({' '.join(config.attack)})")
-    form = "none" if config.exchange == "none" else form_of(params)
+    form = form_of(next(iter(parts.agent.about.networks.values())).spec)
     return telling.About(opening.names, opening.envs, form, config.exchange, opening.programs.size, own, more)
 
 
-def form_of(params: types.Params) -> str:
-    """Whether parameters are split at all; which form it is the network's settings say."""
-    counts = scopes.counts(params)
-    return "split" if counts.own and counts.shared else "none"
+def form_of(spec: types.NetworkSpec) -> str:
+    """The form of a network (`networks.forms`), from its layers: "A" to "F"; "none": all of it is everybody's."""
+    if spec.vectors or spec.terms:
+        return "F" if spec.vectors else "D"
+    if any(len(seen) > 1 for seen in spec.inputs.values()):
+        return "E"
+    first = any(layer.name and layer.scope == "local" for layers in spec.trunks.values() for layer in layers)
+    last = any(layer.scope == "local" for _, layers in spec.heads.values() for layer in layers)
+    return {(True, True): "C", (True, False): "B", (False, True): "A", (False, False): "none"}[first, last]
 
 
 def _lies(config: Any, opening: Opening, seed: int) -> Sequence[Callable]:
@@ -307,10 +310,13 @@ def trained(
         one.use(wire)
         if saved is not None:
             one.resume(saved.parties)
-        one.compile()
         return one
 
     carried = beside.done(make, beside.COMPILING, look)
+    if isinstance(carried, axis.Axis):
+        block = int(saved.standing.block) if saved is not None else -1
+        rounds = math.ceil(max(0, steps - done) / len(opening.names) / made.per_update / made.shape.updates)
+        carried.compile(max(1, rounds), look, choose=config.dispatch == "auto" and block < 0)
     serving = served(opening, carried.beginning(), log, promised)
     now = running.fresh(len(opening.names))
     if saved is not None:
