@@ -666,11 +666,12 @@ class Artefact(Protocol):
     def take_up(self, folder: Path, meta: Mapping[str, Any]) -> None:
         """Go on from the file as it was at a checkpoint; what came after that never happened.
 
-        Called once in a resumed run, before anything is written.
+        Called once in a life of the run, at the first report that names it (a stage's too), before anything is
+        written. A file that outlives what is undone, as a ledger of what was spent, keeps all of it.
 
         Args:
             folder: The run folder, which holds the file.
-            meta: What the checkpoint says of the run; among it what `write` said.
+            meta: What the checkpoint says of the run; among it what `write` said. Empty in a new run.
 
         Raises:
             errors.Refused: The file is lost, damaged, or does not reach as far as the checkpoint.
@@ -816,6 +817,14 @@ class Repeats(Runtime, Protocol):
             observe: Looks on, and may say stop.
             again: Of the run, a `population.repeating.Again`.
         """
+        ...
+
+
+class Owning(Runtime, Protocol):
+    """A runtime whose parties have a policy each (`Ways.parties`)."""
+
+    def policies(self, parts: Parts, seed: int, saved: Tree) -> tuple[Policy, ...]:
+        """Those of all parties in a checkpoint tree, in their order, on the host."""
         ...
 
 

@@ -45,14 +45,14 @@ class Saver:
         return max(0.0, time.time() - self._saved_at) if self._newest else None
 
     def take(self, progress: types.Progress) -> None:
-        """Let artefacts that are seen for the first time go on from their files.
+        """Show artefacts that are seen for the first time the folder; in a resumed run they go on from their files.
 
         Raises:
             Refused: A file is lost, or does not reach as far as the checkpoint the run goes on from.
         """
         for name, artefact in progress.artefacts.items():
-            if name not in self._known and self._meta is not None:
-                artefact.take_up(self._folder, self._meta)
+            if name not in self._known:
+                artefact.take_up(self._folder, self._meta or {})
             self._known[name] = artefact
 
     def due(self, progress: types.Progress, now: float) -> bool:

@@ -18,6 +18,8 @@ with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
 
+    from shoal.core import tree
+    from shoal.formulas import splitting
     from shoal.networks import scopes
 
 
@@ -29,6 +31,8 @@ class Channel(NamedTuple):
     beginning: Callable[[types.State], types.Array]  # a new learner -> [d] f32, as a run may begin with
     begin: Callable[[types.State, types.Array, types.Scalar, types.Scalar], types.State]
     # (learner, what came down [d] f32, version it is of, mu) -> learner: a download
+    install: Callable[[types.State, types.Array], types.State]
+    # (learner, what came down) -> the learner as it acts with it; all else is bit for bit as before
     first: types.Tree  # what `gather` begins with
     gather: Callable[[types.Tree, types.State], types.Tree]  # (gathered, learner after a local update) -> gathered
     end: Callable[[types.State, types.Array, types.Tree, types.Scalar], types.Array]
@@ -42,6 +46,10 @@ def specified(params: types.Params) -> message.Spec:
 
 def _global_part(state: types.State) -> types.Array:
     return scopes.vector(state.params)
+
+
+def _installed(state: types.State, theta: types.Array) -> types.State:
+    return state._replace(params=scopes.install(state.params, theta))
 
 
 def gradient(agent: types.Agent, params: types.Params) -> Channel:
@@ -58,7 +66,7 @@ def gradient(agent: types.Agent, params: types.Params) -> Channel:
 
     def begin(state: types.State, theta: types.Array, base: types.Scalar, mu: types.Scalar) -> types.State:
         del base, mu
-        state = state._replace(params=scopes.install(state.params, theta))
+        state = _installed(state, theta)
         nothing = jax.tree.map(jnp.zeros_like, state.optimiser.gradient)  # an update that learns nothing sends nothing
         return state._replace(optimiser=state.optimiser._replace(gradient=nothing))
 
@@ -69,7 +77,7 @@ def gradient(agent: types.Agent, params: types.Params) -> Channel:
         del state, theta
         return total / updates
 
-    return Channel(message.GRADIENT, spec, _global_part, begin, jnp.zeros(spec.size), gather, end)
+    return Channel(message.GRADIENT, spec, _global_part, begin, _installed, jnp.zeros(spec.size), gather, end)
 
 
 def delta(agent: types.Agent, params: types.Params, *, reset: bool = False) -> Channel:
@@ -86,7 +94,7 @@ def delta(agent: types.Agent, params: types.Params, *, reset: bool = False) -> C
 
     def begin(state: types.State, theta: types.Array, base: types.Scalar, mu: types.Scalar) -> types.State:
         del base
-        state = state._replace(params=scopes.install(state.params, theta))
+        state = _installed(state, theta)
         return drawn(agent, anew(agent, state) if reset else state, mu)
 
     def gather(total: types.Tree, state: types.State) -> types.Tree:
@@ -97,19 +105,41 @@ def delta(agent: types.Agent, params: types.Params, *, reset: bool = False) -> C
         del total, updates
         return scopes.vector(state.params) - theta
 
-    return Channel(message.DELTA, spec, _global_part, begin, (), gather, end)
+    return Channel(message.DELTA, spec, _global_part, begin, _installed, (), gather, end)
+
+
+def nothing() -> Channel:
+    """Parties that are alone: no number crosses."""
+    zeros = jnp.zeros(0)
+    return Channel(
+        kind=message.DELTA,
+        spec=message.Spec(()),
+        beginning=lambda state: zeros,  # noqa: ARG005
+        begin=lambda state, theta, base, mu: state,  # noqa: ARG005
+        install=lambda state, theta: state,  # noqa: ARG005
+        first=(),
+        gather=lambda total, state: total,  # noqa: ARG005
+        end=lambda state, theta, total, updates: zeros,  # noqa: ARG005
+    )
 
 
 def drawn(agent: types.Agent, state: types.State, mu: types.Scalar) -> types.State:
-    """The learner whose global layers are drawn to where they are now (`optimise.proximal`)."""
-    del agent, mu
+    """The learner whose global layers are drawn to where they are now (`splitting.proximal`), if its optimisers can."""
+    fields = agent.about.fields
+    for name in fields.optimisers:
+        optimiser = tree.field(state, name)
+        if isinstance(optimiser.mu, tuple):
+            continue
+        part = fields.critics[0] if fields.critics and name == fields.critics[1] else fields.policy
+        params = state.params[part] if part else state.params
+        state = state._replace(**{name: splitting.anchored(optimiser, params, scopes.is_global, mu)})
     return state
 
 
 def anew(agent: types.Agent, state: types.State) -> types.State:
     """The learner with optimisers that have seen no gradient yet."""
     for name in agent.about.fields.optimisers:
-        optimiser = state[state._fields.index(name)]
+        optimiser = tree.field(state, name)
         rule = jax.tree.map(jnp.zeros_like, optimiser.rule)
         state = state._replace(**{name: optimiser._replace(rule=rule)})
     return state

@@ -91,6 +91,8 @@ def _holds(up: message.Up, expected: Expected) -> str:
         return "counts"
     if up.outcome != message.OK:
         return "outcome" if up.vector.any() else ""
+    if up.updates < 1:  # an update of nothing
+        return "counts"
     if expected.choices and not _distributions(up, expected.choices):
         return "outputs"
     if expected.max_norm and message.norm(up.vector) > expected.max_norm:

@@ -99,17 +99,23 @@ def log(folder: Path, what: str, story: str) -> None:
 
 
 def packed(kept: types.Tree) -> bytes:
-    """A tree of arrays as bytes."""
-    leaves = tree.host(kept)
-    about, parts, at = {}, [], 0
-    for path, leaf in leaves.items():
-        raw = leaf.tobytes()
-        about[path] = [leaf.dtype.name, list(leaf.shape), at]
-        parts.append(raw)
-        at += len(raw)
-    head = json.dumps({"schema": SCHEMA, "arrays": about, "bytes": at}, sort_keys=True).encode()
-    body = head + b"\n" + b"".join(parts)
+    """A tree of arrays as bytes, `size` of them."""
+    body = _head(kept) + b"\n" + b"".join(leaf.tobytes() for leaf in tree.host(kept).values())
     return hashlib.sha256(body).hexdigest().encode() + body
+
+
+def size(like: types.Tree) -> int:
+    """How many bytes a tree becomes; shapes are enough."""
+    return DIGEST + len(_head(like)) + 1 + tree.bytes(like)
+
+
+def _head(like: types.Tree) -> bytes:
+    about, at = {}, 0
+    for path, leaf in tree.paths(like).items():
+        dtype, shape = tree.describe(leaf)
+        about[path] = [dtype, list(shape), at]
+        at += int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return json.dumps({"schema": SCHEMA, "arrays": about, "bytes": at}, sort_keys=True).encode()
 
 
 def unpacked(data: bytes, like: types.Tree) -> types.Tree:

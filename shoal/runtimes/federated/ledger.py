@@ -8,20 +8,20 @@ reported. Both are dp-accounting's; equal events are composed together. Nothing 
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 from shoal.core import errors
+from shoal.runtimes.federated import accounting
 
 FILE = "ledger.jsonl"
 META = "ledger_lines"
+NOTHING = 100.0  # an epsilon that promises nothing, and takes the tight accountant long: the quick bound is told
 SERVER = -1  # stands for a party where the server releases
 PARTY, OWNER, TRAJECTORY = "party", "owner", "trajectory"
 
@@ -58,7 +58,7 @@ class Event(NamedTuple):
 class Total(NamedTuple):
     """What was spent, of the party that spent most."""
 
-    epsilon: float | None  # by PLD; None: nothing was released
+    epsilon: float | None  # by PLD, beyond `NOTHING` by RDP; None: nothing was released
     epsilon_rdp: float | None  # what the budget is held against
     delta: float
     unit: str
@@ -103,7 +103,7 @@ class Ledger:
             OSError: The file cannot be written; nothing may leave.
         """
         after = self._after(events)
-        epsilons = {party: _renyi(spent, self._delta) for party, spent in after.items()}
+        epsilons = {party: accounting.epsilon(spent, self._delta) for party, spent in after.items()}
         for party, epsilon in epsilons.items():
             if epsilon > self._most:
                 raise Spent(self._refusal(party, epsilon))
@@ -113,7 +113,7 @@ class Ledger:
 
     def affords(self, events: Sequence[Event]) -> bool:
         """Whether these releases would stay within the budget: asked before a round computes anything."""
-        return all(_renyi(spent, self._delta) <= self._most for spent in self._after(events).values())
+        return all(accounting.epsilon(spent, self._delta) <= self._most for spent in self._after(events).values())
 
     def left(self, event: Event) -> int | None:
         """How many more releases like this one the party can afford; None: there is no budget."""
@@ -127,12 +127,17 @@ class Ledger:
             low, high = (middle, high) if self.affords([event] * middle) else (low, middle)
         return low
 
-    def total(self) -> Total:
-        """What was spent so far; takes a second or so, for the privacy loss distribution is composed."""
-        known = {party: _renyi(spent, self._delta) for party, spent in self._spent.items()}
+    def total(self, *, tight: bool = True) -> Total:
+        """What was spent so far.
+
+        Args:
+            tight: Whether the privacy loss distribution is composed, which may take a second; else the bound is told.
+        """
+        known = {party: accounting.epsilon(spent, self._delta) for party, spent in self._spent.items()}
         worst = max(known, key=lambda party: (known[party], -party), default=None)
+        by = "pld" if tight and worst is not None and known[worst] <= NOTHING else "rdp"
         return Total(
-            epsilon=None if worst is None else epsilon(self._spent[worst], self._delta, by="pld"),
+            epsilon=None if worst is None else accounting.epsilon(self._spent[worst], self._delta, by=by),
             epsilon_rdp=None if worst is None else known[worst],
             delta=self._delta,
             unit=self._unit,
@@ -268,45 +273,3 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-# ------------------------------------------------------------------------------------------------ accounting
-
-
-def epsilon(multipliers: Mapping[float, int], delta: float, *, by: str = "rdp") -> float:
-    """Of several Gaussian mechanisms on the same data.
-
-    Args:
-        multipliers: Noise multiplier at sensitivity 1 -> how many releases.
-        delta: Of (epsilon, delta).
-        by: "rdp" (an upper bound, quick) or "pld" (tight).
-    """
-    return _of(tuple(sorted(multipliers.items())), delta, by)
-
-
-def _renyi(spent: Mapping[float, int], delta: float) -> float:
-    return epsilon(spent, delta)
-
-
-@functools.lru_cache(maxsize=4096)  # parties in lock-step have spent the same
-def _of(spent: tuple[tuple[float, int], ...], delta: float, by: str) -> float:
-    if not spent:
-        return 0.0
-    library = _library()
-    accountant = library.rdp.RdpAccountant() if by == "rdp" else library.pld.PLDAccountant()
-    for multiplier, times in spent:
-        accountant.compose(library.GaussianDpEvent(multiplier), times)
-    return float(accountant.get_epsilon(delta))
-
-
-def _library() -> ModuleType:
-    """dp-accounting, imported when it is needed (the extra `federated`)."""
-    try:
-        import dp_accounting
-        import dp_accounting.pld
-        import dp_accounting.rdp
-    except ImportError as missing:
-        raise errors.Refused(
-            "noise needs a ledger, and the ledger dp-accounting; install the extra: pip install 'shoal-rl[federated]'"
-        ) from missing
-    return dp_accounting

@@ -31,7 +31,7 @@ KINDS = (GRADIENT, DELTA, OUTPUTS, MASKED, JOIN)
 OK, SKIPPED, FAILED = 0, 1, 2  # outcomes: the tensors of the last two are all 0
 OUTCOMES = (OK, SKIPPED, FAILED)
 DTYPES = ("<f4", "<u4", "<u8")
-MOST = 1 << 40  # counts of one round beyond this are no counts
+MOST = 10**9  # counts of one round beyond this are no counts
 
 _HEADER = struct.Struct("<4sHBB16sIQQ32s")
 _COUNTS = struct.Struct("<qqB")
@@ -205,6 +205,17 @@ def joined(spec: Spec, tensors: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     if any(array.dtype != np.dtype(spec.dtype) for _, array in tensors):
         raise Malformed("dtype", f"tensors must be {spec.dtype}")
     return np.concatenate([array.reshape(-1) for _, array in tensors] or [np.zeros(0, spec.dtype)])
+
+
+def forged(body: bytes, tensors: bytes, counts: tuple[int, int]) -> bytes:
+    """A party's message with other bytes in the place of its tensors and counts, unchecked: what one may send.
+
+    Args:
+        body: A message up.
+        tensors: Its own, of any length.
+        counts: (env_steps, updates).
+    """
+    return body[: _HEADER.size] + tensors + _COUNTS.pack(*counts, OK)
 
 
 def _opened(spec: Spec, direction: int, header: Header) -> bytes:

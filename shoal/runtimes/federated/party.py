@@ -10,7 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from etils import epy
@@ -22,7 +22,6 @@ with epy.lazy_imports():
     import jax
 
     from shoal.core import prng
-    from shoal.runtimes.members import fitness
 
 Log = Callable[[str, str], None]  # (what, traceback or a line): the party's own
 
@@ -34,7 +33,7 @@ class Terms(NamedTuple):
     party: int  # its number
     seed: int  # of the run
     environments: int = 1  # B, of each party
-    exchange: str = "gradient"  # or "delta"; of "outputs" see `consensus`
+    exchange: str = "gradient"  # or "delta", "none" (it is alone), "outputs" (`consensus`)
     most: int = 1  # local updates of a round (H): no more are done, whatever a server asks
     reset_moments: bool = False  # whether statistics of the optimiser begin anew with each download
 
@@ -42,15 +41,24 @@ class Terms(NamedTuple):
 class Leaves(Protocol):
     """What is done to an update before it leaves (`leaving.Leaving`): clipped, noised, and written down."""
 
-    def __call__(self, vector: np.ndarray, settings: message.Settings) -> np.ndarray:
-        """The update as it may leave, ``[d]`` f32."""
+    def __call__(self, vector: np.ndarray, *, party: int, turn: int) -> np.ndarray:
+        """The update as it may leave, ``[d]`` f32; `turn` counts the releases of this party."""
         ...
 
 
-def as_it_is(vector: np.ndarray, settings: message.Settings) -> np.ndarray:
+def as_it_is(vector: np.ndarray, *, party: int, turn: int) -> np.ndarray:
     """Nothing is done to it: neither a clip nor noise was asked for."""
-    del settings
+    del party, turn
     return vector
+
+
+def nowhere(what: str, story: str) -> None:
+    """A log that nobody keeps."""
+    del what, story
+
+
+def still() -> None:
+    """Nobody asks for signs of life."""
 
 
 class Refused(Exception):
@@ -63,7 +71,19 @@ class Kept(NamedTuple):
     home: working.Home
     theta: np.ndarray  # [d] f32, the last good global part
     reply: np.ndarray  # [bytes] u8 of the last reply, to be sent again if the same round is asked for once more
-    counts: np.ndarray  # [6] i64: round, base version, environment steps, local updates, messages refused, failed
+    counts: np.ndarray  # [8] i64: `COUNTS`
+
+
+COUNTS = (
+    "round",
+    "base",
+    "env_steps",
+    "updates",
+    "releases",
+    "refused",
+    "failed",
+    "lives",
+)  # of a party, as they are saved
 
 
 class Party:
@@ -74,8 +94,9 @@ class Party:
         parts: types.Parts,
         terms: Terms,
         leaving: Leaves = as_it_is,
-        log: Log = lambda what, story: None,
+        log: Log = nowhere,
         channel: channels.Channel | None = None,
+        beat: Callable[[], None] = still,
     ) -> None:
         """Compile what a round needs.
 
@@ -85,6 +106,7 @@ class Party:
             leaving: What is done to an update before it leaves.
             log: The party's own log; what is told there never crosses.
             channel: What crosses; None: what `terms.exchange` names.
+            beat: Called now and then while Python simulators are stepped.
         """
         self.terms, self._leaving, self._log, self._agent = terms, leaving, log, parts.agent
         self.channel = channel or channel_of(parts.agent, terms)
@@ -93,15 +115,13 @@ class Party:
         self._work: working.Work = (
             working.Compiled(parts, place, self.channel)
             if parts.device_env is not None
-            else simulated.Simulated(parts, place, self.channel, log)
+            else simulated.Simulated(parts, place, self.channel, log, beat)
         )
         self._home = self._work.begin()
         self._theta = np.zeros(self.channel.spec.size, np.float32)
-        self._round, self._base, self.env_steps, self.updates = -1, -1, 0, 0
-        self.refused = self.failed = 0
+        self.counts = dict.fromkeys(COUNTS, 0) | {"round": -1, "base": -1}
         self._reply = np.zeros(self.spec.bytes_up, np.uint8)
         self.told: working.Told | None = None  # of the last round; beside the channel
-        self._measure: Any = None
 
     @property
     def spec(self) -> message.Spec:
@@ -125,10 +145,10 @@ class Party:
                 return self._reply.tobytes()
             return self._answered(down)
         except (message.Malformed, Refused) as error:
-            self.refused += 1
+            self.counts["refused"] += 1
             self._log(f"a message was refused: {error}", "")
         except Exception:  # noqa: BLE001  whatever it was stays in this party's log
-            self.failed += 1
+            self.counts["failed"] += 1
             self._log("a round failed", traceback.format_exc())
         return self._nothing()
 
@@ -140,79 +160,100 @@ class Party:
             raise Refused("it is of another run, for another party or of another kind")
         if not 1 <= down.settings.local_updates <= terms.most:
             raise Refused(f"{down.settings.local_updates} local updates; this party does 1 to {terms.most}")
-        if (header.round, header.base) == (self._round, self._base):
+        if (header.round, header.base) == (self.counts["round"], self.counts["base"]):
             return None
-        if header.round <= self._round or header.base < self._base:
+        if header.round <= self.counts["round"] or header.base < self.counts["base"]:
             raise Refused(f"round {header.round}, version {header.base}: older than one before")
         return down
 
     def _answered(self, down: message.Down) -> bytes:
-        header, settings = down.header, down.settings
+        """Learn, and say what became of it; where this raises, the party is as it was before."""
+        header, settings, counts = down.header, down.settings, self.counts
         theta = np.array(down.vector, np.float32)
-        asked = working.Asked(
-            theta, np.int32(min(header.base, 2**31 - 1)), np.float32(settings.mu), np.int32(settings.local_updates)
-        )
+        base = np.int32(min(header.base, 2**31 - 1))
+        asked = working.Asked(theta, base, np.float32(settings.mu), np.int32(settings.local_updates))
         home, vector, told = self._work(self._home, asked)
         steps = settings.local_updates * self._agent.about.rollout_length * self.terms.environments
-        self._home, self._theta, self.told = home, theta, told
-        self._round, self._base = header.round, header.base
-        self.env_steps, self.updates = self.env_steps + steps, self.updates + settings.local_updates
-        if np.isfinite(vector).all():
-            vector = self._leaving(vector, settings)
-            up = message.Up(header, vector, steps, settings.local_updates, message.OK)
-        else:  # the optimiser skipped it too
-            up = message.Up(header, np.zeros_like(theta), steps, settings.local_updates, message.SKIPPED)
+        up = message.Up(header, np.zeros_like(theta), steps, settings.local_updates, message.SKIPPED)
+        if not told.finite:
+            up = message.Up(header, np.zeros_like(theta), outcome=message.FAILED)
+        elif np.isfinite(vector).all() and vector.any():  # else its optimiser took no step, or nothing was learned from
+            counts["releases"] += 1  # whatever happens next, this one is never done twice
+            vector = self._leaving(vector, party=self.terms.party, turn=counts["releases"] - 1)
+            up = up._replace(vector=vector, outcome=message.OK)
         reply = message.encode_up(self.spec, up)
-        self._reply = np.frombuffer(reply, np.uint8)
+        self._theta, self._reply = theta, np.frombuffer(reply, np.uint8)
+        counts |= {"round": header.round, "base": header.base}
+        self._learned(home, told, settings.local_updates)
         return reply
+
+    def _learned(self, home: working.Home, told: working.Told, updates: int) -> None:
+        self._home, self.told = home, told
+        self.counts["env_steps"] += updates * self._agent.about.rollout_length * self.terms.environments
+        self.counts["updates"] += updates
 
     def _nothing(self) -> bytes:
         """The outcome ``failed``, the same whatever went wrong."""
         header = message.Header(
-            self.terms.run, self.terms.party, max(0, self._round), max(0, self._base), self.channel.kind
+            self.terms.run,
+            self.terms.party,
+            max(0, self.counts["round"]),
+            max(0, self.counts["base"]),
+            self.channel.kind,
         )
         zeros = np.zeros(self.spec.size, self.spec.dtype)
         return message.encode_up(self.spec, message.Up(header, zeros, outcome=message.FAILED))
 
     # ---------------------------------------------------------------- at home
 
-    def theta(self) -> np.ndarray:
-        """The global part that its own learner began with, ``[d]``: where a run may begin."""
-        vector: np.ndarray = np.asarray(self.channel.beginning(self._home.members.state))
-        return vector
+    def alone(self, updates: int) -> None:
+        """Learn for so many updates; nothing comes in and nothing goes out."""
+        asked = working.Asked(self._theta, np.int32(0), np.float32(0.0), np.int32(updates))
+        home, _, told = self._work(self._home, asked)
+        self._learned(home, told, updates)
 
-    def policy(self) -> types.Policy:
-        """What acts: the global part as it is here, with the local part and the normaliser; on the host."""
-        policy: types.Policy = jax.device_get(self._agent.snapshot(self._home.members.state))
+    def theta(self) -> np.ndarray:
+        """What a run may begin with, from this party's own learner, ``[d]``; before its first round."""
+        return np.asarray(self.channel.beginning(self._home.members.state))
+
+    def policy(self, theta: np.ndarray | None = None) -> types.Policy:
+        """What acts: the global part with the local part and the normaliser of this party; on the host.
+
+        Args:
+            theta: The global part ``[d]``; None: as it is here.
+        """
+        policy: types.Policy = jax.device_get(self._agent.snapshot(self._state(theta)))
         return policy
 
-    def evaluate(self, words: np.ndarray, episodes: int) -> float:
-        """Mean return of so many greedy episodes in its own environment, which is pure JAX.
+    def evaluate(self, words: np.ndarray, episodes: int, theta: np.ndarray | None = None) -> float:
+        """Mean return of so many greedy episodes in its own environment.
 
         Args:
             words: Of a key, ``[2]`` u32.
             episodes: How many.
+            theta: As in `policy`.
         """
-        if self._measure is None or self._measure[0] != episodes:
-            self._measure = episodes, jax.jit(fitness.program(self._parts, episodes))
-        states = jax.tree.map(lambda leaf: leaf[None], self._home.members.state)
-        return float(self._measure[1](states, prng.wrap(words)[None])[0][0])
+        return self._work.evaluate(self._state(theta), words, episodes)
+
+    def _state(self, theta: np.ndarray | None) -> types.State:
+        state = self._home.members.state
+        return state if theta is None else self.channel.install(state, theta)
 
     def like(self) -> Kept:
         """What `kept` gives, as ShapeDtypeStructs or arrays."""
-        counts = np.zeros(6, np.int64)
-        return Kept(self._work.like, self._theta, self._reply, counts)
+        return _kept(self._work.like, self.spec)
 
     def kept(self) -> Kept:
         """Its private state; it is written to the party's own folder, or to a checkpoint of a simulation."""
-        counts = [self._round, self._base, self.env_steps, self.updates, self.refused, self.failed]
-        return Kept(jax.device_get(self._home), self._theta, self._reply, np.array(counts, np.int64))
+        counts = np.array([self.counts[name] for name in COUNTS], np.int64)
+        return Kept(jax.device_get(self._home), self._theta, self._reply, counts)
 
     def resume(self, kept: Kept) -> None:
         """Go on from there."""
-        self._home = self._work.resumed(jax.device_put(kept.home))
+        self.counts = dict(zip(COUNTS, map(int, kept.counts), strict=True))
+        self.counts["lives"] += 1
+        self._home = self._work.resumed(jax.device_put(kept.home), self.counts["lives"])
         self._theta, self._reply = np.asarray(kept.theta), np.asarray(kept.reply)
-        self._round, self._base, self.env_steps, self.updates, self.refused, self.failed = map(int, kept.counts)
 
     def save(self, folder: Path) -> None:
         """Write the private state to a folder that is this party's alone.
@@ -238,8 +279,27 @@ class Party:
         self._work.close()
 
 
+def like(parts: types.Parts, terms: Terms) -> Kept:
+    """What `Party.kept` will give, as ShapeDtypeStructs or arrays; nothing is compiled.
+
+    Args:
+        parts: Of the party.
+        terms: Of the run.
+    """
+    place = working.Place(terms.seed, terms.party, terms.environments, terms.most)
+    home = jax.eval_shape(working.starting(parts, place), prng.key(0))
+    return _kept(home, channel_of(parts.agent, terms).spec)
+
+
+def _kept(home: working.Home, spec: message.Spec) -> Kept:
+    zeros = np.zeros(spec.size, np.float32), np.zeros(spec.bytes_up, np.uint8), np.zeros(len(COUNTS), np.int64)
+    return Kept(home, *zeros)
+
+
 def channel_of(agent: types.Agent, terms: Terms) -> channels.Channel:
     """The channel that the terms name."""
+    if terms.exchange == "none":
+        return channels.nothing()
     params = jax.eval_shape(agent.init, prng.key(0)).params
     if terms.exchange == "gradient":
         return channels.gradient(agent, params)

@@ -6,7 +6,7 @@ rows, so the same updates give the same bits, and no finite float32 makes an inf
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -125,7 +125,10 @@ def check(rule: str, hostile: int, parties: int, by: str = "parties") -> None:
 
 def norms(updates: np.ndarray) -> np.ndarray:
     """Euclidean norms of rows ``[n, d]`` -> ``[n]``, in float64."""
-    return np.array([np.sqrt(wide @ wide) for wide in (row.astype(np.float64) for row in updates)])
+    squares = np.zeros(len(updates))
+    for block in _blocks(updates):
+        squares += np.einsum("ij,ij->i", block, block)
+    return np.sqrt(squares)
 
 
 def bounded(updates: np.ndarray, lengths: np.ndarray, bound: float) -> np.ndarray:
@@ -147,12 +150,19 @@ def bounded(updates: np.ndarray, lengths: np.ndarray, bound: float) -> np.ndarra
 
 def distances(updates: np.ndarray) -> np.ndarray:
     """Squared distances of all pairs of rows, ``[n, n]`` f64."""
-    wide = updates.astype(np.float64)
-    products = wide @ wide.T
+    products = np.zeros((len(updates), len(updates)))
+    for block in _blocks(updates):
+        products += block @ block.T
     squares = np.diag(products)
     apart = np.maximum(squares[:, None] + squares[None, :] - 2.0 * products, 0.0)
     np.fill_diagonal(apart, 0.0)
     return apart
+
+
+def _blocks(updates: np.ndarray) -> Iterator[np.ndarray]:
+    """Some columns at a time, in float64: what is computed with them stays in the cache."""
+    for at in range(0, updates.shape[1], BLOCK):
+        yield updates[:, at : at + BLOCK].astype(np.float64)
 
 
 def _mean(updates: np.ndarray) -> np.ndarray:
@@ -174,19 +184,18 @@ def _middle(updates: np.ndarray, drop: int, weights: np.ndarray | None = None) -
     n, d = updates.shape
     out = np.empty(d, np.float32)
     for at in range(0, d, BLOCK):
-        block = updates[:, at : at + BLOCK].astype(np.float64)
-        rows = list(block if weights is None else weights @ block)
+        rows = updates[:, at : at + BLOCK]
+        rows = rows.copy() if weights is None else (weights @ rows.astype(np.float64)).astype(np.float32)
         _exchange(rows)
-        total = np.zeros(block.shape[1])
-        for row in rows[drop : n - drop]:
-            total += row
-        out[at : at + BLOCK] = total / (n - 2 * drop)
+        out[at : at + rows.shape[1]] = _mean(rows[drop : n - drop])
     return out
 
 
-def _exchange(rows: list[np.ndarray]) -> None:
-    """Sort each coordinate over the rows: odd-even exchange of whole rows, which costs no sort of short columns."""
+def _exchange(rows: np.ndarray) -> None:
+    """Sort each column ``[n, d]`` in place: odd-even exchange of whole rows, where a sort of short columns is slow."""
     n = len(rows)
     for turn in range(n):
-        for i in range(turn % 2, n - 1, 2):
-            rows[i], rows[i + 1] = np.minimum(rows[i], rows[i + 1]), np.maximum(rows[i], rows[i + 1])
+        first, second = rows[turn % 2 : n - 1 : 2], rows[turn % 2 + 1 : n : 2]
+        low = np.minimum(first, second)
+        np.maximum(first, second, out=second)
+        first[...] = low

@@ -1,6 +1,7 @@
 """A party whose simulators are Python's: stepped here on the host, one rollout an update; the rest is compiled.
 
-Decisions and learning have the keys of `working.Compiled`, so from the same observations it decides and learns the same.
+Decisions and learning have the keys of `working.Compiled`, so from the same observations it decides and learns
+the same.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from shoal.core import seeds, tree, types
 from shoal.formulas import optimise
 from shoal.runtimes.experience import finite, rollouts, vectors
 from shoal.runtimes.federated import channels
-from shoal.runtimes.federated.working import Asked, Ended, Home, Place, Told, alone, key, starting, with_state
-from shoal.runtimes.members import learning, loop
+from shoal.runtimes.federated.working import Asked, Ended, Home, Place, Told, alone, key, sound, starting, with_state
+from shoal.runtimes.members import fitness, learning, loop
 
 with epy.lazy_imports():
     import jax
@@ -29,7 +30,12 @@ class Simulated:
     """Simulators of Python's, all in this process; decisions and learning are compiled."""
 
     def __init__(
-        self, parts: types.Parts, place: Place, channel: channels.Channel, fault: Callable[[str, str], None]
+        self,
+        parts: types.Parts,
+        place: Place,
+        channel: channels.Channel,
+        fault: Callable[[str, str], None],
+        beat: Callable[[], None],
     ) -> None:
         """Compile it; simulators are opened by the first round.
 
@@ -38,11 +44,14 @@ class Simulated:
             place: Which one it is.
             channel: What crosses, and what it does here.
             fault: Told ``(kind, traceback)`` of simulators that were replaced.
+            beat: Called once a step.
         """
         self._parts, self._place, self._channel, self._fault = parts, place, channel, fault
-        self._agent, self._life, self._vector = parts.agent, 0, None
+        self._beat = beat
+        self._agent, self._life = parts.agent, 0
+        self._vector: vectors.Serial | None = None
         self._start = starting(parts, place)
-        self.like: Home = jax.eval_shape(self._start, key(place, "init"))
+        self._like: Home = jax.eval_shape(self._start, key(place, "init"))
         self._key, learn = key(place, "run"), loop.learn(parts, alone)
         agent, batch = parts.agent, place.environments
 
@@ -61,57 +70,74 @@ class Simulated:
         def begin(home: Home, asked: Asked) -> Home:
             return with_state(home, channel.begin(home.members.state, asked.theta, asked.base, asked.mu))
 
-        def end(home: Home, asked: Asked, gathered: types.Tree) -> Any:
+        def end(before: types.State, home: Home, asked: Asked, gathered: types.Tree, means: types.Metrics) -> Any:
             state, updates = home.members.state, asked.updates.astype(jnp.float32)
-            return channel.end(state, asked.theta, gathered, updates), optimise.skipped(state)
+            vector = channel.end(state, asked.theta, gathered, updates)
+            return (
+                with_state(home, sound(before, state, means)),
+                vector,
+                optimise.skipped(state) - optimise.skipped(before),
+            )
 
         self._words, self._act, self._update = jax.jit(words), jax.jit(act), jax.jit(update)
         self._begin, self._end = jax.jit(begin), jax.jit(end)
+        self._greedy = jax.jit(lambda state: agent.snapshot(state)._replace(explore=jnp.float32(0.0)))
+        self._one = jax.tree.map(lambda leaf: leaf[None], agent.about.carry)
+
+    @property
+    def like(self) -> Home:
+        """See `Work`."""
+        return self._like
 
     def begin(self) -> Home:
         """See `Work`."""
         home: Home = jax.jit(self._start)(key(self._place, "init"))
         return home
 
-    def open(self) -> None:
-        """Open the simulators, and begin first episodes."""
+    def _opened(self) -> vectors.Serial:
+        """The simulators, in their first episodes."""
         seed = seeds.derive(self._place.seed, "party", self._place.party)
         places, first = range(self._place.environments), vectors.first_incarnation(self._life)
-        self._vector: Any = vectors.Serial(self._parts.environment, seed, places, first, self._fault)
+        vector = vectors.Serial(self._parts.environment, seed, places, first, self._fault)
         self._finite = finite.Streams()
-        self._obs = self._finite.first(self._vector.reset())
+        self._obs = self._finite.first(vector.reset())
         self._returns, self._lengths = np.zeros(len(places)), np.zeros(len(places), int)
+        return vector
 
     def __call__(self, home: Home, asked: Asked) -> tuple[Home, np.ndarray, Told]:
         """See `Work`."""
         if self._vector is None:
-            self.open()
+            self._vector = self._opened()
         before = self._finite.rewards, self._finite.observations
         ended: list[Ended] = []
         each: list[types.Metrics] = []
-        home, gathered = self._begin(home, asked), self._channel.first
+        first, gathered = home.members.state, self._channel.first
+        home = self._begin(home, asked)
         for number in range(int(asked.updates)):
             policy, words, learn_key = self._words(home, self._key)
             carry, rollout = self._collect(policy, home.members.actors, np.asarray(words), number, ended)
             home = Home(home.members._replace(actors=carry), home.common)
             home, gathered, metrics = self._update(home, gathered, rollout, learn_key)
             each.append(metrics)
-        vector, skipped = jax.device_get(self._end(home, asked, gathered))
         whole = jax.device_get(each)
         named = {name: float(np.mean([one[name] for one in whole])) for name in whole[0]}
+        home, *rest = self._end(first, home, asked, gathered, named)
+        vector, skipped, good = jax.device_get(rest)
         after = self._finite.rewards - before[0], self._finite.observations - before[1]
-        return home, np.asarray(vector), Told(ended, named, int(skipped), after)
+        return home, np.asarray(vector), Told(ended, named, int(skipped), after, bool(good))
 
     def _collect(
         self, policy: types.Policy, carry: types.Carry, words: np.ndarray, number: int, ended: list[Ended]
     ) -> tuple[types.Carry, types.Rollout]:
         """One rollout ``[T, B]``, and the recurrent state after it."""
-        first, steps = carry, []
+        first, steps, vector = carry, [], self._vector
+        assert vector is not None
         for t, word in enumerate(words):
             obs = self._obs
+            self._beat()
             action, extras, after = self._act(policy, carry, obs, word)
             action = np.asarray(action)
-            batch = self._finite.step(obs, self._vector.step(action))
+            batch = self._finite.step(obs, vector.step(action))
             self._obs, outcome = batch.obs, batch.outcome
             over = outcome.truncated | (outcome.discount == 0)
             self._count(outcome, over, (number * len(words) + t + 1) * len(obs), ended)
@@ -126,10 +152,30 @@ class Simulated:
             ended.append(Ended(at, float(self._returns[i]), int(self._lengths[i])))
         self._returns[over], self._lengths[over] = 0.0, 0
 
-    def resumed(self, home: Home) -> Home:
+    def evaluate(self, state: types.State, words: np.ndarray, episodes: int) -> float:
+        """See `Work`: one episode after the other, in a simulator as it is evaluated."""
+        env = finite.Guard(self._parts.environment.evaluation())
+        policy = self._greedy(state)
+        limit = fitness.LONGEST if self._parts.spec.time_limit else fitness.LONGEST_FREE
+        total = 0.0
+        try:
+            for number in range(episodes):
+                obs, carry = env.reset(seeds.derive(int(words[0]), int(words[1]), number)), self._one
+                for step in range(limit):
+                    word = np.array([[words[0] ^ np.uint32(number), words[1] + np.uint32(step)]], np.uint32)
+                    action, _, carry = self._act(policy, carry, obs[None], word)
+                    obs, outcome = env.step(np.asarray(action)[0])
+                    total += float(outcome.reward)
+                    if outcome.truncated or outcome.discount == 0:
+                        break
+        finally:
+            env.close()
+        return total / episodes
+
+    def resumed(self, home: Home, life: int) -> Home:
         """See `Work`: simulators cannot be saved, so every stream breaks off; seeds are ones not used before."""
         self.close()
-        self._life += 1
+        self._life = life
         return anew(self._agent, home)
 
     def close(self) -> None:

@@ -22,6 +22,9 @@ with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
 
+    from shoal.core import prng, tree
+    from shoal.runtimes.members import fitness
+
 
 class Place(NamedTuple):
     """Which party of which run; plain numbers."""
@@ -52,8 +55,9 @@ class Told(NamedTuple):
 
     episodes: list[Ended]
     metrics: dict[str, float]  # means over the round
-    skipped: int  # gradients dropped so far, for they were not finite
+    skipped: int  # gradients dropped in this round, for they were not finite
     unfit: tuple[int, int]  # rewards and observations that were not finite, in this round
+    finite: bool  # whether its numbers are; false: the learner is as it was before the round
 
 
 class Asked(NamedTuple):
@@ -68,6 +72,11 @@ class Asked(NamedTuple):
 class Work(Protocol):
     """Local updates of one party."""
 
+    @property
+    def like(self) -> Home:
+        """Of its private state, the shapes."""
+        ...
+
     def begin(self) -> Home:
         """Its beginning: a new learner, and first episodes."""
         ...
@@ -76,8 +85,12 @@ class Work(Protocol):
         """One round: (home after it, what goes up ``[d]``, what it was like)."""
         ...
 
-    def resumed(self, home: Home) -> Home:
-        """Home as it goes on after a life that ended: as it is, or with episodes that begin anew."""
+    def evaluate(self, state: types.State, words: np.ndarray, episodes: int) -> float:
+        """Mean return of so many greedy episodes, none of training; `words` [2] u32 are those of a key."""
+        ...
+
+    def resumed(self, home: Home, life: int) -> Home:
+        """Home as it goes on after so many lives: as it is, or with episodes that begin anew."""
         ...
 
     def close(self) -> None:
@@ -106,6 +119,12 @@ def alone(function: Callable, *_: types.Tree) -> Callable:
     return function
 
 
+def sound(before: types.State, after: types.State, metrics: types.Metrics) -> tuple[types.State, types.Scalar]:
+    """The learner after a round, the one before it where numbers of it are no longer finite; and whether they are."""
+    finite = tree.all_finite((after, metrics))
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before), finite
+
+
 def with_state(home: Home, state: types.State) -> Home:
     """Home with another learner."""
     return home._replace(members=home.members._replace(state=state))
@@ -131,8 +150,8 @@ class Compiled:
             place: Which one it is.
             channel: What crosses, and what it does here.
         """
-        self._place, self._agent, self._channel = place, parts.agent, channel
-        self._steps = parts.agent.about.rollout_length * place.environments
+        self._parts, self._place, self._channel = parts, place, channel
+        self._measures: dict[int, Callable] = {}
         shelf, first = parts.programs or programs.Shelf(), key(place, "init")
         what = f"party {channel.kind} {place.environments} {place.most}"
         self._start = shelf.compiled(f"{what} start", starting(parts, place), first)
@@ -140,8 +159,8 @@ class Compiled:
             jax.ShapeDtypeStruct((channel.spec.size,), "float32"), jax.ShapeDtypeStruct((), "int32"),
             jax.ShapeDtypeStruct((), "float32"), jax.ShapeDtypeStruct((), "int32"),
         )  # fmt: skip
-        self.like: Home = self._start.returns
-        self._round = shelf.compiled(what, self._program(parts), self.like, asked, first).load()
+        self._like: Home = self._start.returns
+        self._round = shelf.compiled(what, self._program(parts), self._like, asked, first).load()
         self._key = key(place, "run")
 
     def _program(self, parts: types.Parts) -> Callable:
@@ -159,7 +178,8 @@ class Compiled:
             return Home(members, common), (metrics, ended)
 
         def round_(home: Home, asked: Asked, key: types.Key) -> Any:
-            home = with_state(home, channel.begin(home.members.state, asked.theta, asked.base, asked.mu))
+            before = home.members.state
+            home = with_state(home, channel.begin(before, asked.theta, asked.base, asked.mu))
             like = jax.eval_shape(update, home, key)[1]
             blank = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), like)
 
@@ -172,9 +192,17 @@ class Compiled:
             home, gathered, told = jax.lax.fori_loop(0, asked.updates, once, (home, channel.first, blank))
             vector = channel.end(home.members.state, asked.theta, gathered, asked.updates.astype(jnp.float32))
             metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0) / asked.updates, told[0])
-            return home, vector, (metrics, told[1], optimise.skipped(home.members.state))
+            after = home.members.state
+            state, finite = sound(before, after, metrics)
+            more = optimise.skipped(after) - optimise.skipped(before), finite
+            return with_state(home, state), vector, (metrics, told[1], *more)
 
         return round_
+
+    @property
+    def like(self) -> Home:
+        """See `Work`."""
+        return self._like
 
     def begin(self) -> Home:
         """See `Work`."""
@@ -184,14 +212,22 @@ class Compiled:
     def __call__(self, home: Home, asked: Asked) -> tuple[Home, np.ndarray, Told]:
         """See `Work`."""
         home, vector, told = self._round(home, asked, self._key)
-        vector, (metrics, ended, skipped) = jax.device_get((vector, told))
+        vector, (metrics, ended, skipped, finite) = jax.device_get((vector, told))
         found = episodes(ended, int(asked.updates))
         unfit = tuple(int(count) for count in ended.unfit.sum(axis=(0, 1, 2)))
         named = {name: float(value) for name, value in metrics.items()}
-        return home, vector, Told(found, named, int(skipped), (unfit[0], unfit[1]))
+        return home, vector, Told(found, named, int(skipped), (unfit[0], unfit[1]), bool(finite))
 
-    def resumed(self, home: Home) -> Home:
+    def evaluate(self, state: types.State, words: np.ndarray, episodes: int) -> float:
+        """See `Work`."""
+        if episodes not in self._measures:
+            self._measures[episodes] = jax.jit(fitness.program(self._parts, episodes))
+        states = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], state)
+        return float(self._measures[episodes](states, prng.wrap(words)[None])[0][0])
+
+    def resumed(self, home: Home, life: int) -> Home:
         """See `Work`: all of it was saved."""
+        del life
         return home
 
     def close(self) -> None:
