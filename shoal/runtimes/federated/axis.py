@@ -155,6 +155,10 @@ class Axis:
         """Make the program of a call in which all are at work."""
         self._calls[True] = self._made.work(self._way, whole=True)
 
+    def beginning(self) -> np.ndarray:
+        """The global part that a run begins with, ``[d]``."""
+        return self._made.beginning(self.homes)
+
     # ---------------------------------------------------------------- network.Network
 
     def parties(self) -> Sequence[str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epy
 
-from shoal.core import errors, types
+from shoal.core import errors, seeds, types
 from shoal.formulas import optimise, rules
 from shoal.runtimes.crew import beside
 from shoal.runtimes.federated import (
@@ -19,7 +21,9 @@ from shoal.runtimes.federated import (
     audit,
     axis,
     channels,
+    hostile,
     message,
+    placing,
     promises,
     robust,
     running,
@@ -66,6 +70,7 @@ def check(config: Any, experiment: Any) -> None:
             "--runtime.exchange delta"
         )
     server.check(_rules(config), config.parties)
+    hostile.parsed(config.attack, config.parties)
     joins(config, tuple(str(at) for at in range(config.parties)))
     if config.exchange == "gradient" and config.mu > 0.0:
         raise errors.Refused(
@@ -218,13 +223,19 @@ def like(config: Any, parts: types.Parts, seed: int) -> running.Saved:
     opening = opened(config, parts, seed)
     made, count = opening.programs, len(opening.names)
     begun = served(opening, np.zeros(made.size, np.float32))
+    if placing.chosen(config.placement, parts) != "axis":
+        apart = placing.like(config, parts, opening.run, seed, made.shape.updates)
+        return running.Saved(apart, begun.kept(), running.fresh(count))
     desk = carrier(config, opening, seed, made.like, -1).desk
     return running.Saved(axis.Saved(made.like, desk), begun.kept(), running.fresh(count))
 
 
 def policies(config: Any, parts: types.Parts, seed: int, saved: running.Saved) -> tuple[types.Policy, ...]:
     """Of every party in a checkpoint tree: the server's global part with what is its own."""
-    made = opened(config, parts, seed).programs
+    opening = opened(config, parts, seed)
+    made = opening.programs
+    if placing.chosen(config.placement, parts) != "axis":
+        return placing.policies(config, parts, opening.run, seed, saved.parties, saved.server["theta"])
     every = made.policies(saved.parties.homes, saved.server["theta"])
     return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in range(made.shape.parties))
 
@@ -236,6 +247,8 @@ def about(config: Any, parts: types.Parts, opening: Opening, promised: promises.
     more: dict[str, Any] = {"simulated": promised.simulated(), "alike": parts.alike}
     if config.paces:
         more["simulated"].append("how slow each party is")
+    if config.attack:
+        more["simulated"].append(f"attacks ({' '.join(config.attack)})")
     form = "none" if config.exchange == "none" else form_of(params)
     return telling.About(opening.names, opening.envs, form, config.exchange, opening.programs.size, own, more)
 
@@ -244,6 +257,12 @@ def form_of(params: types.Params) -> str:
     """Whether parameters are split at all; which form it is the network's settings say."""
     counts = scopes.counts(params)
     return "split" if counts.own and counts.shared else "none"
+
+
+def _lies(config: Any, opening: Opening, seed: int) -> Sequence[Callable]:
+    """What some parties make of their replies; nothing where nobody attacks."""
+    attacks = hostile.parsed(config.attack, len(opening.names))
+    return [functools.partial(hostile.lies, spec_of(opening), attacks, seed=seed)] if attacks else []
 
 
 # ------------------------------------------------------------------------------------------------ run
@@ -273,10 +292,16 @@ def trained(
     opening = opened(config, parts, seed, steps)
     made = opening.programs
     promised = promises.Promises(config, seed, spec_of(opening))
-    done = int(saved.parties.desk.env_steps.sum()) if saved is not None else 0
+    where = placing.chosen(config.placement, parts)
+    done = placing.steps(saved.parties) if saved is not None else 0
     look = beside.first(observe, done, done // made.per_update)
 
-    def make() -> axis.Axis:
+    def make() -> running.Carrier:
+        if where != "axis":
+            apart = placing.opened(where, config, parts, opening.run, seed, made.shape.updates, observe.fault, wire)
+            if saved is not None:
+                apart.resume(saved.parties)
+            return apart
         begun = made.begins.load()(made.keys(seed, "init"))
         one = carrier(config, opening, seed, begun, int(saved.standing.block) if saved is not None else -1, promised)
         one.use(wire)
@@ -286,14 +311,18 @@ def trained(
         return one
 
     carried = beside.done(make, beside.COMPILING, look)
-    serving = served(opening, made.beginning(carried.homes), log, promised)
+    serving = served(opening, carried.beginning(), log, promised)
     now = running.fresh(len(opening.names))
     if saved is not None:
         serving.resume(saved.server)
+        if where == "processes":
+            serving.forget()  # who was at a job is sent it again
         now = saved.standing
     plan = running.Plan(
         steps, made.per_update, config.evaluate_every, config.episodes, config.asynchronous,
         joins(config, opening.names), config.exchange == "none",
+        *_lies(config, opening, seed),
     )  # fmt: skip
     life = running.Running(carried, serving, plan, seed, about(config, parts, opening, promised), log, promised)
-    return life(now._replace(block=np.int64(carried.block)), observe, time.monotonic() - began)
+    with contextlib.closing(carried):
+        return life(now._replace(block=np.int64(carried.block)), observe, time.monotonic() - began)

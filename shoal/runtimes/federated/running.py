@@ -7,7 +7,7 @@ the same bits where its parties can be saved.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +25,15 @@ PATIENCE = 1.0  # seconds, of the carrier's clock, that are waited for a reply b
 
 class Carrier(network.Network, network.Beside, Protocol):
     """Parties on this machine."""
+
+    @property
+    def block(self) -> int:
+        """Of the way in which an axis of them is computed (`dispatch.of`); -1: there is none."""
+        ...
+
+    def beginning(self) -> np.ndarray:
+        """The global part that a run begins with, ``[d]``: that of the first party's learner."""
+        ...
 
     def now(self) -> float:
         """Seconds of the clock that deadlines are held against: simulated ones, or this machine's."""
@@ -66,6 +75,7 @@ class Plan(NamedTuple):
     asynchronous: bool
     joins: tuple[tuple[int, int], ...] = ()  # (party, environment steps of the others before it joins)
     alone: bool = False  # nothing is exchanged
+    sent: Callable[[list[network.Reply]], list[network.Reply]] = list  # replies as they were sent: some parties lie
 
 
 def fresh(count: int) -> Standing:
@@ -150,7 +160,7 @@ class Running:
                 return
             for party in idle:
                 carrier.send(party, served.job(party))
-            for reply in carrier.poll(PATIENCE):
+            for reply in self._plan.sent(carrier.poll(PATIENCE)):
                 served.take(reply.party, reply.body, carrier.now())
             closed = served.close(carrier.now()) if served.due(carrier.now()) else None
             if self._plan.asynchronous:
