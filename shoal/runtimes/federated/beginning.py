@@ -162,7 +162,8 @@ def opened(config: Any, parts: types.Parts, seed: int, steps: int = 1) -> Openin
     shape = together.Shape(len(named), config.environments, updates)
     made = axis.Programs(parts, shape, channel_of(config, parts, seed))
     held = _rules(config)._replace(
-        env_steps=made.per_update * updates, updates=updates,
+        env_steps=made.per_update * updates,
+        updates=updates,
         coins=hashlib.sha256(f"coins of run {seed}".encode()).digest(),  # secret in a deployment, repeatable here
     )
     held = held._replace(settings=held.settings._replace(local_updates=updates))
@@ -232,8 +233,9 @@ def like(config: Any, parts: types.Parts, seed: int) -> running.Saved:
     opening = opened(config, parts, seed)
     made, count = opening.programs, len(opening.names)
     begun = served(opening, np.zeros(made.size, np.float32))
-    if placing.chosen(config, parts) != "axis":
-        apart = placing.like(config, parts, opening.run, seed, made.shape.updates)
+    if (where := placing.chosen(config, parts)) != "axis":
+        how = placing.plan(config, parts, opening.run, seed, made.shape.updates)
+        apart = placing.like(where, parts, how)
         return running.Saved(apart, begun.kept(), running.fresh(count))
     desk = carrier(config, opening, seed, made.like, -1).desk
     return running.Saved(axis.Saved(made.like, desk), begun.kept(), running.fresh(count))
@@ -244,7 +246,8 @@ def policies(config: Any, parts: types.Parts, seed: int, saved: running.Saved) -
     opening = opened(config, parts, seed)
     made = opening.programs
     if placing.chosen(config, parts) != "axis":
-        return placing.policies(config, parts, opening.run, seed, saved.parties, saved.server["theta"])
+        how = placing.plan(config, parts, opening.run, seed, made.shape.updates)
+        return placing.policies(parts, how, saved.parties, saved.server["theta"])
     every = made.policies(saved.parties.homes, saved.server["theta"])
     return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in range(made.shape.parties))
 
@@ -299,7 +302,9 @@ def trained(
 
     def make() -> running.Carrier:
         if where != "axis":
-            apart = placing.opened(where, config, parts, opening.run, seed, made.shape.updates, observe.fault, wire)
+            how = placing.plan(config, parts, opening.run, seed, made.shape.updates)
+            how = how._replace(wire=wire, leaving=promised.leaving)
+            apart = placing.opened(where, parts, how, observe.fault)
             if saved is not None:
                 apart.resume(saved.parties)
             return apart
