@@ -21,6 +21,7 @@ from shoal.runtimes.federated import (
     audit,
     axis,
     channels,
+    consensus,
     hostile,
     message,
     placing,
@@ -128,10 +129,13 @@ def numbers(agent: types.Agent) -> applying.Numbers:
     )
 
 
-def channel_of(config: Any, agent: types.Agent) -> channels.Channel | None:
+def channel_of(config: Any, parts: types.Parts, seed: int) -> channels.Channel | None:
     """What crosses."""
     if config.exchange == "none":
         return None
+    if config.exchange == "outputs":
+        return consensus.channel(parts.agent, placing.agreement(config, parts, seed))
+    agent = parts.agent
     params = jax.eval_shape(agent.init, jax.random.key(0)).params
     if config.exchange == "gradient":
         return channels.gradient(agent, params)
@@ -150,13 +154,22 @@ def opened(config: Any, parts: types.Parts, seed: int, steps: int = 1) -> Openin
     named = parts.parties or tuple(
         types.Party(f"party-{at}", parts.spec.id, parts.rebuild) for at in range(config.parties)
     )
-    updates = config.local_updates if config.exchange != "none" else by_themselves(config, parts, len(named), steps)
+    updates = config.local_updates
+    if config.exchange == "none":
+        updates = by_themselves(config, parts, len(named), steps)
+    elif config.exchange == "outputs":
+        consensus.check(parts.agent)
+        updates = placing.longest(config, parts)
     shape = together.Shape(len(named), config.environments, updates)
-    made = axis.Programs(parts, shape, channel_of(config, parts.agent))
+    made = axis.Programs(parts, shape, channel_of(config, parts, seed))
     held = _rules(config)._replace(
-        env_steps=made.per_update * config.local_updates,
+        env_steps=made.per_update * updates,
+        updates=updates,
         coins=hashlib.sha256(f"coins of run {seed}".encode()).digest(),  # secret in a deployment, repeatable here
     )
+    held = held._replace(settings=held.settings._replace(local_updates=updates))
+    if config.exchange == "outputs":
+        held = held._replace(choices=parts.spec.action.n)
     if config.exchange == "gradient":
         held = held._replace(optimiser=numbers(parts.agent))
     run = hashlib.sha256(f"run {seed}".encode()).digest()[:16]
@@ -221,8 +234,9 @@ def like(config: Any, parts: types.Parts, seed: int) -> running.Saved:
     opening = opened(config, parts, seed)
     made, count = opening.programs, len(opening.names)
     begun = served(opening, np.zeros(made.size, np.float32))
-    if placing.chosen(config.placement, parts) != "axis":
-        apart = placing.like(config, parts, opening.run, seed, made.shape.updates)
+    if (where := placing.chosen(config, parts)) != "axis":
+        how = placing.plan(config, parts, opening.run, seed, made.shape.updates)
+        apart = placing.like(where, parts, how)
         return running.Saved(apart, begun.kept(), running.fresh(count))
     desk = carrier(config, opening, seed, made.like, -1).desk
     return running.Saved(axis.Saved(made.like, desk), begun.kept(), running.fresh(count))
@@ -232,8 +246,9 @@ def policies(config: Any, parts: types.Parts, seed: int, saved: running.Saved) -
     """Of every party in a checkpoint tree: the server's global part with what is its own."""
     opening = opened(config, parts, seed)
     made = opening.programs
-    if placing.chosen(config.placement, parts) != "axis":
-        return placing.policies(config, parts, opening.run, seed, saved.parties, saved.server["theta"])
+    if placing.chosen(config, parts) != "axis":
+        how = placing.plan(config, parts, opening.run, seed, made.shape.updates)
+        return placing.policies(parts, how, saved.parties, saved.server["theta"])
     every = made.policies(saved.parties.homes, saved.server["theta"])
     return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in range(made.shape.parties))
 
@@ -295,13 +310,15 @@ def trained(
     opening = opened(config, parts, seed, steps)
     made = opening.programs
     promised = promises.Promises(config, seed, spec_of(opening))
-    where = placing.chosen(config.placement, parts)
+    where = placing.chosen(config, parts)
     done = placing.steps(saved.parties) if saved is not None else 0
     look = beside.first(observe, done, done // made.per_update)
 
     def make() -> running.Carrier:
         if where != "axis":
-            apart = placing.opened(where, config, parts, opening.run, seed, made.shape.updates, observe.fault, wire)
+            how = placing.plan(config, parts, opening.run, seed, made.shape.updates)
+            how = how._replace(wire=wire, leaving=promised.leaving)
+            apart = placing.opened(where, parts, how, observe.fault)
             if saved is not None:
                 apart.resume(saved.parties)
             return apart
