@@ -64,7 +64,7 @@ def check(config: Any, experiment: Any) -> None:
             f"optimiser.rule={rule}, but the server knows {', '.join(applying.RULES)}; use one of them, or "
             "--runtime.exchange delta"
         )
-    server.check(_rules(config), config.parties)
+    server.check(rules_of(config), config.parties)
     joins(config, tuple(str(at) for at in range(config.parties)))
     if config.exchange == "gradient" and config.mu > 0.0:
         raise errors.Refused(
@@ -91,7 +91,7 @@ def joins(config: Any, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
 # ------------------------------------------------------------------------------------------------ made
 
 
-def _rules(config: Any) -> server.Rules:
+def rules_of(config: Any) -> server.Rules:
     """How rounds are held, but for what only the agent knows."""
     mode = config.exchange if config.exchange != "none" else "delta"
     numbers = applying.Numbers()
@@ -149,7 +149,7 @@ def opened(config: Any, parts: types.Parts, seed: int, steps: int = 1) -> Openin
     updates = config.local_updates if config.exchange != "none" else by_themselves(config, parts, len(named), steps)
     shape = together.Shape(len(named), config.environments, updates)
     made = axis.Programs(parts, shape, channel_of(config, parts.agent))
-    held = _rules(config)._replace(
+    held = rules_of(config)._replace(
         env_steps=made.per_update * config.local_updates,
         coins=hashlib.sha256(f"coins of run {seed}".encode()).digest(),  # secret in a deployment, repeatable here
     )
