@@ -240,7 +240,7 @@ def _request(told: invitation.Invitation, env: str | None) -> presets.Request:
     request = presets.Request(
         preset=whole.preset, env=env or one.env, steps=-(-whole.steps // len(told.parties)), seed=whole.seed,
         runtime=whole.runtime, corrector=whole.corrector, compressor=whole.compressor, configs=configs,
-        anneal=whole.anneal or whole.steps,
+        anneal=experiment.horizon(whole),
     )  # fmt: skip
     return _placed(request, "party")
 

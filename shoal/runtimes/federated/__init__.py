@@ -110,7 +110,8 @@ class Config:
 def ways(config: Config) -> types.Ways:
     """See `types.Ways`."""
     return types.Ways(
-        streams=config.environments, parties=config.parties, seeds=True, exact_resume=True, threads=0, ahead=True,
+        streams=config.environments, parties=1 if config.placement == "party" else config.parties, seeds=True,
+        exact_resume=True, threads=0, ahead=True,
         splits=config.exchange == "gradient", proximal=config.exchange == "delta" and config.mu > 0.0,
         holds_memory=True, compiles=True,
         rules=RULES if config.exchange == "gradient" else None,
@@ -131,7 +132,9 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
 def build(config: Config) -> types.Runtime:
     """The runtime."""
     if config.placement == "server":
-        return serving.Serving(lambda parts, seed, begin: opening.opened(config, parts, seed, bytes(16), {}, begin=begin))
+        return serving.Serving(
+            lambda parts, seed, begin: opening.opened(config, parts, seed, bytes(16), {}, begin=begin)
+        )
     return partaking.Partaking(config) if config.placement == "party" else Federated(config)
 
 

@@ -90,6 +90,8 @@ class _Life:
                 told = True
             elif self.stopping is None and self._there():
                 self._attached().watch()
+            elif self._node is not None:  # the party has taken its leave, and plays its last episodes
+                self._node.stop()
             time.sleep(0.2)
         return code
 

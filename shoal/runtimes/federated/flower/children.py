@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from shoal.runtimes.federated.flower import tagged
 
+GRACE = tagged.GRACE
 QUIET = {  # no word to the makers of Flower, no look for updates, nothing installed at run time
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -103,6 +103,13 @@ class Node:
             return
         self._start()
 
+    def stop(self) -> None:
+        """Ask it to end; it takes leave of the server."""
+        if self._process is not None and not self._process.died:
+            self._process.process.terminate()
+            self._process.process.wait(processes.GRACE)
+        self._process = None
+
     def _start(self) -> None:
         mine = self._keys if self._user is None else self._handed_over()
         command = [

@@ -103,12 +103,11 @@ class Life:
         going = self._gathered()
         startup, self._began = time.monotonic() - began, time.monotonic()
         while going and not self._over():
-            closed = self._round()
-            if closed is None:
+            while going and (closed := self._round()) is None:
                 going = self._observe(self._progress(types.Stage(self._doing())))
-                continue
-            self._telling.closed(closed)
-            going = self._observe(self._progress())  # saved, before anybody is given a job of the next
+            if going:
+                self._telling.closed(closed)
+                going = self._observe(self._progress())  # saved, before anybody is given a job of the next
         if going:
             self._farewell()
         return types.Result(self._policy(), self._progress(), startup)
