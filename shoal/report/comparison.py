@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shoal.core import errors, files
-from shoal.report import acting, figures, groups, markup, page, picture, statistics, svg, tables, words
+from shoal.report import acting, federation, figures, groups, markup, page, picture, statistics, svg, tables, words
 from shoal.report import runs as run_folders
 
 FILES = {"figure": "comparison.png", "figure_svg": "comparison.svg", "report": "report.html"}
@@ -157,9 +157,9 @@ def write(folder: Path, made: Mapping[str, Any]) -> dict[str, str]:
     if len(found) != len({group.preset for group in found}):
         raise errors.Refused(f"{folder}: the runs of one preset have different settings; restore their config.json")
     paths = {key: folder / name for key, name in FILES.items()}
-    curves = _curves(found)
+    curves, axis = _curves(found), groups.steps_of(found)
     for key in ("figure", "figure_svg"):
-        _picture(curves, told, paths[key])
+        _picture(curves, told, axis, paths[key])
     body = _page(found, curves, told, made)
     files.replace(paths["report"], body.encode("utf-8", "replace"))
     return {key: str(path) for key, path in paths.items()}
@@ -167,21 +167,21 @@ def write(folder: Path, made: Mapping[str, Any]) -> dict[str, str]:
 
 def _curves(found: Sequence[groups.Group]) -> list[figures.Series]:
     """One curve a preset: the interquartile mean with its interval; the run itself where there is but one seed."""
-    made = []
+    made, axis = [], groups.steps_of(found)
     for group in found:
         dash, hue = svg.DASHES[group.place % len(svg.DASHES)], group.place % svg.HUES
         none, name = np.zeros(0), group.preset
         series = figures.Series(name, none, none, group.place, hue, "bold", dash, legend=name)
-        if band := groups.band(group, "step"):
+        if band := groups.band(group, axis):
             made.append(series._replace(x=band.x, y=band.middle, low=band.low, high=band.high))
         else:
-            curve = groups.learning(group.runs[0], "step")
+            curve = groups.learning(group.runs[0], axis)
             x, y = svg.thin(curve.x, curve.y, figures.POINTS)
             made.append(series._replace(x=x, y=y))
     return [one for one in made if np.isfinite(one.y).any()]
 
 
-def _picture(curves: Sequence[figures.Series], told: _Told, out: Path) -> None:
+def _picture(curves: Sequence[figures.Series], told: _Told, axis: str, out: Path) -> None:
     """The figure as a picture file; its ending decides the format."""
     import matplotlib
     from matplotlib import figure
@@ -195,14 +195,14 @@ def _picture(curves: Sequence[figures.Series], told: _Told, out: Path) -> None:
         dash = (0, tuple(float(piece) for piece in one.dash.split())) if one.dash else "-"
         marker = picture.MARKERS[one.place % len(picture.MARKERS)]
         axes.plot(one.x, one.y, color=colour, linestyle=dash, linewidth=2.2, marker=marker, markevery=(0.1, 0.2))
-    axes.set_xlim(0, max([told.steps, *(one.x[-1] for one in curves)]))
+    axes.set_xlim(0, max([told.steps if axis == "step" else 0, *(one.x[-1] for one in curves)]))
     if told.solved_at is not None:
         axes.axhline(told.solved_at, color="#59636e", linestyle="--", linewidth=1)
         axes.annotate(f"solved {words.number(told.solved_at)}", (0, told.solved_at), (4, 3), color="#59636e",
             xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=9)  # fmt: skip
     _name(axes, curves)
     axes.set_title(_title(told), loc="left", fontsize=11)
-    axes.set(xlabel=figures.AXES["step"], ylabel=Y)
+    axes.set(xlabel=figures.AXES[axis], ylabel=Y)
     axes.xaxis.set_major_formatter(lambda value, _: words.short(value))
     axes.spines[["top", "right"]].set_visible(False)
     # Text stays text, and the same numbers give the same file.
@@ -231,13 +231,15 @@ def _page(found: Sequence[groups.Group], curves: Sequence[figures.Series], told:
     seeds = words.count(len(told.seeds), "seed")
     outcome = "finished" if made["status"] == "completed" else "stopped"
     badge = markup.tag("span", page.BADGES[outcome], class_=f"badge {outcome}")
-    said = f"{verdict(made)}. {seeds} each, {words.number(told.steps)} environment steps a seed."
+    said = f"{verdict(made)}. {seeds} each, {words.number(told.steps)} environment steps a seed"
+    parties = max((run.parties for group in found for run in group.runs), default=1)
+    said += f", {words.number(told.steps // parties)} of each of {parties} parties." if parties > 1 else "."
     header = markup.tag(
         "header", markup.tag("h1", _title(told)), markup.tag("div", markup.tag("p", badge, " ", said), class_="verdict")
     )
     room = 24 + 8 * max((len(one.name) for one in curves), default=0)  # pixels for the names
     chart = figures.Chart(
-        "step",
+        groups.steps_of(found),
         Y,
         (figures.WIDE._replace(right=room), figures.NARROW),
         told.solved_at,
@@ -256,6 +258,7 @@ def _page(found: Sequence[groups.Group], curves: Sequence[figures.Series], told:
         page.section("Learning curves", drawn),
         page.section("Presets", _table(found, made)),
         page.section(acting.TITLE, *acting.content(found), class_="acting"),
+        page.section(federation.TITLE, *federation.content(found), class_="federation"),
         page.section("Settings that differ", _settings(found)),
         page.section("Versions and machine", _versions(found)),
         page.commands([told.command]),

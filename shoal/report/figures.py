@@ -18,7 +18,12 @@ SMALL = svg.Size("small", 300, 165, 3, top=10)
 POINTS, DOTS = 400, 1500  # what a screen can show of one curve, and of its episodes
 FEWEST, TOTAL = 60, 4000  # points of one curve at least, and of all curves of a chart about
 NAMED = 6  # up to so many runs of a group get a line style and a legend entry of their own
-AXES = {"step": "environment steps", "wall_s": "wall time"}
+AXES = {
+    "step": "environment steps",
+    "each": "environment steps of a party",  # where several train together
+    "wall_s": "wall time",
+    "release": "releases",
+}
 
 
 class Series(NamedTuple):
@@ -48,7 +53,7 @@ class Moment(NamedTuple):
 class Chart(NamedTuple):
     """What a line chart shows besides its curves."""
 
-    axis: str  # "step" or "wall_s"
+    axis: str  # a key of `AXES`
     label: str  # of y
     sizes: tuple[svg.Size, ...]
     goal: float | None = None
@@ -76,7 +81,8 @@ def plot(series: Sequence[Series], chart: Chart) -> markup.Markup:
     drawn = [one for one in series if np.isfinite(one.y).any()]
     if not drawn:
         return markup.tag("p", "Nothing was measured yet.", class_="missing")
-    scale, unit = (1.0, "") if chart.axis == "step" else _time_unit(max(float(np.nanmax(one.x)) for one in drawn))
+    longest = max(float(np.nanmax(one.x)) for one in drawn)
+    scale, unit = _time_unit(longest) if chart.axis == "wall_s" else (1.0, "")
     drawn = [one._replace(x=one.x / scale) for one in drawn]
     dots = chart.dots and (chart.dots[0] / scale, chart.dots[1])
     chart = chart._replace(moments=tuple(one._replace(x=one.x / scale) for one in chart.moments))
@@ -88,7 +94,12 @@ def plot(series: Sequence[Series], chart: Chart) -> markup.Markup:
     span = (min(0.0, *(float(np.nanmin(one.x)) for one in drawn)), longest if longest > 0 else 1.0)
     reach = svg.extent(np.concatenate(ys), chart.zero)
     pictures = [_picture(drawn, chart, svg.Frame(size, span, reach), label, dots) for size in chart.sizes]
-    return markup.tag("div", *pictures, _tooltip(drawn, unit or "steps"), class_="plot")
+    return markup.tag(
+        "div",
+        *pictures,
+        _tooltip(drawn, unit or (AXES[chart.axis] if chart.axis == "release" else "steps")),
+        class_="plot",
+    )
 
 
 def _picture(
@@ -230,8 +241,10 @@ def evaluation_series(found: Sequence[experiments.Group], axis: str) -> list[Ser
     alone = sum(len(group.runs) for group in found) == 1
     for run, style in _styled(found, ()):
         x, y = (
-            run.evaluations.get(name, np.zeros(0)) for name in ("env_steps" if axis == "step" else axis, "return_mean")
+            run.evaluations.get(name, np.zeros(0))
+            for name in ("wall_s" if axis == "wall_s" else "env_steps", "return_mean")
         )
+        x = x / experiments.share(run, axis)
         if not np.isfinite(x).any():
             continue
         one = style._replace(name=f"{style.name}, greedy evaluations", x=x, y=y, dash="2 3", legend="")
@@ -254,7 +267,8 @@ def learning(found: Sequence[experiments.Group], key: str) -> markup.Markup:
     only = found[0].runs[0] if len(found) == 1 and len(found[0].runs) == 1 else None
     bodies, every, series = [], 1, []
     moments: tuple[Moment, ...] = ()
-    for axis in AXES:
+    axes = (experiments.steps_of(found), "wall_s")
+    for axis in axes:
         dots = None
         if only is not None:
             dots, every = _dots(only, axis)
@@ -263,15 +277,20 @@ def learning(found: Sequence[experiments.Group], key: str) -> markup.Markup:
             axis, "return, mean of the last 100 episodes", (WIDE, NARROW), goal, dots, zero=True, moments=moments
         )
         series = learning_series(found, axis) + evaluation_series(found, axis)
-        bodies.append(markup.tag("div", plot(series, chart), class_=f"by-{axis}"))
+        bodies.append(markup.tag("div", plot(series, chart), class_=f"by-{_switch(axis)}"))
     switches = [
         markup.join(
             markup.tag(
-                "input", type="radio", name=key, id=f"{key}-{axis}", class_=f"pick-{axis}", checked=axis == "step"
+                "input",
+                type="radio",
+                name=key,
+                id=f"{key}-{axis}",
+                class_=f"pick-{_switch(axis)}",
+                checked=axis != "wall_s",
             ),
             markup.tag("label", AXES[axis], for_=f"{key}-{axis}"),
         )
-        for axis in AXES
+        for axis in axes
     ]
     caption = _learning_caption(found, every if only is not None else None)
     if any(len(run.evaluations.get("env_steps", ())) for group in found for run in group.runs):
@@ -282,17 +301,23 @@ def learning(found: Sequence[experiments.Group], key: str) -> markup.Markup:
     return figure(f"Learning on {found[0].env}", markup.join(legend(series), *switches, *bodies), caption, "switched")
 
 
+def _switch(axis: str) -> str:
+    """What the page's switch calls an axis."""
+    return axis if axis == "wall_s" else "step"
+
+
 def _resumed(found: Sequence[experiments.Group], axis: str) -> Iterator[Moment]:
     """Where runs were resumed; of a single one it is written beside the line, unless the lines are many."""
     alone = sum(len(group.runs) for group in found) == 1
     for run, style in _styled(found, ()):
-        places = run.resumed(axis)
+        places = run.resumed(_switch(axis)) / experiments.share(run, axis)
         for x in places[np.isfinite(places)].tolist():
             yield Moment(x, style.hue, "resumed" if alone and len(places) <= NAMED else "")
 
 
 def _dots(run: run_folders.Run, axis: str) -> tuple[tuple[np.ndarray, np.ndarray] | None, int]:
-    x, y = run.episodes["env_steps" if axis == "step" else "wall_s"], run.episodes["episode_return"]
+    x = run.episodes["wall_s" if axis == "wall_s" else "env_steps"] / experiments.share(run, axis)
+    y = run.episodes["episode_return"]
     every = -(-len(x) // DOTS) or 1
     x, y = x[::every], y[::every]
     known = np.isfinite(x)

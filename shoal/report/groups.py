@@ -137,12 +137,12 @@ def learning(run: run_folders.Run, axis: str) -> statistics.Curve:
 
     Args:
         run: The run; without episodes its ``return_mean`` metric is used.
-        axis: ``"step"`` or ``"wall_s"``.
+        axis: ``"step"``, ``"each"`` (environment steps of a party) or ``"wall_s"``.
 
     Returns:
         The curve; a run that met its goal counts with its last value for ever after.
     """
-    x = run.episodes["env_steps" if axis == "step" else "wall_s"]
+    x = run.episodes["wall_s" if axis == "wall_s" else "env_steps"] / share(run, axis)
     y = running_mean(run.episodes["episode_return"], WINDOW)
     if not np.isfinite(x).any():
         x, y = column(run, axis), column(run, "return_mean")
@@ -150,12 +150,24 @@ def learning(run: run_folders.Run, axis: str) -> statistics.Curve:
     x, y = np.maximum.accumulate(x[known]), y[known]  # several workers may report a little out of order
     last = np.append(x[1:] != x[:-1], True) if len(x) else np.zeros(0, bool)
     solved = run.value("solved_at_step") is not None
-    end = run.value("env_steps" if axis == "step" else "wall_s") or 0.0
+    end = (run.value("wall_s" if axis == "wall_s" else "env_steps") or 0.0) / share(run, axis)
     return statistics.Curve(x[last], y[last], math.inf if solved else end * OVERSHOOT)
 
 
+def steps_of(found: Sequence[Group]) -> str:
+    """The axis that steps are shown on: of one party, once parties train together in some run."""
+    return "each" if any(run.parties > 1 for group in found for run in group.runs) else "step"
+
+
+def share(run: run_folders.Run, axis: str) -> int:
+    """What environment steps of a run are divided by on an axis."""
+    return run.parties if axis == "each" else 1
+
+
 def column(run: run_folders.Run, name: str) -> np.ndarray:
-    """A column of the metrics, empty when it was not logged."""
+    """A column of the metrics, empty when it was not logged; ``"each"`` is that of the steps of a party."""
+    if name == "each":
+        return column(run, "step") / run.parties
     rows = len(next(iter(run.metrics.values()), ()))
     return run.metrics.get(name, np.full(rows, np.nan))
 

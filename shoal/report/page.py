@@ -6,7 +6,7 @@ import importlib.resources
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from shoal.report import acting, figures, headline, lags, markup, population, tables, words
+from shoal.report import acting, federation, figures, headline, lags, markup, population, tables, words
 from shoal.report import groups as experiments
 
 # Columns with a figure or a table of their own; every other column of the metrics is a learning metric.
@@ -58,6 +58,7 @@ def render(found: Sequence[experiments.Group]) -> str:
         _asynchrony(found),
         section(acting.TITLE, *acting.content(found), class_="acting"),
         section(population.TITLE, *population.content(found), class_="population"),
+        section(federation.TITLE, *federation.content(found), class_="federation"),
         _metrics(found),
         _runs(found),
         _faults(found),
@@ -146,8 +147,9 @@ def _asynchrony(found: Sequence[experiments.Group]) -> markup.Markup | None:
         return None
     charts, key = [figures.figure("Lag of the gradients applied", drawn, lags.caption(found))], None
     if _present(found, "lag_mean"):
-        series = figures.runs_of(found, "lag_mean", "step")
-        chart = figures.Chart("step", "versions, mean so far", (figures.HALF,), zero=True)
+        axis = experiments.steps_of(found)
+        series = figures.runs_of(found, "lag_mean", axis)
+        chart = figures.Chart(axis, "versions, mean so far", (figures.HALF,), zero=True)
         charts.append(figures.figure("Mean lag", figures.plot(series, chart)))
         key = figures.legend(series)
     return section("Asynchrony", key, markup.tag("div", *charts, class_="halves"))
@@ -159,13 +161,14 @@ def _present(found: Iterable[experiments.Group], column: str) -> bool:
 
 def _metrics(found: Sequence[experiments.Group]) -> markup.Markup | None:
     logged = {name: None for group in found for run in group.runs for name in run.metrics}
-    known = KNOWN | acting.drawn(found) | population.drawn(found)
+    known = KNOWN | acting.drawn(found) | population.drawn(found) | federation.drawn(found)
     ours = [name for name in logged if name not in known and not name.startswith("split_") and _present(found, name)]
     names = sorted(ours, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     charts = []
     for name in names[:MOST]:
-        series = figures.runs_of(found, name, "step")
-        chart = figures.Chart("step", "", (figures.SMALL,))
+        axis = experiments.steps_of(found)
+        series = figures.runs_of(found, name, axis)
+        chart = figures.Chart(axis, "", (figures.SMALL,))
         charts.append(figures.figure(name.replace("_", " "), figures.plot(series, chart)))
     rest = f"Not drawn: {', '.join(names[MOST:])} (all are in metrics.jsonl)." if names[MOST:] else None
     note = markup.tag("p", rest, class_="note") if rest else None

@@ -35,7 +35,8 @@ def save(runs: Sequence[Path], out: Path) -> Path:
         raise errors.Refused(f"one picture holds one environment, given {words.listed(envs)}: make one for each")
     drawn = figure.Figure(figsize=(8, 4), layout="constrained")
     axes = drawn.add_subplot()
-    for one in figures.learning_series(found, "step"):
+    axis = groups.steps_of(found)
+    for one in figures.learning_series(found, axis):
         colour, faded = HUES[one.hue], 1.0 if one.class_ == "bold" else 0.55
         if one.low is not None and one.high is not None:
             axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
@@ -47,7 +48,7 @@ def save(runs: Sequence[Path], out: Path) -> Path:
     goal = next((group.goal for group in found if group.goal is not None), None)
     if goal is not None:
         axes.axhline(goal, color="#59636e", linestyle="--", linewidth=1, label=f"goal {words.number(goal)}")
-    axes.set(title=", ".join(group.title for group in found), xlabel=figures.AXES["step"], ylabel="return (last 100)")
+    axes.set(title=", ".join(group.title for group in found), xlabel=figures.AXES[axis], ylabel="return (last 100)")
     axes.xaxis.set_major_formatter(lambda value, _: words.short(value))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -17,7 +17,7 @@ import numpy as np
 from shoal.core import errors
 
 SCHEMA = 2
-EPISODE_COLUMNS = ("env_steps", "episode_return", "wall_s")
+EPISODE_COLUMNS = ("env_steps", "episode_return", "wall_s", "worker")
 EVALUATION_COLUMNS = ("env_steps", "return_mean", "return_std", "wall_s")
 CONTENTS = "a run folder holds config.json, metrics.jsonl, episodes.csv and, once finished, summary.json"
 
@@ -78,6 +78,14 @@ class Run(NamedTuple):
             given = _nested(self.config, "parts", "runtime", "workers")
         count = number(given)
         return None if count is None else int(count)
+
+    @property
+    def parties(self) -> int:
+        """Owners that trained together, each for an equal share of the environment steps; 1: it is no federation."""
+        given = _nested(self.summary, "federation", "parties")
+        runtime = _nested(self.config, "parts", "runtime", "parties")
+        found = len(given) if isinstance(given, list) else number(given if given is not None else runtime)
+        return max(1, int(found or 1))
 
     @property
     def lags(self) -> dict[str, float]:
