@@ -247,7 +247,7 @@ def _request(told: invitation.Invitation, env: str | None) -> presets.Request:
 
 def _check_fits(told: invitation.Invitation, made: experiment.Experiment, config: Any, parts: types.Parts) -> None:
     """Refuse an environment whose spaces make another global part than everybody has."""
-    spec = opening.channel(config, parts.agent).spec
+    spec = opening.channel(config, parts, made.seed).spec
     if spec.digest.hex() != told.spec:
         raise errors.Refused(
             f"--env {made.env}: the global part of the network would have other shapes than the federation's; give an "

@@ -17,7 +17,7 @@ from etils import epy
 from shoal.core import options, types
 
 with epy.lazy_imports():
-    from shoal.runtimes.federated import beginning, privacy
+    from shoal.runtimes.federated import beginning, placing, privacy
     from shoal.runtimes.federated.flower import opening, partaking, serving
 
 
@@ -102,10 +102,21 @@ class Config:
     """Greedy episodes of each party in such an evaluation."""
     public: int = options.number(500, low=1)
     """States that parties agree on their decisions in (outputs)."""
+    public_from: Literal["owner", "bounds"] = "owner"
+    """Where they come from: recorded by the first owner, who agrees to have that many observations told to all, or
+    drawn from the declared bounds (outputs)."""
     distil_every: int = options.number(5, low=1)
     """Episodes between two such agreements (outputs)."""
     distil_steps: int = options.number(5, low=1)
     """Steps that a party takes towards what was agreed on (outputs)."""
+
+
+    spread: bool = True
+    """Whether parties that no file names have networks, activations and rates of their own, ten unlike ones in turn, as
+    in FedHPD (outputs)."""
+    segment: Literal["fixed", "episode"] = "fixed"
+    """Whether a rollout has always its full length, or ends with its episode (turns and processes, one environment of
+    pure JAX): with rollouts as long as the longest episode, every update is of one episode, as REINFORCE has it."""
 
 
 def ways(config: Config) -> types.Ways:
@@ -114,7 +125,8 @@ def ways(config: Config) -> types.Ways:
         streams=config.environments, parties=1 if config.placement == "party" else config.parties, seeds=True,
         exact_resume=True, threads=0, ahead=True,
         splits=config.exchange == "gradient", proximal=config.exchange == "delta" and config.mu > 0.0,
-        holds_memory=True, compiles=True,
+        holds_memory=True, compiles=True, pads=config.segment == "episode",
+        spread=config.exchange == "outputs" and config.spread,
         rules=RULES if config.exchange == "gradient" else None,
     )  # fmt: skip
 
@@ -125,8 +137,8 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
     Raises:
         Refused: Says what to change.
     """
-    del opened
     privacy.check(config)
+    placing.check(config, experiment, opened)
     beginning.check(config, experiment)
 
 

@@ -8,6 +8,7 @@ that answer in any order still share one call. Every vector really becomes a mes
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -71,8 +72,20 @@ class Programs:
         self._looks: dict[str, Callable] = {}
         self.size = channel.spec.size if channel else 0
         self.per_update = shape.environments * parts.agent.about.rollout_length
-        self.begins = self._shelf.compiled(f"{self._what} start", together.begin(parts, shape), self.keys(0, "init"))
-        self.like: together.Homes = self.begins.returns
+
+    @functools.cached_property
+    def begins(self) -> programs.Compiled:
+        """(keys ``[N]``) -> where parties begin."""
+        made: programs.Compiled = self._shelf.compiled(
+            f"{self._what} start", together.begin(self._parts, self.shape), self.keys(0, "init")
+        )
+        return made
+
+    @property
+    def like(self) -> together.Homes:
+        """Of that the shapes."""
+        homes: together.Homes = self.begins.returns
+        return homes
 
     def keys(self, seed: int, *place: str | int) -> types.Key:
         """One a party, ``[N]``."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epy
 
-from shoal.core import errors, seeds, types
+from shoal.core import errors, types
 from shoal.formulas import optimise, rules
 from shoal.runtimes.crew import beside
 from shoal.runtimes.federated import (
@@ -21,7 +20,7 @@ from shoal.runtimes.federated import (
     audit,
     axis,
     channels,
-    hostile,
+    consensus,
     message,
     placing,
     promises,
@@ -69,8 +68,7 @@ def check(config: Any, experiment: Any) -> None:
             f"optimiser.rule={rule}, but the server knows {', '.join(applying.RULES)}; use one of them, or "
             "--runtime.exchange delta"
         )
-    server.check(rules_of(config), config.parties)
-    hostile.parsed(config.attack, config.parties)
+    server.check(_rules(config), config.parties)
     joins(config, tuple(str(at) for at in range(config.parties)))
     if config.exchange == "gradient" and config.mu > 0.0:
         raise errors.Refused(
@@ -97,7 +95,7 @@ def joins(config: Any, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
 # ------------------------------------------------------------------------------------------------ made
 
 
-def rules_of(config: Any) -> server.Rules:
+def _rules(config: Any) -> server.Rules:
     """How rounds are held, but for what only the agent knows."""
     mode = config.exchange if config.exchange != "none" else "delta"
     numbers = applying.Numbers()
@@ -130,10 +128,13 @@ def numbers(agent: types.Agent) -> applying.Numbers:
     )
 
 
-def channel_of(config: Any, agent: types.Agent) -> channels.Channel | None:
+def channel_of(config: Any, parts: types.Parts, seed: int) -> channels.Channel | None:
     """What crosses."""
     if config.exchange == "none":
         return None
+    if config.exchange == "outputs":
+        return consensus.channel(parts.agent, placing.agreement(config, parts, seed))
+    agent = parts.agent
     params = jax.eval_shape(agent.init, jax.random.key(0)).params
     if config.exchange == "gradient":
         return channels.gradient(agent, params)
@@ -152,13 +153,21 @@ def opened(config: Any, parts: types.Parts, seed: int, steps: int = 1) -> Openin
     named = parts.parties or tuple(
         types.Party(f"party-{at}", parts.spec.id, parts.rebuild) for at in range(config.parties)
     )
-    updates = config.local_updates if config.exchange != "none" else by_themselves(config, parts, len(named), steps)
+    updates = config.local_updates
+    if config.exchange == "none":
+        updates = by_themselves(config, parts, len(named), steps)
+    elif config.exchange == "outputs":
+        consensus.check(parts.agent)
+        updates = placing.longest(config, parts)
     shape = together.Shape(len(named), config.environments, updates)
-    made = axis.Programs(parts, shape, channel_of(config, parts.agent))
-    held = rules_of(config)._replace(
-        env_steps=made.per_update * config.local_updates,
+    made = axis.Programs(parts, shape, channel_of(config, parts, seed))
+    held = _rules(config)._replace(
+        env_steps=made.per_update * updates, updates=updates,
         coins=hashlib.sha256(f"coins of run {seed}".encode()).digest(),  # secret in a deployment, repeatable here
     )
+    held = held._replace(settings=held.settings._replace(local_updates=updates))
+    if config.exchange == "outputs":
+        held = held._replace(choices=parts.spec.action.n)
     if config.exchange == "gradient":
         held = held._replace(optimiser=numbers(parts.agent))
     run = hashlib.sha256(f"run {seed}".encode()).digest()[:16]
@@ -223,7 +232,7 @@ def like(config: Any, parts: types.Parts, seed: int) -> running.Saved:
     opening = opened(config, parts, seed)
     made, count = opening.programs, len(opening.names)
     begun = served(opening, np.zeros(made.size, np.float32))
-    if placing.chosen(config.placement, parts) != "axis":
+    if placing.chosen(config, parts) != "axis":
         apart = placing.like(config, parts, opening.run, seed, made.shape.updates)
         return running.Saved(apart, begun.kept(), running.fresh(count))
     desk = carrier(config, opening, seed, made.like, -1).desk
@@ -234,7 +243,7 @@ def policies(config: Any, parts: types.Parts, seed: int, saved: running.Saved) -
     """Of every party in a checkpoint tree: the server's global part with what is its own."""
     opening = opened(config, parts, seed)
     made = opening.programs
-    if placing.chosen(config.placement, parts) != "axis":
+    if placing.chosen(config, parts) != "axis":
         return placing.policies(config, parts, opening.run, seed, saved.parties, saved.server["theta"])
     every = made.policies(saved.parties.homes, saved.server["theta"])
     return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in range(made.shape.parties))
@@ -247,8 +256,6 @@ def about(config: Any, parts: types.Parts, opening: Opening, promised: promises.
     more: dict[str, Any] = {"simulated": promised.simulated(), "alike": parts.alike}
     if config.paces:
         more["simulated"].append("how slow each party is")
-    if config.attack:
-        more["simulated"].append(f"attacks ({' '.join(config.attack)})")
     form = "none" if config.exchange == "none" else form_of(params)
     return telling.About(opening.names, opening.envs, form, config.exchange, opening.programs.size, own, more)
 
@@ -257,12 +264,6 @@ def form_of(params: types.Params) -> str:
     """Whether parameters are split at all; which form it is the network's settings say."""
     counts = scopes.counts(params)
     return "split" if counts.own and counts.shared else "none"
-
-
-def _lies(config: Any, opening: Opening, seed: int) -> Sequence[Callable]:
-    """What some parties make of their replies; nothing where nobody attacks."""
-    attacks = hostile.parsed(config.attack, len(opening.names))
-    return [functools.partial(hostile.lies, spec_of(opening), attacks, seed=seed)] if attacks else []
 
 
 # ------------------------------------------------------------------------------------------------ run
@@ -292,7 +293,7 @@ def trained(
     opening = opened(config, parts, seed, steps)
     made = opening.programs
     promised = promises.Promises(config, seed, spec_of(opening))
-    where = placing.chosen(config.placement, parts)
+    where = placing.chosen(config, parts)
     done = placing.steps(saved.parties) if saved is not None else 0
     look = beside.first(observe, done, done // made.per_update)
 
@@ -321,7 +322,6 @@ def trained(
     plan = running.Plan(
         steps, made.per_update, config.evaluate_every, config.episodes, config.asynchronous,
         joins(config, opening.names), config.exchange == "none",
-        *_lies(config, opening, seed),
     )  # fmt: skip
     life = running.Running(carried, serving, plan, seed, about(config, parts, opening, promised), log, promised)
     with contextlib.closing(carried):

@@ -9,44 +9,112 @@ import numpy as np
 from etils import epy
 
 from shoal.core import errors, types
-from shoal.runtimes.federated import axis, party, processes, turns
+from shoal.runtimes.federated import axis, consensus, party, processes, turns
 
 with epy.lazy_imports():
     import jax
 
 
-def chosen(placement: str, parts: types.Parts) -> str:
+def check(config: Any, experiment: Any, opened: Any) -> None:
+    """Refuse settings that do not fit where parties are.
+
+    Raises:
+        Refused: Says what to change.
+    """
+    if config.segment == "episode":
+        if config.exchange not in ("outputs", "none") or config.placement == "axis":
+            raise errors.Refused(
+                f"runtime.segment=episode is for runtime.exchange outputs or none, in turns or processes, but it is "
+                f"{config.exchange}, {config.placement}; leave it at fixed"
+            )
+        if config.environments != 1 or opened.device is None:
+            raise errors.Refused(
+                f"runtime.segment=episode is of one environment that is pure JAX, but there are {config.environments} of "
+                f"{experiment.env}; use --runtime.environments 1 and an id that begins with gymnax:, or leave it at fixed"
+            )
+    if config.exchange == "outputs" and config.asynchronous:
+        raise errors.Refused(
+            "runtime.exchange=outputs agrees in rounds; leave --runtime.asynchronous out, or use --runtime.exchange delta"
+        )
+    secret = config.secure_sum or config.privacy != "none" or config.clip > 0.0
+    if secret and config.placement == "processes":
+        raise errors.Refused(
+            "runtime.placement=processes has no ledger that all processes share, so neither clip nor noise nor masks; "
+            "use --runtime.placement axis or turns, or the deployment (shoal federate)"
+        )
+
+
+def chosen(config: Any, parts: types.Parts) -> str:
     """What was asked for; of "auto", an axis where one program serves all, processes for Python simulators, else turns.
 
     Args:
-        placement: "auto", "axis", "turns" or "processes".
+        config: Of the runtime.
         parts: The parties, and the first one's environment.
 
     Raises:
-        Refused: An axis was asked for, and the parties are not alike.
+        Refused: An axis was asked for, and one program cannot serve all.
     """
+    placement, outputs = config.placement, config.exchange == "outputs"
     if placement == "auto":
+        if outputs or config.segment == "episode":
+            return "turns" if parts.device_env is not None else "processes"
         if parts.alike and parts.device_env is not None:
             return "axis"
         return "turns" if parts.device_env is not None else "processes"
-    if placement == "axis" and not (parts.alike and parts.device_env is not None):
+    if placement == "axis" and (outputs or not parts.alike or parts.device_env is None):
         raise errors.Refused(
             "runtime.placement=axis, but one compiled program cannot serve these parties: their networks or "
-            "environments differ in shape, or are Python simulators; use --runtime.placement turns or processes"
+            "environments differ, are Python simulators, or agree on outputs; use --runtime.placement turns or "
+            "processes"
         )
     return placement
 
 
-def terms(config: Any, run: bytes, seed: int, updates: int) -> party.Terms:
+def terms(config: Any, parts: types.Parts, run: bytes, seed: int, updates: int) -> party.Terms:
     """What parties know of the run.
 
     Args:
         config: Of the runtime.
+        parts: The parties; the first one's are the public states, where there are any.
         run: Its name, ``[16]``.
         seed: Of the run.
         updates: Local updates of a round at most.
     """
-    return party.Terms(run, 0, seed, config.environments, config.exchange, updates, config.reset_moments)
+    agreed = agreement(config, parts, seed) if config.exchange == "outputs" else None
+    return party.Terms(
+        run, 0, seed, config.environments, config.exchange, updates, config.reset_moments, agreed,
+        config.segment == "episode",
+    )  # fmt: skip
+
+
+def agreement(config: Any, parts: types.Parts, seed: int) -> consensus.Agreement:
+    """What parties agree on (form G).
+
+    Args:
+        config: Of the runtime.
+        parts: Of the owner who lets some observations be told.
+        seed: Of the run.
+    """
+    states = consensus.public(parts, config.public_from, config.public, seed)
+    return consensus.Agreement(states, parts.spec.action.n, config.distil_steps, config.distil_every)
+
+
+def longest(config: Any, parts: types.Parts) -> int:
+    """Updates in which so many episodes have ended for certain; those of a round of outputs at most.
+
+    Raises:
+        Refused: The environment has no time limit, so nobody can tell.
+    """
+    if config.segment == "episode":
+        return config.distil_every
+    limit = parts.spec.time_limit
+    if limit is None:
+        raise errors.Refused(
+            f"runtime.exchange=outputs agrees after so many episodes, and {parts.spec.id} has no time limit; give it "
+            "one (--environment.time-limit), or use --runtime.exchange delta"
+        )
+    each = parts.agent.about.rollout_length * config.environments
+    return -(-(config.distil_every + config.environments) * limit // each)
 
 
 def plan(config: Any, given: party.Terms) -> turns.Plan:
@@ -84,7 +152,7 @@ def opened(
         fault: Told of what went wrong at one, and of processes that died.
         wire: What happens to messages on their way.
     """
-    how = plan(config, terms(config, run, seed, updates))._replace(wire=wire)
+    how = plan(config, terms(config, parts, run, seed, updates))._replace(wire=wire)
     if where == "turns":
         return turns.Turns(parts.parties, how, fault)
     return processes.Processes(parts.parties, how, turns.like(parts.parties, how).parties, fault)
@@ -92,8 +160,8 @@ def opened(
 
 def like(config: Any, parts: types.Parts, run: bytes, seed: int, updates: int) -> Saved:
     """What a checkpoint holds of the parties, as ShapeDtypeStructs or arrays; arguments as in `opened`."""
-    found = turns.like(parts.parties, plan(config, terms(config, run, seed, updates)))
-    return found if chosen(config.placement, parts) == "turns" else found.parties
+    found = turns.like(parts.parties, plan(config, terms(config, parts, run, seed, updates)))
+    return found if chosen(config, parts) == "turns" else found.parties
 
 
 def kepts(saved: Saved) -> Sequence[party.Kept]:
@@ -124,7 +192,7 @@ def policies(
         saved: What the checkpoint holds of them.
         theta: The global part, ``[d]``.
     """
-    given, found = terms(config, run, seed, config.local_updates), []
+    given, found = terms(config, parts, run, seed, config.local_updates), []
     for one, kept in zip(parts.parties, kepts(saved), strict=True):
         agent = one.rebuild().agent
         state = party.channel_of(agent, given).install(kept.home.members.state, theta)

@@ -53,8 +53,8 @@ def opened(
         more: What is told of it besides, in its summary.
         begin: Whether the first global part is wanted; zeros otherwise, as they have its shape.
     """
-    agent, crossing = parts.agent, channel(config, parts.agent)
-    rules = beginning.rules_of(config)._replace(
+    agent, crossing = parts.agent, channel(config, parts, seed)
+    rules = beginning._rules(config)._replace(
         env_steps=config.environments * agent.about.rollout_length * config.local_updates
     )
     if config.exchange == "gradient":
@@ -68,9 +68,9 @@ def opened(
     return Opening(names, crossing, rules, run, theta, about, agent)
 
 
-def channel(config: Any, agent: types.Agent) -> channels.Channel:
+def channel(config: Any, parts: types.Parts, seed: int) -> channels.Channel:
     """What crosses."""
-    found = beginning.channel_of(config, agent)
+    found = beginning.channel_of(config, parts, seed)
     assert found is not None, "refused before: parties that exchange nothing need no server"
     return found
 
