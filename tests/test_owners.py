@@ -38,6 +38,12 @@ def long_link(length):
     return env
 
 
+def long_rod(length):
+    env = gymnasium.make("Pendulum-v1").unwrapped
+    env.l = length
+    return env
+
+
 def cartpole_state(state):
     return np.array([state.x, state.x_dot, state.theta, state.theta_dot], np.float64)
 
@@ -46,9 +52,14 @@ def acrobot_state(state):
     return np.array([state.joint_angle1, state.joint_angle2, state.velocity_1, state.velocity_2], np.float64)
 
 
+def pendulum_state(state):
+    return np.array([state.theta, state.theta_dot], np.float64)
+
+
 ORACLES = {
     "CartPole-lengths": (lambda theta: long_pole(0.1 + 0.8 * theta), cartpole_state),
     "Acrobot-links": (lambda theta: long_link(0.5 + theta), acrobot_state),
+    "Pendulum-lengths": (lambda theta: long_rod(0.5 + theta), pendulum_state),
 }
 
 
@@ -65,11 +76,12 @@ def test_each_step_is_gymnasiums_with_the_same_attributes(name):
         for at in range(60):
             oracle.state = read(state.simulator)
             oracle.steps_beyond_terminated = None
-            action = int(chance.integers(env.spec.action.n))
+            action = _walk.action(env.spec.action, chance)
             seen, reward, terminated, _, _ = oracle.step(action)
             state, obs, outcome = step(state, action, jax.random.key(at))
             np.testing.assert_allclose(outcome.next_obs, seen, rtol=2e-5, atol=2e-5)
-            assert (outcome.reward, outcome.discount) == (reward, float(not terminated))
+            np.testing.assert_allclose(outcome.reward, reward, rtol=2e-5, atol=2e-5)
+            assert (outcome.reward.shape, outcome.discount) == ((), float(not terminated))
             if not terminated:
                 np.testing.assert_array_equal(obs, outcome.next_obs)
             assert state.owner == owner, "the stream stays that owner's, over ends of episodes too"

@@ -104,6 +104,8 @@ def _unfit_network(config: Config, network: networks.Config, spec: types.EnvSpec
         return f"its units see vectors, and {spec.id} gives images; use ppo or dqn"
     if network.lstm or network.dueling or not network.hidden:
         return "a team is of dense layers, one of them hidden: network.hidden, and neither network.lstm nor .dueling"
+    if network.form not in ("none", "A") or network.critic_form not in ("same", "none", "A", "local"):
+        return "a team is one row of as many layers as network.hidden says; set network.form to none or A"
     depth = len(network.hidden) + 1
     for name in (f"{which}_{what}" for which in ("actor", "critic") for what in ("variance", "rates", "rates_end")):
         given = len(getattr(config, name))

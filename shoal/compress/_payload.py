@@ -193,21 +193,38 @@ def _rest(policy: types.Policy) -> types.Policy:
 
 
 def _spec_to_json(spec: types.NetworkSpec) -> dict[str, Any]:
+    """Fields that are empty in networks of rows alone are left out there."""
+    more = {
+        "inputs": {name: list(sees) for name, sees in spec.inputs.items()},
+        "terms": {
+            head: [[trunk, [list(layer) for layer in layers]] for trunk, layers in terms]
+            for head, terms in spec.terms.items()
+        },
+        "vectors": {name: list(layer) for name, layer in spec.vectors.items()},
+    }
     return {
         "observation": list(spec.observation),
         "trunks": {name: [list(layer) for layer in layers] for name, layers in spec.trunks.items()},
         "heads": {name: [trunk, [list(layer) for layer in layers]] for name, (trunk, layers) in spec.heads.items()},
+        **{name: field for name, field in more.items() if field},
     }
 
 
 def _spec_from_json(data: Mapping[str, Any]) -> types.NetworkSpec:
-    def layers(given: list[list[Any]]) -> tuple[types.Layer, ...]:
-        return tuple(types.Layer(*map(_frozen, one)) for one in given)
+    def layer(given: list[Any]) -> types.Layer:
+        return types.Layer(*map(_frozen, given))
 
-    seen = types.ObservationSpec(*map(_frozen, data["observation"]))
-    trunks = {name: layers(given) for name, given in data["trunks"].items()}
+    def row(given: Any) -> tuple[str, tuple[types.Layer, ...]]:
+        trunk, layers = given
+        return str(trunk), tuple(map(layer, layers))
+
     return types.NetworkSpec(
-        seen, trunks, {name: (trunk, layers(given)) for name, (trunk, given) in data["heads"].items()}
+        types.ObservationSpec(*map(_frozen, data["observation"])),
+        {name: tuple(map(layer, given)) for name, given in data["trunks"].items()},
+        {name: row(given) for name, given in data["heads"].items()},
+        {name: tuple(map(str, sees)) for name, sees in data.get("inputs", {}).items()},
+        {head: tuple(map(row, terms)) for head, terms in data.get("terms", {}).items()},
+        {name: layer(given) for name, given in data.get("vectors", {}).items()},
     )
 
 

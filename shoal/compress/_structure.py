@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from etils import epy
 
 from shoal.core import types
-from shoal.networks import compact
+from shoal.networks import compact, walking
 
 with epy.lazy_imports():
     import numpy as np
@@ -37,11 +37,11 @@ class Link(NamedTuple):
 
 def links(spec: types.NetworkSpec) -> list[Link]:
     """The hidden layers whose units may go, from the observation on."""
-    found = []
+    found, standing = [], [*spec.heads.values(), *(term for terms in spec.terms.values() for term in terms)]
     for trunk, layers in spec.trunks.items():
-        heads = [layers_of for stood_on, layers_of in spec.heads.values() if stood_on == trunk]
-        found += list(_links(layers, heads))
-    for _, layers in spec.heads.values():
+        joined = trunk in {name for sees in spec.inputs.values() for name in sees}  # read beside others: no unit may go
+        found += list(_links(layers, [()] if joined else [rest for stood_on, rest in standing if stood_on == trunk]))
+    for _, layers in standing:
         found += list(_links(layers, []))
     return found
 
@@ -66,8 +66,16 @@ def _reader(layers: Sequence[types.Layer], before: tuple[types.Layer, ...]) -> R
 
 
 def rows_of_layers(spec: types.NetworkSpec) -> list[tuple[types.Layer, ...]]:
-    """All layers between the observation and a head's output, for each head."""
-    return [(*spec.trunks[trunk], *layers) for trunk, layers in spec.heads.values()]
+    """All layers between the observation, or a learned vector, and a head's output, for each head and each way."""
+
+    def joined(parts: Sequence[list[tuple[types.Layer, ...]]]) -> list[tuple[types.Layer, ...]]:
+        return [way for part in parts for way in part]
+
+    def through(layers: tuple[types.Layer, ...], ways: Any) -> list[tuple[types.Layer, ...]]:
+        return [(*way, *layers) for way in ways]
+
+    steps = walking.Ways(through, lambda layer: [()], joined, lambda one, other: one + other)  # noqa: ARG005
+    return joined(list(walking.outputs(spec, [()], steps).values()))
 
 
 def ends(spec: types.NetworkSpec) -> tuple[set[str], set[str]]:

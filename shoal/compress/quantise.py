@@ -131,10 +131,8 @@ def _chosen(config: Config, spec: types.NetworkSpec) -> list[str]:
     if keep == "auto":
         keep = "none" if config.bits < 8 else "last" if spec.observation.image else "both"
     kept = (first if keep in ("first", "both") else set()) | (last if keep in ("last", "both") else set())
-    every = [layer for trunk in spec.trunks.values() for layer in trunk]
-    every += [layer for _, head in spec.heads.values() for layer in head]
     kinds = (*KINDS, "gaussian", "dueling")
-    return [layer.name for layer in every if layer.kind in kinds and layer.name not in kept]
+    return [layer.name for layer in compact.layers_of(spec) if layer.kind in kinds and layer.name not in kept]
 
 
 def eight(kernel: Any, most: int, xp: Any) -> tuple[Any, Any]:
@@ -181,11 +179,14 @@ def _ranges(config: Config, seen: _transform.Seen, network: compact.Compact) -> 
         found[name] = {"low": np.float32(min(low, 0.0)), "high": np.float32(max(high, 0.0))}
     bounded = {"low": np.float32(-1.0), "high": np.float32(1.0)}  # what an LSTM gives, whatever it remembers
     bytes_ = {"low": np.float32(0.0), "high": np.float32(1.0)}
+    before: dict[str, set[types.Layer | None]] = {}  # what a layer reads, on every way to it; None: nothing is before
     for layers in _structure.rows_of_layers(network.spec):
-        reading = [layer for layer in layers if layer.kind != "flatten"]
-        for before, layer in itertools.pairwise(reading):
-            if before.kind == "lstm":
-                found[layer.name] = bounded
-            elif (before.kind, before.low, before.high) == ("scale", (0.0,), (255.0,)):
-                found[layer.name] = bytes_  # so bytes are quantised to themselves
+        for one, layer in itertools.pairwise((None, *(layer for layer in layers if layer.kind != "flatten"))):
+            if layer is not None:
+                before.setdefault(layer.name, set()).add(one)
+    for name, ones in before.items():
+        if all(one is not None and one.kind == "lstm" for one in ones):
+            found[name] = bounded
+        elif all(one is not None and (one.kind, one.low, one.high) == ("scale", (0.0,), (255.0,)) for one in ones):
+            found[name] = bytes_  # so bytes are quantised to themselves
     return found

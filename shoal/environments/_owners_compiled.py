@@ -49,11 +49,11 @@ def simulator(env_id: str, name: str, limit: int, observe: tuple[int, ...], note
     """
     env, params = _gymnax.make(name)
     steps = _spaces.time_limit(limit, int(params.max_steps_in_episode)) or 0
-    layout = _spaces.select(_spaces.vector(env.obs_shape[0] if name != "MountainCar-v0" else 2), observe)
+    layout = _spaces.select(_spaces.vector(env.observation_space(params).shape[0]), observe)
     spec = types.EnvSpec(
         id=env_id,
         observation=layout.spec,
-        action=_spaces.actions(env.num_actions),
+        action=_actions(env.action_space(params)),
         time_limit=steps,
         solved_at=_owners_sets.SOLVED_AT[name],
         on_device=True,
@@ -61,6 +61,21 @@ def simulator(env_id: str, name: str, limit: int, observe: tuple[int, ...], note
         shown=layout.notes,
     )
     return Simulator(env, params.replace(max_steps_in_episode=steps), spec, layout.chosen)
+
+
+def _actions(space: Any) -> types.ActionSpec:
+    if isinstance(space, _gymnax.spaces.Discrete):
+        return _spaces.actions(space.n)
+    low, high = (np.broadcast_to(bound, space.shape).reshape(-1) for bound in (space.low, space.high))
+    return _spaces.bounded(low, high, tuple(space.shape))
+
+
+def _taken(does: types.ActionSpec, action: Any) -> Any:
+    """An action as the simulator takes it: within its bounds, and of its shape."""
+    if does.discrete:
+        return action
+    shape = does.shape if does.own_shape is None else does.own_shape
+    return jnp.clip(action, np.float32(does.low), np.float32(does.high)).reshape(shape)
 
 
 def env(of: Simulator, values: Mapping[str, np.ndarray], count: int, owner: int | None) -> types.Env:
@@ -111,12 +126,13 @@ def _begin(of: Simulator, table: Mapping[str, np.ndarray], count: int) -> Callab
 
 def _step(of: Simulator) -> Callable:
     """(state, action, key) -> (state, outcome), no reset after an end."""
-    last = of.spec.action.n - 1
+    last, does = of.spec.action.n - 1, of.spec.action
 
     def step(state: State, action: Any, key: types.Key) -> tuple[State, types.Outcome]:
         own = dict(state.own)
         flip, noise = own.pop(_owners_sets.FLIP, None), own.pop(_owners_sets.NOISE, None)
         params = of.params.replace(**own)
+        action = _taken(does, action)
         action = action if flip is None else jnp.where(flip > 0, last - action, action)
         obs, inner, reward, terminated, _ = of.env.step_env(key, state.simulator, action, params)
         terminated = jnp.asarray(terminated, bool)

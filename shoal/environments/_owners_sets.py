@@ -82,12 +82,17 @@ def _link(which: int) -> Callable[[Thetas], Values]:
     return values
 
 
+def _rod(theta: Thetas) -> Values:
+    """Length 0.5 + theta of the rod (our choice: a set of vectors of actions that needs no MuJoCo)."""
+    return {"l": 0.5 + theta}
+
+
 def _mass(which: int) -> Callable[[Thetas], Values]:
     """Mass 0.5 + theta of one link."""
     return lambda theta: {f"link_mass_{which}": 0.5 + theta}
 
 
-CARTPOLE, ACROBOT, MOUNTAIN_CAR = "CartPole-v1", "Acrobot-v1", "MountainCar-v0"
+CARTPOLE, ACROBOT, MOUNTAIN_CAR, PENDULUM = "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1"
 COMPILED: dict[str, Compiled] = {
     "CartPole-same": Compiled((CARTPOLE,), _alike, "nothing but their seeds"),
     "CartPole-lengths": Compiled((CARTPOLE,), _pole, "the half-pole's length, 0.1 to 0.9 m"),
@@ -98,6 +103,7 @@ COMPILED: dict[str, Compiled] = {
     "Acrobot-links-2": Compiled((ACROBOT,), _link(2), "the second link's length, 0.5 to 1.5 m"),
     "Acrobot-masses": Compiled((ACROBOT,), _mass(1), "the first link's mass, 0.5 to 1.5 kg"),
     "Acrobot-masses-2": Compiled((ACROBOT,), _mass(2), "the second link's mass, 0.5 to 1.5 kg"),
+    "Pendulum-lengths": Compiled((PENDULUM,), _rod, "the rod's length, 0.5 to 1.5 m"),
     "Spaces": Compiled((CARTPOLE, ACROBOT, MOUNTAIN_CAR), _alike, "the task, and with it what is seen and done"),
 }
-SOLVED_AT = {CARTPOLE: 475.0, ACROBOT: -100.0, MOUNTAIN_CAR: -110.0}  # Gymnasium's
+SOLVED_AT = {CARTPOLE: 475.0, ACROBOT: -100.0, MOUNTAIN_CAR: -110.0, PENDULUM: None}  # Gymnasium's

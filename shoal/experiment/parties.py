@@ -237,13 +237,21 @@ def _owned(made: wiring.Experiment) -> environments.Owned:
     return environments.owned(made.env, made.configs["environment"])
 
 
-def distinct(found: Sequence[Each]) -> list[Each]:
-    """One of each kind: parties that differ in no setting need no check of their own."""
-    kinds: list[Each] = []
+def kinds(made: wiring.Experiment, how: types.Ways) -> list[Each]:
+    """One party of each kind; those that are not told apart by a setting, or that one program serves, are of one kind.
+
+    Args:
+        made: The experiment.
+        how: What its runtime declares.
+    """
+    found = each(made, how)
+    if not made.parties and _owned(made).alike:
+        return list(found[:1])
+    first: list[Each] = []
     for one in found:
-        if not any(_same(one.made, other.made) for other in kinds):
-            kinds.append(one)
-    return kinds
+        if not any(_same(one.made, other.made) for other in first):
+            first.append(one)
+    return first
 
 
 def _same(one: wiring.Experiment, other: wiring.Experiment) -> bool:
@@ -268,7 +276,7 @@ def alike(made: wiring.Experiment, how: types.Ways, device: types.Env | None) ->
     if device is None:
         return False
     if made.parties:
-        return len(distinct(each(made, how))) == 1
+        return len(kinds(made, how)) == 1
     return _owned(made).alike
 
 
@@ -288,11 +296,7 @@ def check(agents: Sequence[tuple[str, types.Agent, types.EnvSpec]], exchange: st
     name, agent, spec = agents[0]
     if exchange == "outputs":
         for other, _, does in agents[1:]:
-            if (does.action.kind, does.action.n, does.action.sizes) != (
-                spec.action.kind,
-                spec.action.n,
-                spec.action.sizes,
-            ):
+            if _choices(does) != _choices(spec):
                 raise errors.Refused(
                     f"party {other} chooses among {does.action.n} actions, and party {name} among {spec.action.n}; who "
                     "agrees on decisions has the same ones, so give them environments of the same actions"
@@ -314,6 +318,10 @@ def check(agents: Sequence[tuple[str, types.Agent, types.EnvSpec]], exchange: st
             )
 
 
+def _choices(spec: types.EnvSpec) -> tuple[str, int, tuple[int, ...], tuple[int, ...]]:
+    return spec.action.kind, spec.action.n, spec.action.sizes, spec.action.shape
+
+
 def _layout(agent: types.Agent) -> dict[str, tuple[int, ...]]:
     return dict(scopes.layout(jax.eval_shape(agent.init, seeds.key(0)).params))
 
@@ -321,7 +329,7 @@ def _layout(agent: types.Agent) -> dict[str, tuple[int, ...]]:
 def _differences(
     layout: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, tuple[int, ...] | None, tuple[int, ...] | None]]:
-    for name in sorted({*layout, *other}):
+    for name in sorted({*layout, *other}, key=lambda name: (name.rpartition("/")[0], name.endswith("bias"))):
         if layout.get(name) != other.get(name):
             yield name.rpartition("/")[0], layout.get(name), other.get(name)
 

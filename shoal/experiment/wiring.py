@@ -167,10 +167,12 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
     for kind in kinds():
         options.check(experiment.configs[kind], kind)
     optimise.check(experiment.configs["optimiser"])
+    _check_pace(experiment)
     how = ways(experiment.runtime, experiment.configs["runtime"])
-    _check_parties(experiment, how)
     lead = parties.lead(experiment, how)
-    _check_algorithm(lead, opened.spec)
+    if not experiment.parties:  # what is wrong with all of them is nobody's in particular
+        _check_algorithm(lead, opened.spec)
+    _check_parties(experiment, how)
     registry.load("runtime", experiment.runtime).check(experiment.configs["runtime"], experiment, opened)
     _check_compressor(lead, opened)
     if how.fits is not None:
@@ -192,14 +194,14 @@ def _check_parties(experiment: Experiment, how: types.Ways) -> None:
                 f"{' or '.join(sharing)}, or leave it out"
             )
         return
-    agents = []
-    for name, made in parties.distinct(parties.each(experiment, how)):
+    agents, kinds = [], parties.kinds(experiment, how)
+    for name, made in kinds:
         try:
             opened = environments.open(made.env, made.configs["environment"])
             _check_algorithm(made, opened.spec)
             check_environment(opened)
         except errors.Refused as problem:
-            raise errors.Refused(f"party {name}: {problem}") from None
+            raise errors.Refused(f"party {name}: {problem}") if len(kinds) > 1 else problem from None
         agents.append((name, _agent(made, opened.spec, how), opened.spec))
     parties.check(agents, experiment.configs["runtime"].exchange)
 
@@ -211,7 +213,12 @@ def open_environment(experiment: Experiment) -> environments.Opened:
         Refused: As `environments.open`.
     """
     lead = parties.lead(experiment, ways(experiment.runtime, experiment.configs["runtime"]))
-    return environments.open(lead.env, lead.configs["environment"])
+    try:
+        return environments.open(lead.env, lead.configs["environment"])
+    except errors.Refused as problem:
+        if not experiment.parties:
+            raise
+        raise errors.Refused(f"party {experiment.parties[0].name}: {problem}") from None
 
 
 def compiled(experiment: Experiment) -> bool:
@@ -226,6 +233,15 @@ def elsewhere(experiment: Experiment) -> str:
 
 def _ids(experiment: Experiment) -> list[str]:
     return parties.ids(experiment, ways(experiment.runtime, experiment.configs["runtime"]))
+
+
+def _check_pace(experiment: Experiment) -> None:
+    config, how = experiment.configs["optimiser"], ways(experiment.runtime, experiment.configs["runtime"])
+    if config.local_rate != 1.0 and how.captures:
+        raise errors.Refused(
+            f"optimiser.local_rate={config.local_rate:g} is for parties, and the {experiment.runtime} runtime applies "
+            "all gradients to one set of parameters; leave it out, or use --runtime federated"
+        )
 
 
 def _check_evaluations(experiment: Experiment) -> None:
@@ -500,7 +516,7 @@ def _optimiser(config: optimise.Config, steps: int, how: types.Ways) -> optimise
         return optimise.capture(config, steps)
     if how.splits:
         return splitting.split(config, steps, networks.is_global)
-    made = optimise.local(config, steps)
+    made = splitting.paced(optimise.local(config, steps), networks.is_global, config.local_rate)
     return splitting.proximal(made, networks.is_global) if how.proximal else made
 
 

@@ -7,13 +7,14 @@ engines of `networks/engines` run any of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epy
 
 from shoal.core import errors, types
 from shoal.formulas import normalise
+from shoal.networks import walking
 
 with epy.lazy_imports():
     import numpy as np
@@ -32,6 +33,7 @@ KINDS = {
     "softplus": (),
     "lstm": ("input", "recurrent", "bias"),  # [in, 4 n], [n, 4 n], [4 n] f32, gates in the order i f g o
 }
+SEEN = "seen"  # the trunk that observations go through before they are joined to something
 # conv8 and dense8 may also hold "low" and "high", f32 scalars: the range that their input is quantised in (static);
 # without them the range is that of each input at hand (dynamic).
 
@@ -40,7 +42,7 @@ class Compact(NamedTuple):
     """A network for acting."""
 
     spec: types.NetworkSpec  # layers of `KINDS`; heads in the order they are wanted
-    params: Mapping[str, Mapping[str, np.ndarray]]  # by name of layer, then of array
+    params: Mapping[str, Mapping[str, np.ndarray]]  # by name of layer, then of array; a learned vector is a "bias"
 
 
 def of(spec: types.NetworkSpec, policy: types.Policy, heads: Sequence[str]) -> Compact:
@@ -54,19 +56,29 @@ def of(spec: types.NetworkSpec, policy: types.Policy, heads: Sequence[str]) -> C
     Raises:
         Refused: A kind of layer that no engine knows.
     """
+    needed = part(spec, heads)
     params: dict[str, dict[str, np.ndarray]] = {}
+    made = replaced(needed, lambda layer: (_plain(layer, policy.params, params),))
+    for name in needed.vectors:
+        params[name] = {"bias": np.asarray(policy.params[name]["bias"], np.float32)}
+    if policy.normaliser:
+        params["normalise"] = _moments(policy.normaliser)
+        made = _behind(made, types.Layer("normalise", "normalise"))
+    return Compact(made, params)
+
+
+def _behind(spec: types.NetworkSpec, first: types.Layer) -> types.NetworkSpec:
+    """The network with a layer between it and the observation."""
+    inputs: dict[str, tuple[str, ...]] = {}
     trunks: dict[str, tuple[types.Layer, ...]] = {}
-    made: dict[str, tuple[str, tuple[types.Layer, ...]]] = {}
-    for head in heads:
-        trunk, layers = spec.heads[head]
-        if trunk not in trunks:
-            first: tuple[types.Layer, ...] = ()
-            if policy.normaliser:
-                first = (types.Layer("normalise", "normalise"),)
-                params["normalise"] = _moments(policy.normaliser)
-            trunks[trunk] = (*first, *(_plain(layer, policy.params, params) for layer in spec.trunks[trunk]))
-        made[head] = trunk, tuple(_plain(layer, policy.params, params) for layer in layers)
-    return Compact(types.NetworkSpec(spec.observation, trunks, made), params)
+    for trunk, layers in spec.trunks.items():
+        sees = spec.inputs.get(trunk, walking.SEES_OBS)
+        if len(sees) > 1 and walking.OBS in sees:
+            trunks[SEEN] = (first,)
+            sees = tuple(SEEN if name == walking.OBS else name for name in sees)
+        trunks[trunk] = (first, *layers) if sees == walking.SEES_OBS else layers
+        inputs[trunk] = sees
+    return spec._replace(trunks=trunks, inputs=inputs if spec.inputs else spec.inputs)
 
 
 def _moments(statistics: normalise.Statistics) -> dict[str, np.ndarray]:
@@ -111,8 +123,14 @@ def _plain(layer: types.Layer, given: types.Params, params: dict[str, dict[str, 
 
 def layers(compact: Compact) -> list[types.Layer]:
     """All of them, trunks first."""
-    trunks = [layer for trunk in compact.spec.trunks.values() for layer in trunk]
-    return trunks + [layer for _, head in compact.spec.heads.values() for layer in head]
+    return layers_of(compact.spec)
+
+
+def layers_of(spec: types.NetworkSpec) -> list[types.Layer]:
+    """All layers of a network in their rows, trunks first; learned vectors are none."""
+    trunks = [layer for trunk in spec.trunks.values() for layer in trunk]
+    heads = [layer for _, head in spec.heads.values() for layer in head]
+    return trunks + heads + [layer for terms in spec.terms.values() for _, term in terms for layer in term]
 
 
 def multiply_adds(compact: Compact) -> dict[str, int]:
@@ -133,26 +151,33 @@ def multiply_adds(compact: Compact) -> dict[str, int]:
     return counts
 
 
-Frozen = tuple[types.ObservationSpec, tuple[Any, ...], tuple[Any, ...]]
+Frozen = tuple[types.ObservationSpec, tuple[tuple[Any, ...], ...]]
 
 
 def frozen(spec: types.NetworkSpec) -> Frozen:
     """A network's layers as a value that can be hashed, so that what is compiled for them is compiled once."""
-    return spec.observation, tuple(spec.trunks.items()), tuple(spec.heads.items())
+    return spec.observation, tuple(tuple(field.items()) for field in spec[1:])
 
 
 def thawed(key: Frozen) -> types.NetworkSpec:
     """The layers again."""
-    observation, trunks, heads = key
-    return types.NetworkSpec(observation, dict(trunks), dict(heads))
+    return types.NetworkSpec(key[0], *map(dict, key[1]))
 
 
 def part(spec: types.NetworkSpec, heads: Sequence[str]) -> types.NetworkSpec:
     """The layers of a network that these heads need."""
-    wanted = {head: spec.heads[head] for head in heads}
-    stood_on = {trunk for trunk, _ in wanted.values()}
+    needed = walking.needed(spec, heads)
+
+    def kept(given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if name in names}
+
     return types.NetworkSpec(
-        spec.observation, {name: layers for name, layers in spec.trunks.items() if name in stood_on}, wanted
+        spec.observation,
+        kept(spec.trunks, needed),
+        {head: spec.heads[head] for head in heads},
+        kept(spec.inputs, needed),
+        kept(spec.terms, heads),
+        kept(spec.vectors, needed),
     )
 
 
@@ -167,9 +192,10 @@ def replaced(spec: types.NetworkSpec, change: Callable[[types.Layer], Sequence[t
     def row(layers: Sequence[types.Layer]) -> tuple[types.Layer, ...]:
         return tuple(new for layer in layers for new in change(layer))
 
-    trunks = {name: row(layers) for name, layers in spec.trunks.items()}
-    return types.NetworkSpec(
-        spec.observation, trunks, {head: (trunk, row(layers)) for head, (trunk, layers) in spec.heads.items()}
+    return spec._replace(
+        trunks={name: row(layers) for name, layers in spec.trunks.items()},
+        heads={head: (trunk, row(layers)) for head, (trunk, layers) in spec.heads.items()},
+        terms={head: tuple((trunk, row(layers)) for trunk, layers in terms) for head, terms in spec.terms.items()},
     )
 
 

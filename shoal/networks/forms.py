@@ -18,9 +18,9 @@ arXiv:2001.01523), C as in D'Eramo et al. 2020 (arXiv:2401.09561), F: Jin et al.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from shoal.core import errors, types
 from shoal.networks import scopes
@@ -72,8 +72,21 @@ def compose(form: str, row: Row, trunk: str, heads: Mapping[str, types.Layer]) -
 
 def together(observation: types.ObservationSpec, parts: Sequence[Part]) -> types.NetworkSpec:
     """One network of several trunks and their heads."""
-    trunks, heads, inputs, terms, vectors = ({k: v for part in parts for k, v in part[i].items()} for i in range(5))
-    return types.NetworkSpec(observation, trunks, heads, inputs, terms, vectors)
+    return types.NetworkSpec(
+        observation,
+        _union(part.trunks for part in parts),
+        _union(part.heads for part in parts),
+        _union(part.inputs for part in parts),
+        _union(part.terms for part in parts),
+        _union(part.vectors for part in parts),
+    )
+
+
+T = TypeVar("T")
+
+
+def _union(fields: Iterable[Mapping[str, T]]) -> dict[str, T]:
+    return {name: value for field in fields for name, value in field.items()}
 
 
 def _weighted(layers: Sequence[types.Layer]) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from shoal.core import types
 from shoal.formulas import deciding as many
-from shoal.networks import compact
+from shoal.networks import compact, walking
 from shoal.networks.engines import in_numpy as arrays
 
 LARGEST = 128 * 128  # weights of one dense layer where there are no convolutions; beyond, XLA's products win
@@ -33,23 +33,23 @@ class Decision(NamedTuple):
 
 def fits(spec: types.NetworkSpec, output: str = "policy") -> bool:
     """Whether every layer between the observation and the head `output` is one of these: convolutions, small dense."""
-    layers = _layers(spec, output)
-    if any(layer.kind not in ("scale", "conv", "dense", "tanh", "relu", "flatten") for layer in layers):
+    alone = compact.part(spec, (output,))
+    kinds = {layer.kind for layer in compact.layers_of(alone)}
+    if kinds - {"scale", "conv", "dense", "tanh", "relu", "flatten"}:
         return False
-    if any(layer.kind == "conv" for layer in layers):
-        return True
-    width = math.prod(spec.observation.shape)
-    for layer in layers:
-        if layer.kind == "dense":
-            if width * layer.size > LARGEST:
-                return False
-            width = layer.size
-    return True
+    largest = 0
 
+    def through(layers: tuple[types.Layer, ...], width: int) -> int:
+        nonlocal largest
+        for layer in layers:
+            if layer.kind == "dense":
+                largest, width = max(largest, width * layer.size), layer.size
+        return width
 
-def _layers(spec: types.NetworkSpec, output: str) -> tuple[types.Layer, ...]:
-    trunk, head = spec.heads[output]
-    return (*spec.trunks[trunk], *head)
+    if "conv" not in kinds:
+        ways = walking.Ways(through, lambda layer: layer.size, sum, max)
+        walking.outputs(alone, math.prod(spec.observation.shape), ways)
+    return largest <= LARGEST
 
 
 def forward(
@@ -65,9 +65,7 @@ def forward(
     Returns:
         ``obs [*shape] -> [outputs]``. The array returned is overwritten by the next call.
     """
-    trunk, layers = spec.heads[output]
-    alone = spec._replace(trunks={trunk: spec.trunks[trunk]}, heads={output: (trunk, layers)})
-    engine = arrays.make(compact.Compact(alone, params), 1)
+    engine = arrays.make(compact.Compact(compact.part(spec, (output,)), params), 1)
     run, out = engine.run, engine.outputs[output][0]
 
     def forward(obs: np.ndarray) -> np.ndarray:

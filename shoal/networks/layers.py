@@ -8,19 +8,17 @@ of their own. The data form is what compressors, the ONNX export and the global/
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from etils import epy
 
 from shoal.core import errors, options, types
 from shoal.formulas import distributions
-from shoal.networks import convolution, forms, initialising, scaling
+from shoal.networks import forms, in_flax, scaling, walking
 
 with epy.lazy_imports():
-    import jax
     import jax.numpy as jnp
     from flax import linen
 
@@ -191,23 +189,16 @@ def build(
         @linen.compact
         def __call__(self, obs: Any, carry: Any) -> tuple[dict[str, Any], Any]:
             carry = dict(carry) if carry else {}
-            features = {name: _vector()(layer.size, name=name)() for name, layer in spec.vectors.items()}
-            features["obs"] = obs
 
-            def through(layers: tuple[types.Layer, ...], x: Any, carry: Any) -> tuple[Any, Any]:
+            def through(layers: tuple[types.Layer, ...], x: Any) -> Any:
                 for layer in layers:
-                    x, carry = _apply(layer, x, carry, config.initialiser)
-                return x, carry
+                    x = in_flax.apply(layer, x, carry, config.initialiser)
+                return x
 
-            for trunk, layers in spec.trunks.items():
-                seen = _joined([features[name] for name in spec.inputs.get(trunk, ("obs",))])
-                features[trunk], carry = through(layers, seen, carry)
-            outputs = {}
-            for head, (trunk, layers) in spec.heads.items():
-                outputs[head], carry = through(layers, features[trunk], carry)
-                for stood_on, term in spec.terms.get(head, ()):
-                    added, carry = through(term, features[stood_on], carry)
-                    outputs[head] = outputs[head] + added
+            def learned(layer: types.Layer) -> Any:
+                return in_flax.vector()(layer.size, name=layer.name)()
+
+            outputs = walking.outputs(spec, obs, walking.Ways(through, learned, in_flax.joined, jnp.add))
             return outputs, carry or ()
 
     module = Stack()
@@ -243,80 +234,3 @@ def unfit_for_critics(config: Config, spec: types.EnvSpec) -> str:
     if not all(-huge < low < high < huge for low, high in zip(spec.action.low, spec.action.high, strict=True)):
         return f"its actions fill a box, and the actions of {spec.id} have no bounds, or no room between them; use ppo"
     return ""
-
-
-def _apply(layer: types.Layer, x: Any, carry: Any, initialiser: str) -> tuple[Any, Any]:
-    if layer.kind == "dense":
-        kernel, bias = initialising.of(initialiser, layer.gain, x.shape[-1])
-        x = linen.Dense(layer.size, kernel_init=kernel, bias_init=bias, name=layer.name)(x)
-    elif layer.kind == "gaussian":
-        kernel, bias = initialising.of(initialiser, layer.gain, x.shape[-1])
-        mean = linen.Dense(layer.size // 2, kernel_init=kernel, bias_init=bias, name=layer.name)(x)
-        start = UNIT_VARIANCE if layer.gain else 0.0
-        x = jnp.concatenate([mean, _free()(layer.size // 2, start, name=f"{layer.name}_free")()])
-    elif layer.kind == "dueling":
-        kernel, bias = initialising.of(initialiser, layer.gain, x.shape[-1])
-        both = linen.Dense(layer.size + 1, kernel_init=kernel, bias_init=bias, name=layer.name)(x)
-        x = both[:1] + both[1:] - jnp.mean(both[1:], keepdims=True)
-    elif layer.kind == "conv":
-        kernel, bias = initialising.of(initialiser, layer.gain, layer.kernel**2 * x.shape[-1])
-        convolution_of = convolution.module()
-        x = convolution_of(layer.size, layer.kernel, layer.stride, kernel, bias, name=layer.name)(x)
-    elif layer.kind == "lstm":
-        state, x = linen.OptimizedLSTMCell(layer.size, name=layer.name)(carry[layer.name], x)
-        carry = {**carry, layer.name: state}
-    elif layer.kind == "scale":
-        x = scaling.apply(layer, x)
-    else:
-        x = ACTIVATIONS[layer.kind](x)
-    return x, carry
-
-
-UNIT_VARIANCE = math.log(math.e - 1.0)  # softplus of this is 1
-
-
-@functools.cache
-def _free() -> Any:
-    """A module of learned numbers that depend on no observation; made here so that importing this imports no flax."""
-
-    class Free(linen.Module):
-        size: int
-        start: float
-
-        @linen.compact
-        def __call__(self) -> Any:
-            return self.param("bias", linen.initializers.constant(self.start), (self.size,), jnp.float32)
-
-    return Free
-
-
-@functools.cache
-def _vector() -> Any:
-    """A module of learned numbers from -1 to 1 at first, beside an observation (Jin et al. 2022, arXiv:2204.02634)."""
-
-    class Vector(linen.Module):
-        size: int
-
-        @linen.compact
-        def __call__(self) -> Any:
-            def drawn(key: types.Key, shape: tuple[int, ...]) -> Any:
-                return jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0)
-
-            return self.param("bias", drawn, (self.size,))
-
-    return Vector
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    """What a trunk sees: its only input as it is, several as one vector."""
-    if len(parts) == 1:
-        return parts[0]
-    return jnp.concatenate([jnp.asarray(part, jnp.float32).reshape(-1) for part in parts])
-
-
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "tanh": lambda x: jnp.tanh(x),  # noqa: PLW0108 - naming jnp.tanh here would import JAX with this file
-    "relu": lambda x: jax.nn.relu(x),  # noqa: PLW0108
-    "softplus": lambda x: jax.nn.softplus(x),  # noqa: PLW0108
-    "flatten": lambda x: x.reshape(-1),
-}

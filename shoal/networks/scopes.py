@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
-from shoal.core import tree, types
+from shoal.core import types
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
     import numpy as np
+
+    from shoal.core import tree
 
 LOCAL = "own_"  # what the name of a local layer begins with
 ARRAYS = ("kernel", "bias")  # of a layer; what is called otherwise is no layer's, e.g. the temperature of SAC

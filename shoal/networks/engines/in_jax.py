@@ -9,7 +9,7 @@ from typing import Any
 from etils import epy
 
 from shoal.core import types
-from shoal.networks import compact, engines, scaling
+from shoal.networks import compact, engines, scaling, walking
 
 with epy.lazy_imports():
     import jax
@@ -100,34 +100,39 @@ def _walk(
     spec: types.NetworkSpec, params: Params, obs: Any, carry: types.Carry
 ) -> tuple[dict[str, Any], dict[str, Any], types.Carry]:
     """(what comes into each layer that has arrays, what the heads give, the recurrent state)."""
-    carry, features, inputs = dict(carry) if carry else {}, {}, {}
+    carry, inputs, rows = dict(carry) if carry else {}, {}, len(obs)
 
-    def through(layers: Sequence[types.Layer], x: Any, carry: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def through(layers: Sequence[types.Layer], x: Any) -> Any:
         for layer in layers:
             if layer.name:
                 inputs[layer.name] = x
-            x, carry = _apply(layer, params.get(layer.name, {}), x, carry)
-        return x, carry
+            x = _apply(layer, params.get(layer.name, {}), x, carry)
+        return x
 
-    for trunk, layers in spec.trunks.items():
-        features[trunk], carry = through(layers, jnp.asarray(obs), carry)
-    outputs = {}
-    for head, (trunk, layers) in spec.heads.items():
-        outputs[head], carry = through(layers, features[trunk], carry)
+    def learned(layer: types.Layer) -> Any:
+        return jnp.broadcast_to(params[layer.name]["bias"], (rows, layer.size))
+
+    outputs = walking.outputs(spec, jnp.asarray(obs), walking.Ways(through, learned, _joined, jnp.add))
     return inputs, outputs, carry or ()
 
 
-def _apply(layer: types.Layer, arrays: Mapping[str, Any], x: Any, carry: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _joined(parts: Sequence[Any]) -> Any:
+    return jnp.concatenate([part.reshape(len(part), -1).astype(jnp.float32) for part in parts], axis=1)
+
+
+def _apply(layer: types.Layer, arrays: Mapping[str, Any], x: Any, carry: dict[str, Any]) -> Any:
+    """What a layer gives; its recurrent state is replaced in `carry`."""
     if layer.kind == "lstm":
         c, h = carry[layer.name]
         gates = x @ arrays["input"] + (h @ arrays["recurrent"] + arrays["bias"])
         i, f, g, o = jnp.split(gates, 4, axis=-1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        return h, {**carry, layer.name: (c, h)}
+        carry[layer.name] = c, h
+        return h
     if layer.kind == "scale":
-        return scaling.apply(layer, x), carry
-    return _KINDS[layer.kind](layer, arrays, x), carry
+        return scaling.apply(layer, x)
+    return _KINDS[layer.kind](layer, arrays, x)
 
 
 def _normalise(layer: types.Layer, arrays: Mapping[str, Any], x: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epy
 
 from shoal.core import types
-from shoal.networks import compact, engines, scaling
+from shoal.networks import compact, engines, scaling, walking
 
 with epy.lazy_imports():
     from shoal.networks.engines import _bytes, _kernels
@@ -28,6 +28,10 @@ KINDS = ("dense", "dense8", "normalise", "scale", "flatten", "tanh", "relu", "so
 def fits(network: compact.Compact, batch: int) -> str:
     """See `engines`."""
     del batch
+    if not walking.plain(network.spec):
+        return (
+            "its kernel goes through rows of layers, and this network joins or adds some; numpy, onnx and jax do that"
+        )
     if unknown := sorted({layer.kind for layer in compact.layers(network)} - {*KINDS}):
         return f"its kernel knows no {', no '.join(unknown)}"
     try:

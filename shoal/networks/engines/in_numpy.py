@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from shoal.core import types
 from shoal.formulas import normalise
-from shoal.networks import compact, engines, scaling
+from shoal.networks import compact, engines, scaling, walking
 
 NAME = "numpy"
 
@@ -46,10 +46,8 @@ class Listed:
         self._steps: list[Step] = []
         self._widened: list[tuple[np.ndarray, np.ndarray]] = []  # (f32, the int8 it is made of)
         self._params = network.params
-        trunks = {name: self._row(layers, None) for name, layers in network.spec.trunks.items()}
-        self.outputs: Mapping[str, np.ndarray] = {
-            head: self._row(layers, trunks[trunk]) for head, (trunk, layers) in network.spec.heads.items()
-        }
+        ways = walking.Ways(self._row, lambda layer: network.params[layer.name]["bias"], self._joined, self._added)
+        self.outputs: Mapping[str, np.ndarray] = walking.outputs(network.spec, None, ways)
         self.run = _through(self._enter, self._steps)
         self.refresh()
 
@@ -91,6 +89,22 @@ class Listed:
                     x = out
                 own = True
         return self._entered() if x is None else x
+
+    def _joined(self, parts: Sequence[np.ndarray | None]) -> np.ndarray:
+        """One vector a row; of what is learned, the same in each, and what it is at the call."""
+        rows = self._shape[0]
+        each = [self._entered() if part is None else part for part in parts]
+        flat = [part if part.ndim == 1 else part.reshape(rows, -1) for part in each]
+        ends = np.cumsum([part.shape[-1] for part in flat])
+        out = np.empty((rows, ends[-1]), np.float32)
+        for part, end in zip(flat, ends, strict=True):
+            self._steps.append(functools.partial(np.copyto, out[:, end - part.shape[-1] : end], part))
+        return out
+
+    def _added(self, x: np.ndarray, other: np.ndarray) -> np.ndarray:
+        out = np.empty(x.shape, np.float32)
+        self._steps.append(functools.partial(np.add, x, other, out))
+        return out
 
     def _entered(self) -> np.ndarray:
         x = np.empty(self._shape, np.float32)

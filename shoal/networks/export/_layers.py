@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from shoal.core import types
 from shoal.formulas import normalise
-from shoal.networks import compact, scaling
+from shoal.networks import compact, scaling, walking
 from shoal.networks.export import _graph
 
 Arrays = Mapping[str, np.ndarray]
@@ -21,12 +22,33 @@ def heads(graph: _graph.Graph, network: compact.Compact) -> dict[str, tuple[str,
     """The outputs ``[batch, size]`` of every head: (name, size). The graph's input ``obs`` is made here."""
     seen = network.spec.observation
     obs = _graph.Signal(graph.input("obs", seen.dtype, seen.shape), seen.shape, dtype=seen.dtype)
-    trunks = {name: _through(graph, layers, network.params, obs) for name, layers in network.spec.trunks.items()}
-    outputs = {
-        head: _flat(graph, _through(graph, layers, network.params, trunks[trunk]))
-        for head, (trunk, layers) in network.spec.heads.items()
-    }
+
+    def learned(layer: types.Layer) -> _graph.Signal:
+        """The same vector for each observation."""
+        batch = graph.add("Shape", obs.name, start=0, end=1)
+        rows = graph.add("Concat", batch, graph.constant(np.array([layer.size], np.int64)), axis=0)
+        name = graph.add("Expand", graph.weight(network.params[layer.name]["bias"]), rows)
+        return _graph.Signal(name, (layer.size,))
+
+    ways = walking.Ways(
+        lambda layers, x: _through(graph, layers, network.params, x),
+        learned,
+        functools.partial(_joined, graph),
+        functools.partial(_added, graph),
+    )
+    outputs = {head: _flat(graph, x) for head, x in walking.outputs(network.spec, obs, ways).items()}
     return {head: (output.name, output.shape[0]) for head, output in outputs.items()}
+
+
+def _joined(graph: _graph.Graph, parts: Sequence[_graph.Signal]) -> _graph.Signal:
+    flat = [_floats(graph, _flat(graph, part)) for part in parts]
+    name = graph.add("Concat", *(part.name for part in flat), axis=1)
+    return _graph.Signal(name, (sum(part.shape[0] for part in flat),))
+
+
+def _added(graph: _graph.Graph, x: _graph.Signal, other: _graph.Signal) -> _graph.Signal:
+    x, other = (_floats(graph, _flat(graph, each)) for each in (x, other))
+    return x._replace(name=graph.add("Add", x.name, other.name))
 
 
 def _through(

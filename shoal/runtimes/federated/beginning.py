@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epy
 
-from shoal.core import errors, types
+from shoal.core import errors, seeds, types
 from shoal.formulas import optimise, rules
 from shoal.runtimes.crew import beside
 from shoal.runtimes.federated import (
