@@ -23,6 +23,9 @@ class Ledger:
         self.lines, self.calls, self.broken = [], [], broken
 
     def take_up(self, folder, meta):
+        if not meta:  # of a new run
+            self.folder = folder
+            return
         self.calls.append("take_up")
         try:
             lines = (folder / "ledger.txt").read_text().splitlines()
@@ -77,6 +80,7 @@ def folder(tmp_path, made, monkeypatch):
     ledger.write(tmp_path, {"versions": {}, "machine": {}})  # of a checkpoint that a kill prevented
     kept.close()
     assert ledger.calls == ["write"] * 3, "a new run takes nothing up"
+    assert ledger.folder == tmp_path, "but it is shown the folder"
     return tmp_path
 
 

@@ -314,7 +314,7 @@ def _check_algorithm(experiment: Experiment, spec: types.EnvSpec) -> None:
     if reason := unshareable(experiment.runtime, experiment.algorithm, configs["algorithm"], configs["runtime"]):
         raise errors.Refused(
             f"the {experiment.runtime} runtime applies gradients itself, but {reason}; "
-            "or use --runtime on_device or host"
+            f"or use {'--runtime.exchange delta' if how.splits else '--runtime on_device or host'}"
         )
 
 

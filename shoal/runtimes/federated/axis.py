@@ -25,7 +25,7 @@ with epy.lazy_imports():
 
 UP, DOWN = "up", "down"
 Wire = Callable[[str, int, bytes], bytes | None]  # (direction, party, body) -> what arrives; None: it is lost
-Leaves = Callable[[int, np.ndarray, message.Settings], np.ndarray]  # (party, update, settings) -> as it may leave
+Leaves = Callable[[int, np.ndarray, message.Down], np.ndarray]  # (party, update, what came down) -> as it may leave
 
 
 def untouched(direction: str, party: int, body: bytes) -> bytes | None:
@@ -34,9 +34,9 @@ def untouched(direction: str, party: int, body: bytes) -> bytes | None:
     return body
 
 
-def as_it_is(party: int, vector: np.ndarray, settings: message.Settings) -> np.ndarray:
+def as_it_is(party: int, vector: np.ndarray, down: message.Down) -> np.ndarray:
     """Nothing is done to an update before it leaves."""
-    del party, settings
+    del party, down
     return vector
 
 
@@ -57,6 +57,7 @@ class Plan:
     paces: tuple[float, ...] = ()  # of parties, simulated seconds of a job; 1 where none is named
     apart: bool = False  # replies come one by one (`desk.takes`)
     leaves: Leaves = as_it_is
+    masked: message.Spec | None = None  # of what is sent, where it is not the channel's
     wire: Wire = untouched
 
 
@@ -154,6 +155,10 @@ class Axis:
         """Make the program of a call in which all are at work."""
         self._calls[True] = self._made.work(self._way, whole=True)
 
+    def beginning(self) -> np.ndarray:
+        """The global part that a run begins with, ``[d]``."""
+        return self._made.beginning(self.homes)
+
     # ---------------------------------------------------------------- network.Network
 
     def parties(self) -> Sequence[str]:
@@ -210,16 +215,18 @@ class Axis:
         told = self.advance(asked)
         for party, down in downs.items():
             up = self._up(party, down, told.vector[party], good=bool(told.finite[party]))
-            self.desk.up[party] = np.frombuffer(message.encode_up(channel.spec, up), np.uint8)
+            spec = self._plan.masked or channel.spec
+            self.desk.up[party] = np.frombuffer(message.encode_up(spec, up), np.uint8)
             self.desk.status[party] = desk.DONE
 
     def _up(self, party: int, down: message.Down, vector: np.ndarray, *, good: bool) -> message.Up:
         steps, updates = self._steps(), self._plan.updates
+        nothing = np.zeros(len(vector), self._plan.masked.dtype if self._plan.masked else vector.dtype)
         if not good:
-            return message.Up(down.header, np.zeros_like(vector), outcome=message.FAILED)
+            return message.Up(down.header, nothing, outcome=message.FAILED)
         if not np.isfinite(vector).all() or not vector.any():  # nothing was learned from, or it was skipped at home too
-            return message.Up(down.header, np.zeros_like(vector), steps, updates, message.SKIPPED)
-        return message.Up(down.header, self._plan.leaves(party, vector, down.settings), steps, updates, message.OK)
+            return message.Up(down.header, nothing, steps, updates, message.SKIPPED)
+        return message.Up(down.header, self._plan.leaves(party, vector, down), steps, updates, message.OK)
 
     def _steps(self) -> int:
         """Environment steps of a job."""

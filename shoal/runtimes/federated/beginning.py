@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +21,10 @@ from shoal.runtimes.federated import (
     audit,
     axis,
     channels,
+    hostile,
     message,
+    placing,
+    promises,
     robust,
     running,
     server,
@@ -65,6 +70,7 @@ def check(config: Any, experiment: Any) -> None:
             "--runtime.exchange delta"
         )
     server.check(_rules(config), config.parties)
+    hostile.parsed(config.attack, config.parties)
     joins(config, tuple(str(at) for at in range(config.parties)))
     if config.exchange == "gradient" and config.mu > 0.0:
         raise errors.Refused(
@@ -166,14 +172,30 @@ def by_themselves(config: Any, parts: types.Parts, count: int, steps: int) -> in
     return math.ceil(updates / math.ceil(updates / max(1, running.REPORT // each)))
 
 
-def served(opening: Opening, theta: np.ndarray, log: audit.Audit | None = None) -> server.Server:
-    """The server before its first round."""
+def spec_of(opening: Opening) -> message.Spec:
+    """What crosses, but for masks."""
     channel = opening.programs.channel
-    spec = channel.spec if channel else message.Spec(())
-    return server.Server(spec, theta, opening.names, opening.rules, opening.run, log=log)
+    return channel.spec if channel else message.Spec(())
 
 
-def carrier(config: Any, opening: Opening, seed: int, homes: together.Homes, block: int) -> axis.Axis:
+def served(
+    opening: Opening, theta: np.ndarray, log: audit.Audit | None = None, promised: promises.Promises | None = None
+) -> server.Server:
+    """The server before its first round."""
+    release, masked = (promised.release, promised.masked) if promised else (None, None)
+    return server.Server(
+        spec_of(opening), theta, opening.names, opening.rules, opening.run, log=log, release=release, masked=masked
+    )
+
+
+def carrier(
+    config: Any,
+    opening: Opening,
+    seed: int,
+    homes: together.Homes,
+    block: int,
+    promised: promises.Promises | None = None,
+) -> axis.Axis:
     """Parties as one axis.
 
     Args:
@@ -182,6 +204,7 @@ def carrier(config: Any, opening: Opening, seed: int, homes: together.Homes, blo
         seed: Likewise.
         homes: Where parties are; given away.
         block: Of the `dispatch.Way` that was chosen; -1: none yet.
+        promised: What is done to updates before they leave.
     """
     count = opening.programs.shape.parties
     way = dispatch.way(config.dispatch, 0, count)
@@ -190,6 +213,7 @@ def carrier(config: Any, opening: Opening, seed: int, homes: together.Homes, blo
     plan = axis.Plan(
         names=opening.names, environments=config.environments, updates=opening.programs.shape.updates, paces=config.paces,
         apart=config.asynchronous or bool(config.paces),
+        leaves=promised.leaves if promised else axis.as_it_is, masked=promised.masked if promised else None,
     )  # fmt: skip
     return axis.Axis(opening.programs, way, plan, seed, homes)
 
@@ -199,24 +223,32 @@ def like(config: Any, parts: types.Parts, seed: int) -> running.Saved:
     opening = opened(config, parts, seed)
     made, count = opening.programs, len(opening.names)
     begun = served(opening, np.zeros(made.size, np.float32))
+    if placing.chosen(config.placement, parts) != "axis":
+        apart = placing.like(config, parts, opening.run, seed, made.shape.updates)
+        return running.Saved(apart, begun.kept(), running.fresh(count))
     desk = carrier(config, opening, seed, made.like, -1).desk
     return running.Saved(axis.Saved(made.like, desk), begun.kept(), running.fresh(count))
 
 
 def policies(config: Any, parts: types.Parts, seed: int, saved: running.Saved) -> tuple[types.Policy, ...]:
     """Of every party in a checkpoint tree: the server's global part with what is its own."""
-    made = opened(config, parts, seed).programs
+    opening = opened(config, parts, seed)
+    made = opening.programs
+    if placing.chosen(config.placement, parts) != "axis":
+        return placing.policies(config, parts, opening.run, seed, saved.parties, saved.server["theta"])
     every = made.policies(saved.parties.homes, saved.server["theta"])
     return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in range(made.shape.parties))
 
 
-def about(config: Any, parts: types.Parts, opening: Opening) -> telling.About:
+def about(config: Any, parts: types.Parts, opening: Opening, promised: promises.Promises) -> telling.About:
     """What is told of the run besides its rounds."""
     params = jax.eval_shape(parts.agent.init, jax.random.key(0)).params
     own = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) - opening.programs.size
-    more: dict[str, Any] = {"simulated": [], "alike": parts.alike, "epsilon": None, "delta": None, "privacy_unit": None}
+    more: dict[str, Any] = {"simulated": promised.simulated(), "alike": parts.alike}
     if config.paces:
         more["simulated"].append("how slow each party is")
+    if config.attack:
+        more["simulated"].append(f"attacks ({' '.join(config.attack)})")
     form = "none" if config.exchange == "none" else form_of(params)
     return telling.About(opening.names, opening.envs, form, config.exchange, opening.programs.size, own, more)
 
@@ -225,6 +257,12 @@ def form_of(params: types.Params) -> str:
     """Whether parameters are split at all; which form it is the network's settings say."""
     counts = scopes.counts(params)
     return "split" if counts.own and counts.shared else "none"
+
+
+def _lies(config: Any, opening: Opening, seed: int) -> Sequence[Callable]:
+    """What some parties make of their replies; nothing where nobody attacks."""
+    attacks = hostile.parsed(config.attack, len(opening.names))
+    return [functools.partial(hostile.lies, spec_of(opening), attacks, seed=seed)] if attacks else []
 
 
 # ------------------------------------------------------------------------------------------------ run
@@ -253,12 +291,19 @@ def trained(
     began, log = time.monotonic(), audit.Audit()
     opening = opened(config, parts, seed, steps)
     made = opening.programs
-    done = int(saved.parties.desk.env_steps.sum()) if saved is not None else 0
+    promised = promises.Promises(config, seed, spec_of(opening))
+    where = placing.chosen(config.placement, parts)
+    done = placing.steps(saved.parties) if saved is not None else 0
     look = beside.first(observe, done, done // made.per_update)
 
-    def make() -> axis.Axis:
+    def make() -> running.Carrier:
+        if where != "axis":
+            apart = placing.opened(where, config, parts, opening.run, seed, made.shape.updates, observe.fault, wire)
+            if saved is not None:
+                apart.resume(saved.parties)
+            return apart
         begun = made.begins.load()(made.keys(seed, "init"))
-        one = carrier(config, opening, seed, begun, int(saved.standing.block) if saved is not None else -1)
+        one = carrier(config, opening, seed, begun, int(saved.standing.block) if saved is not None else -1, promised)
         one.use(wire)
         if saved is not None:
             one.resume(saved.parties)
@@ -266,14 +311,18 @@ def trained(
         return one
 
     carried = beside.done(make, beside.COMPILING, look)
-    serving = served(opening, made.beginning(carried.homes), log)
+    serving = served(opening, carried.beginning(), log, promised)
     now = running.fresh(len(opening.names))
     if saved is not None:
         serving.resume(saved.server)
+        if where == "processes":
+            serving.forget()  # who was at a job is sent it again
         now = saved.standing
     plan = running.Plan(
         steps, made.per_update, config.evaluate_every, config.episodes, config.asynchronous,
         joins(config, opening.names), config.exchange == "none",
+        *_lies(config, opening, seed),
     )  # fmt: skip
-    life = running.Running(carried, serving, plan, seed, about(config, parts, opening), log)
-    return life(now._replace(block=np.int64(carried.block)), observe, time.monotonic() - began)
+    life = running.Running(carried, serving, plan, seed, about(config, parts, opening, promised), log, promised)
+    with contextlib.closing(carried):
+        return life(now._replace(block=np.int64(carried.block)), observe, time.monotonic() - began)

@@ -108,6 +108,21 @@ def delta(agent: types.Agent, params: types.Params, *, reset: bool = False) -> C
     return Channel(message.DELTA, spec, _global_part, begin, _installed, (), gather, end)
 
 
+def nothing() -> Channel:
+    """Parties that are alone: no number crosses."""
+    zeros = jnp.zeros(0)
+    return Channel(
+        kind=message.DELTA,
+        spec=message.Spec(()),
+        beginning=lambda state: zeros,  # noqa: ARG005
+        begin=lambda state, theta, base, mu: state,  # noqa: ARG005
+        install=lambda state, theta: state,  # noqa: ARG005
+        first=(),
+        gather=lambda total, state: total,  # noqa: ARG005
+        end=lambda state, theta, total, updates: zeros,  # noqa: ARG005
+    )
+
+
 def drawn(agent: types.Agent, state: types.State, mu: types.Scalar) -> types.State:
     """The learner whose global layers are drawn to where they are now (`splitting.proximal`), if its optimisers can."""
     fields = agent.about.fields

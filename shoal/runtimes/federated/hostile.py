@@ -5,6 +5,7 @@ They see every honest update of the round that came before theirs was sent, whic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -89,9 +90,12 @@ def _parsed(text: str, parties: int) -> Attack:
     if kind not in ATTACKS:
         raise errors.unknown("kind of runtime.attack", kind, ATTACKS)
     try:
-        return Attack(int(number), kind, float(factor or ATTACKS[kind].factor))
+        strength = float(factor or ATTACKS[kind].factor)
     except ValueError:
-        raise errors.Refused(f"runtime.attack={text}: the factor must be a number, e.g. {number}:{kind}:10") from None
+        strength = math.nan
+    if not math.isfinite(strength):
+        raise errors.Refused(f"runtime.attack={text}: the factor must be a number, e.g. {number}:{kind}:10")
+    return Attack(int(number), kind, strength)
 
 
 def lies(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -34,7 +34,7 @@ class Draws(Protocol):
         Args:
             size: How many.
             party: Whose release they are for.
-            turn: Which release of that party, counted from the beginning of the run.
+            turn: Which release of that party, e.g. the number of the round.
         """
         ...
 
@@ -105,7 +105,11 @@ def clip(vector: np.ndarray, most: float) -> Clipped:
 
 
 class Leaving:
-    """Clips, has the ledger charged, adds noise: in this order, and nothing leaves where one of them fails."""
+    """Clips, has the ledger charged, adds noise: in this order, and nothing leaves where one of them fails.
+
+    One object serves one party, or all parties of a simulation. What the server says of clip and noise is not asked:
+    an owner's promise is the owner's.
+    """
 
     def __init__(self, settings: Settings, draws: Draws, ledger: ledgers.Ledger | None) -> None:
         """Begin.
@@ -113,12 +117,15 @@ class Leaving:
         Args:
             settings: What is done.
             draws: Where noise comes from.
-            ledger: Where it is written down; None only without noise.
+            ledger: Where it is written down; None without noise, and in a simulation that charges whole rounds before
+                it asks anybody (`events`).
         """
-        if settings.noise > 0.0 and ledger is None:
+        if settings.noise > 0.0 and ledger is None and not draws.simulated:
             raise ValueError("noise without a ledger: nobody would know what was spent")
+        if settings.noise > 0.0 and settings.clip <= 0.0:
+            raise ValueError("noise without a clip: nothing bounds what it is to hide")
         self._settings, self._draws, self._ledger = settings, draws, ledger
-        self.norms: list[float] = []  # of updates before the clip, since the last look (`told`)
+        self.norms: list[float] = []  # of updates before the clip, in this life
         self._clipped = 0
 
     def __call__(self, vector: np.ndarray, *, party: int, turn: int) -> np.ndarray:
@@ -127,7 +134,7 @@ class Leaving:
         Args:
             vector: The update of the global part, f32 ``[d]``.
             party: Whose.
-            turn: Which release of that party, counted from the beginning of the run.
+            turn: Which release of that party, e.g. the number of the round.
 
         Returns:
             f32 ``[d]``.
@@ -142,14 +149,19 @@ class Leaving:
         self._clipped += clipped.factor < 1.0
         if rule.noise == 0.0:
             return clipped.vector.astype(np.float32)
-        assert self._ledger is not None
-        self._ledger.charge([event(rule, party=party, turn=turn)])
+        if self._ledger is not None:
+            self._ledger.charge([event(rule, party=party, turn=turn)])
         noise = self._draws.normal(len(clipped.vector), party, turn)
         return (clipped.vector + rule.noise * rule.clip * noise).astype(np.float32)
 
     def told(self) -> dict[str, float | None]:
         """``clip_fraction`` and ``update_norm_*`` of all updates since the beginning of this life."""
         return summed(self.norms, self._clipped)
+
+
+def events(settings: Settings, cohort: Iterable[int], *, turn: int) -> list[ledgers.Event]:
+    """What a simulation charges for a round before it asks anybody: one release of each of the cohort."""
+    return [event(settings, party=party, turn=turn) for party in cohort] if settings.noise else []
 
 
 def summed(norms: Sequence[float], clipped: int) -> dict[str, float | None]:

@@ -21,6 +21,7 @@ from shoal.runtimes.federated import accounting
 
 FILE = "ledger.jsonl"
 META = "ledger_lines"
+NOTHING = 100.0  # an epsilon that promises nothing, and takes the tight accountant long: the quick bound is told
 SERVER = -1  # stands for a party where the server releases
 PARTY, OWNER, TRAJECTORY = "party", "owner", "trajectory"
 
@@ -57,7 +58,7 @@ class Event(NamedTuple):
 class Total(NamedTuple):
     """What was spent, of the party that spent most."""
 
-    epsilon: float | None  # by PLD; None: nothing was released
+    epsilon: float | None  # by PLD, beyond `NOTHING` by RDP; None: nothing was released
     epsilon_rdp: float | None  # what the budget is held against
     delta: float
     unit: str
@@ -126,12 +127,17 @@ class Ledger:
             low, high = (middle, high) if self.affords([event] * middle) else (low, middle)
         return low
 
-    def total(self) -> Total:
-        """What was spent so far; takes a second or so, for the privacy loss distribution is composed."""
+    def total(self, *, tight: bool = True) -> Total:
+        """What was spent so far.
+
+        Args:
+            tight: Whether the privacy loss distribution is composed, which may take a second; else the bound is told.
+        """
         known = {party: accounting.epsilon(spent, self._delta) for party, spent in self._spent.items()}
         worst = max(known, key=lambda party: (known[party], -party), default=None)
+        by = "pld" if tight and worst is not None and known[worst] <= NOTHING else "rdp"
         return Total(
-            epsilon=None if worst is None else accounting.epsilon(self._spent[worst], self._delta, by="pld"),
+            epsilon=None if worst is None else accounting.epsilon(self._spent[worst], self._delta, by=by),
             epsilon_rdp=None if worst is None else known[worst],
             delta=self._delta,
             unit=self._unit,

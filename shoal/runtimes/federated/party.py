@@ -33,7 +33,7 @@ class Terms(NamedTuple):
     party: int  # its number
     seed: int  # of the run
     environments: int = 1  # B, of each party
-    exchange: str = "gradient"  # or "delta"; of "outputs" see `consensus`
+    exchange: str = "gradient"  # or "delta", "none" (it is alone), "outputs" (`consensus`)
     most: int = 1  # local updates of a round (H): no more are done, whatever a server asks
     reset_moments: bool = False  # whether statistics of the optimiser begin anew with each download
 
@@ -175,18 +175,22 @@ class Party:
         home, vector, told = self._work(self._home, asked)
         steps = settings.local_updates * self._agent.about.rollout_length * self.terms.environments
         up = message.Up(header, np.zeros_like(theta), steps, settings.local_updates, message.SKIPPED)
-        leaves = bool(np.isfinite(vector).all())  # else its optimiser took no step either
-        if leaves:
+        if not told.finite:
+            up = message.Up(header, np.zeros_like(theta), outcome=message.FAILED)
+        elif np.isfinite(vector).all() and vector.any():  # else its optimiser took no step, or nothing was learned from
             counts["releases"] += 1  # whatever happens next, this one is never done twice
             vector = self._leaving(vector, party=self.terms.party, turn=counts["releases"] - 1)
             up = up._replace(vector=vector, outcome=message.OK)
         reply = message.encode_up(self.spec, up)
-        self._home, self._theta, self.told = home, theta, told
-        self._reply = np.frombuffer(reply, np.uint8)
+        self._theta, self._reply = theta, np.frombuffer(reply, np.uint8)
         counts |= {"round": header.round, "base": header.base}
-        counts["env_steps"] += steps
-        counts["updates"] += settings.local_updates
+        self._learned(home, told, settings.local_updates)
         return reply
+
+    def _learned(self, home: working.Home, told: working.Told, updates: int) -> None:
+        self._home, self.told = home, told
+        self.counts["env_steps"] += updates * self._agent.about.rollout_length * self.terms.environments
+        self.counts["updates"] += updates
 
     def _nothing(self) -> bytes:
         """The outcome ``failed``, the same whatever went wrong."""
@@ -201,6 +205,12 @@ class Party:
         return message.encode_up(self.spec, message.Up(header, zeros, outcome=message.FAILED))
 
     # ---------------------------------------------------------------- at home
+
+    def alone(self, updates: int) -> None:
+        """Learn for so many updates; nothing comes in and nothing goes out."""
+        asked = working.Asked(self._theta, np.int32(0), np.float32(0.0), np.int32(updates))
+        home, _, told = self._work(self._home, asked)
+        self._learned(home, told, updates)
 
     def theta(self) -> np.ndarray:
         """What a run may begin with, from this party's own learner, ``[d]``; before its first round."""
@@ -231,7 +241,7 @@ class Party:
 
     def like(self) -> Kept:
         """What `kept` gives, as ShapeDtypeStructs or arrays."""
-        return Kept(self._work.like, self._theta, self._reply, np.zeros(len(COUNTS), np.int64))
+        return _kept(self._work.like, self.spec)
 
     def kept(self) -> Kept:
         """Its private state; it is written to the party's own folder, or to a checkpoint of a simulation."""
@@ -269,8 +279,27 @@ class Party:
         self._work.close()
 
 
+def like(parts: types.Parts, terms: Terms) -> Kept:
+    """What `Party.kept` will give, as ShapeDtypeStructs or arrays; nothing is compiled.
+
+    Args:
+        parts: Of the party.
+        terms: Of the run.
+    """
+    place = working.Place(terms.seed, terms.party, terms.environments, terms.most)
+    home = jax.eval_shape(working.starting(parts, place), prng.key(0))
+    return _kept(home, channel_of(parts.agent, terms).spec)
+
+
+def _kept(home: working.Home, spec: message.Spec) -> Kept:
+    zeros = np.zeros(spec.size, np.float32), np.zeros(spec.bytes_up, np.uint8), np.zeros(len(COUNTS), np.int64)
+    return Kept(home, *zeros)
+
+
 def channel_of(agent: types.Agent, terms: Terms) -> channels.Channel:
     """The channel that the terms name."""
+    if terms.exchange == "none":
+        return channels.nothing()
     params = jax.eval_shape(agent.init, prng.key(0)).params
     if terms.exchange == "gradient":
         return channels.gradient(agent, params)

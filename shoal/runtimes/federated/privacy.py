@@ -5,35 +5,18 @@ Specification of each: `leaving` (clip and noise), `ledger` (epsilon), `masks` (
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from shoal.core import errors
+
+if TYPE_CHECKING:
+    from shoal.runtimes.federated import Config
 
 FEW = 20  # owners below which noise on the level of owners is close to the signal
 SEES_EACH = ("norm_bound", "median", "trimmed_mean", "krum", "multi_krum", "nearest_mixing")  # rules that must
 
 
-class Asked(Protocol):
-    """The fields of the runtime's config that are read here."""
-
-    parties: int
-    exchange: str
-    local_updates: int
-    asynchronous: bool
-    aggregator: str
-    hostile: int
-    participation: float
-    max_norm: float
-    clip: float
-    noise: float
-    privacy: str
-    unit: str
-    max_epsilon: float
-    delta: float
-    secure_sum: bool
-
-
-def check(config: Asked) -> None:
+def check(config: Config) -> None:
     """Refuse settings of privacy that cannot be together.
 
     Args:
@@ -46,14 +29,14 @@ def check(config: Asked) -> None:
         rule(config)
 
 
-def aggregator(config: Asked) -> str:
+def aggregator(config: Config) -> str:
     """The rule that "auto" stands for."""
     if config.aggregator != "auto":
         return config.aggregator
     return "nearest_mixing" if config.hostile else "mean"
 
 
-def warning(config: Asked) -> str:
+def warning(config: Config) -> str:
     """What a person must be told of noise on the level of owners among few of them; "": nothing."""
     if config.privacy == "none" or config.unit == "trajectory" or config.parties >= FEW:
         return ""
@@ -67,7 +50,7 @@ def _never(path: str, given: object, why: str) -> errors.Refused:
     return errors.Refused(f"{path}={given} cannot be with {why}")
 
 
-def _noise(config: Asked) -> None:
+def _noise(config: Config) -> None:
     """Noise, its clip, and who adds it."""
     if config.noise > 0.0 and config.clip == 0.0:
         raise _never(
@@ -86,7 +69,7 @@ def _noise(config: Asked) -> None:
         )  # fmt: skip
 
 
-def _epsilon(config: Asked) -> None:
+def _epsilon(config: Config) -> None:
     if config.max_epsilon > 0.0 and config.noise == 0.0:
         raise _never(
             "runtime.max_epsilon", f"{config.max_epsilon:g}",
@@ -96,7 +79,7 @@ def _epsilon(config: Asked) -> None:
         raise _never("runtime.delta", f"{config.delta:g}", "runtime.noise: give a delta between 0 and 1, e.g. 1e-5")
 
 
-def _central(config: Asked) -> None:
+def _central(config: Config) -> None:
     """A fixed K, no weights, a sum whose sensitivity is C."""
     if config.privacy != "central":
         return
@@ -122,7 +105,7 @@ def _central(config: Asked) -> None:
         raise _never("runtime.privacy", "central", "runtime.exchange=outputs: use --runtime.privacy local")
 
 
-def _trajectory(config: Asked) -> None:
+def _trajectory(config: Config) -> None:
     """The update of each stream apart is there only where one gradient is what leaves."""
     if config.unit != "trajectory" or config.privacy != "local":
         return
@@ -140,7 +123,7 @@ def _trajectory(config: Asked) -> None:
         )  # fmt: skip
 
 
-def _secure_sum(config: Asked) -> None:
+def _secure_sum(config: Config) -> None:
     """The server sees nothing but the sum, so it cannot do what needs each update."""
     if not config.secure_sum:
         return
@@ -168,7 +151,7 @@ def _secure_sum(config: Asked) -> None:
             raise _never("runtime.secure_sum", "true", why)
 
 
-def _outputs(config: Asked) -> None:
+def _outputs(config: Config) -> None:
     if config.exchange == "none" and (config.privacy != "none" or config.clip > 0.0):
         why = "runtime.exchange=none: nothing leaves; leave it out"
         if config.privacy != "none":

@@ -7,14 +7,14 @@ the same bits where its parties can be saved.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from etils import epy
 
 from shoal.core import seeds, types
-from shoal.runtimes.federated import audit, network, parties, server, telling
+from shoal.runtimes.federated import audit, network, parties, promises, server, telling
 
 with epy.lazy_imports():
     import jax
@@ -25,6 +25,15 @@ PATIENCE = 1.0  # seconds, of the carrier's clock, that are waited for a reply b
 
 class Carrier(network.Network, network.Beside, Protocol):
     """Parties on this machine."""
+
+    @property
+    def block(self) -> int:
+        """Of the way in which an axis of them is computed (`dispatch.of`); -1: there is none."""
+        ...
+
+    def beginning(self) -> np.ndarray:
+        """The global part that a run begins with, ``[d]``: that of the first party's learner."""
+        ...
 
     def now(self) -> float:
         """Seconds of the clock that deadlines are held against: simulated ones, or this machine's."""
@@ -66,6 +75,7 @@ class Plan(NamedTuple):
     asynchronous: bool
     joins: tuple[tuple[int, int], ...] = ()  # (party, environment steps of the others before it joins)
     alone: bool = False  # nothing is exchanged
+    sent: Callable[[list[network.Reply]], list[network.Reply]] = list  # replies as they were sent: some parties lie
 
 
 def fresh(count: int) -> Standing:
@@ -77,10 +87,18 @@ class Running:
     """One life of a run."""
 
     def __init__(
-        self, carrier: Carrier, served: server.Server, plan: Plan, seed: int, about: telling.About, log: audit.Audit
+        self,
+        carrier: Carrier,
+        served: server.Server,
+        plan: Plan,
+        seed: int,
+        about: telling.About,
+        log: audit.Audit,
+        promised: promises.Promises,
     ) -> None:
         self._carrier, self._server, self._plan, self._seed = carrier, served, plan, seed
         self._telling, self._log, self._lines = telling.Telling(about), log, parties.Lines(about.names)
+        self._promised, self._spent = promised, False  # whether the next release would pass the budget of privacy
 
     def __call__(self, now: Standing, observe: types.Observer, startup: float) -> types.Result:
         """Train to the end.
@@ -92,6 +110,8 @@ class Running:
         """
         self._now, self._observe, self._began = now, observe, time.monotonic()
         self._take()
+        if self._promised.artefacts:  # the ledger is where it belongs before the first release
+            observe(self._progress()._replace(stage=types.Stage("opening the ledger")))
         reported = self._steps
         while not self._over():
             self._round()
@@ -110,8 +130,8 @@ class Running:
     # ---------------------------------------------------------------- rounds
 
     def _over(self) -> bool:
-        if not self._plan.asynchronous:
-            return self._steps >= self._plan.steps
+        if self._spent or not self._plan.asynchronous:
+            return self._spent or self._steps >= self._plan.steps
         return all(self._done(party) for party in self._here())
 
     def _here(self) -> list[int]:
@@ -134,10 +154,13 @@ class Running:
         closed = None
         while closed is None:
             now = carrier.now()
-            for party in served.idle(now):
-                if not (self._plan.asynchronous and self._done(party)):
-                    carrier.send(party, served.job(party))
-            for reply in carrier.poll(PATIENCE):
+            idle = [one for one in served.idle(now) if not (self._plan.asynchronous and self._done(one))]
+            if not self._promised.begins(served.round, idle):
+                self._spent = True
+                return
+            for party in idle:
+                carrier.send(party, served.job(party))
+            for reply in self._plan.sent(carrier.poll(PATIENCE)):
                 served.take(reply.party, reply.body, carrier.now())
             closed = served.close(carrier.now()) if served.due(carrier.now()) else None
             if self._plan.asynchronous:
@@ -189,8 +212,11 @@ class Running:
             faults=faults,
             save=self._saved,
             policy=self._policy,
-            subsystems={"federation": told.summary(self._server, self._each, now.returns, now.measured)},
-            artefacts={audit.FILE: self._log, parties.FILE: self._lines},
+            subsystems={
+                "federation": told.summary(self._server, self._each, now.returns, now.measured)
+                | self._promised.summary(last=self._over())
+            },
+            artefacts={audit.FILE: self._log, parties.FILE: self._lines, **self._promised.artefacts},
         )
 
     def _policy(self) -> types.Policy:

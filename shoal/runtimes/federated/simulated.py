@@ -122,9 +122,9 @@ class Simulated:
         whole = jax.device_get(each)
         named = {name: float(np.mean([one[name] for one in whole])) for name in whole[0]}
         home, *rest = self._end(first, home, asked, gathered, named)
-        vector, skipped = jax.device_get(rest)
+        vector, skipped, good = jax.device_get(rest)
         after = self._finite.rewards - before[0], self._finite.observations - before[1]
-        return home, np.asarray(vector), Told(ended, named, int(skipped), after)
+        return home, np.asarray(vector), Told(ended, named, int(skipped), after, bool(good))
 
     def _collect(
         self, policy: types.Policy, carry: types.Carry, words: np.ndarray, number: int, ended: list[Ended]

@@ -1,48 +1,63 @@
 """A network whose parties take turns in this process, each compiled by itself.
 
 So parties may have networks, observations and actions of different shapes, and of parties that are alike the numbers
-are those of an axis of them. A job is done when it is polled for, in the order in which jobs were sent.
+are those of an axis of them. A job is done when its reply is the next to arrive, in simulated time (`desk`).
 """
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epy
 
 from shoal.core import types
-from shoal.runtimes.federated import accounts, network, party
+from shoal.runtimes.federated import accounts, axis, desk, network, party
 
 with epy.lazy_imports():
     import jax
 
 
-class Turns:
-    """See `network.Network` and `network.Beside`."""
+class Saved(NamedTuple):
+    """The parties' private state and the jobs on hand."""
 
-    def __init__(
-        self,
-        parties: Sequence[types.Party],
-        terms: party.Terms,
-        log: party.Log = party.nowhere,
-        leaving: party.Leaves = party.as_it_is,
-    ) -> None:
+    parties: tuple[party.Kept, ...]
+    desk: desk.Desk
+
+
+class Plan(NamedTuple):
+    """How parties work; plain data, but for what is done to messages."""
+
+    terms: party.Terms  # of the run; the number is each one's own
+    paces: tuple[float, ...] = ()  # of parties, simulated seconds of a job; 1 where none is named
+    apart: bool = False  # replies come one by one (`desk.takes`)
+    alone: int = 0  # updates of a call of parties that exchange nothing
+    leaving: party.Leaves = party.as_it_is
+    wire: axis.Wire = axis.untouched
+
+
+class Turns:
+    """See `running.Carrier`."""
+
+    block = -1  # of an axis
+
+    def __init__(self, parties: Sequence[types.Party], plan: Plan, log: party.Log = party.nowhere) -> None:
         """Build and compile all of them.
 
         Args:
             parties: In the order of their numbers.
-            terms: Of the run; the number is each one's own.
+            plan: How they work.
             log: Told what goes wrong at a party; of a simulation on one machine it is the run's.
-            leaving: What is done to updates before they leave.
         """
-        self._names = [one.name for one in parties]
+        self._names, self._plan = [one.name for one in parties], plan
         self._parties = [
-            party.Party(one.rebuild(), terms._replace(party=number), leaving, log) for number, one in enumerate(parties)
+            party.Party(one.rebuild(), plan.terms._replace(party=number), plan.leaving, log)
+            for number, one in enumerate(parties)
         ]
-        self._waiting: collections.deque[tuple[int, int, bytes]] = collections.deque()
-        self._jobs = 0
+        self.spec = self._parties[0].spec
+        self._desk = desk.fresh(len(parties), self.spec.bytes_down, self.spec.bytes_up)
+        self._theta: np.ndarray | None = None
         self._accounts = accounts.Accounts(len(parties))
 
     def beginning(self) -> np.ndarray:
@@ -56,68 +71,99 @@ class Turns:
         return self._names
 
     def send(self, party: int, body: bytes) -> int:
-        """See `network.Network`."""
-        self._jobs += 1
-        self._waiting.append((party, self._jobs, body))
-        return self._jobs
+        """See `network.Network`; a job that the party has on hand is dropped for it."""
+        plan, number = self._plan, int(self._desk.counts[0]) + 1
+        takes = desk.takes(plan.paces, plan.terms.seed, party, number, apart=plan.apart)
+        arrived = plan.wire(axis.DOWN, party, body)
+        if arrived is None or len(arrived) != self.spec.bytes_down:
+            desk.given(self._desk, party, bytes(self.spec.bytes_down), takes)
+            self._desk.status[party] = desk.LOST
+        else:
+            desk.given(self._desk, party, arrived, takes)
+        return number
 
     def poll(self, seconds: float) -> list[network.Reply]:
-        """See `network.Network`; it takes as long as a party's round does."""
-        del seconds
-        if not self._waiting:
-            return []
-        number, job, body = self._waiting.popleft()
-        return [network.Reply(number, job, self._handled(number, body))]
+        """See `network.Network`: those that arrive next, at the same moment of simulated time."""
+        return [self._reply(number) for number in desk.next_to_arrive(self._desk, seconds)]
 
-    def _handled(self, number: int, body: bytes) -> bytes:
+    def _reply(self, number: int) -> network.Reply:
+        lost = self._desk.status[number] == desk.LOST
+        self._desk.status[number] = desk.IDLE
+        body = None if lost else self._plan.wire(axis.UP, number, self._handled(number))
+        return network.Reply(number, int(self._desk.job[number]), body)
+
+    def _handled(self, number: int) -> bytes:
         one = self._parties[number]
         before = one.told
-        reply = one.handle(body)
+        reply = one.handle(self._desk.down[number].tobytes())
+        self._learned(number, before)
+        return reply
+
+    def _learned(self, number: int, before: object) -> None:
+        one = self._parties[number]
         if one.told is not None and one.told is not before:
             self._accounts.take(number, one.told, one.counts["env_steps"])
-        return reply
+            self._desk.env_steps[number] = one.counts["env_steps"]
 
     def close(self) -> None:
         """See `network.Network`."""
-        self._waiting.clear()
         for one in self._parties:
             one.close()
 
     # ---------------------------------------------------------------- network.Beside
 
+    def now(self) -> float:
+        """Simulated seconds."""
+        return float(self._desk.clock[0])
+
+    def alone(self) -> None:
+        """Every party learns for a while, and nothing is sent."""
+        for number, one in enumerate(self._parties):
+            before = one.told
+            one.alone(self._plan.alone)
+            self._learned(number, before)
+
+    def install(self, theta: np.ndarray) -> None:
+        """The global part that parties are looked at with; none of them is changed."""
+        self._theta = np.array(theta)
+
     def told(self) -> network.Told:
         """See `network.Beside`."""
         return self._accounts.told()
 
-    def evaluate(self, key: types.Key, episodes: int, theta: np.ndarray | None = None) -> types.Array:
-        """See `network.Beside`.
-
-        Args:
-            key: Of the environments.
-            episodes: Of each party.
-            theta: The global part ``[d]`` that they act with; None: as each has it.
-        """
+    def evaluate(self, key: types.Key, episodes: int) -> types.Array:
+        """See `network.Beside`."""
         words = split(key, len(self._parties))
-        found = [one.evaluate(word, episodes, theta) for one, word in zip(self._parties, words, strict=True)]
+        found = [one.evaluate(word, episodes, self._theta) for one, word in zip(self._parties, words, strict=True)]
         return np.array(found, np.float32)
 
-    def saved(self) -> types.Tree:
-        """See `network.Beside`: one `party.Kept` a party."""
-        return tuple(one.kept() for one in self._parties)
-
-    def like(self) -> types.Tree:
-        """Of `saved`, the shapes."""
-        return tuple(one.like() for one in self._parties)
-
-    def resume(self, saved: types.Tree) -> None:
+    def policies(self) -> tuple[types.Policy, ...]:
         """See `network.Beside`."""
-        for one, kept in zip(self._parties, saved, strict=True):
+        return tuple(one.policy(self._theta) for one in self._parties)
+
+    def saved(self) -> Saved:
+        """See `network.Beside`."""
+        return Saved(tuple(one.kept() for one in self._parties), jax.tree.map(np.copy, self._desk))
+
+    def resume(self, saved: Saved) -> None:
+        """See `network.Beside`."""
+        for one, kept in zip(self._parties, saved.parties, strict=True):
             one.resume(kept)
+        self._desk = desk.Desk(*(np.array(leaf) for leaf in saved.desk))
         self._accounts.begin([one.counts["env_steps"] for one in self._parties])
 
-    def policies(self, theta: np.ndarray | None = None) -> tuple[types.Policy, ...]:
-        """See `network.Beside`; `theta` as in `evaluate`."""
-        return tuple(one.policy(theta) for one in self._parties)
+
+def like(parties: Sequence[types.Party], plan: Plan) -> Saved:
+    """What `Turns.saved` gives, as ShapeDtypeStructs or arrays; nothing is compiled.
+
+    Args:
+        parties: In the order of their numbers.
+        plan: How they work.
+    """
+    built = [one.rebuild() for one in parties]
+    every = tuple(party.like(one, plan.terms._replace(party=number)) for number, one in enumerate(built))
+    spec = party.channel_of(built[0].agent, plan.terms).spec
+    return Saved(every, desk.fresh(len(parties), spec.bytes_down, spec.bytes_up))
 
 
 def split(key: types.Key, parties: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -115,8 +115,10 @@ class Simulated:
         self._seed, self._size, self._bound, self._bits = seed, size, bound, bits
         self._open: dict[int, tuple[masks.Settings, dict[int, masks.Member], Sum]] = {}  # round -> it
 
-    def begin(self, round_: int, cohort: Sequence[int]) -> None:
-        """The first two exchanges of a round: keys, and shares of secrets."""
+    def begin(self, round_: int, cohort: Collection[int]) -> None:
+        """The first two exchanges of a round: keys, and shares of secrets; a second call of a round is nothing."""
+        if round_ in self._open:
+            return
         parties = tuple(sorted(cohort))
         settings = masks.Settings(
             parties, masks.threshold(len(parties)), self._bound, self._size, round_, bits=self._bits
@@ -126,13 +128,16 @@ class Simulated:
         server = Sum(settings, agreement.simulated(self._seed, "server", round_))
         for one, member in members.items():
             server.hello(one, member.hello())
-        for one, member in members.items():
-            server.shared(one, member.shared(server.hellos()))
+        if len(parties) >= settings.threshold:
+            for one, member in members.items():
+                server.shared(one, member.shared(server.hellos()))
         self._open = {round_: (settings, members, server)}  # a round that is over is forgotten
 
     def masked(self, round_: int, party: int, vector: np.ndarray) -> np.ndarray:
-        """What a party sends, ``[d]``."""
-        _, members, server = self._open[round_]
+        """What a party sends, ``[d]``; zeros where the round is aborted before it began."""
+        settings, members, server = self._open[round_]
+        if len(members) < settings.threshold:
+            return np.zeros(self._size, settings.dtype)
         return members[party].masked(vector, server.inbox(party))
 
     def total(self, round_: int, sent: Mapping[int, np.ndarray]) -> np.ndarray:

@@ -57,6 +57,7 @@ class Told(NamedTuple):
     metrics: dict[str, float]  # means over the round
     skipped: int  # gradients dropped in this round, for they were not finite
     unfit: tuple[int, int]  # rewards and observations that were not finite, in this round
+    finite: bool  # whether its numbers are; false: the learner is as it was before the round
 
 
 class Asked(NamedTuple):
@@ -118,10 +119,10 @@ def alone(function: Callable, *_: types.Tree) -> Callable:
     return function
 
 
-def sound(before: types.State, after: types.State, metrics: types.Metrics) -> types.State:
-    """The learner after a round; the one before it, where numbers of it are no longer finite."""
+def sound(before: types.State, after: types.State, metrics: types.Metrics) -> tuple[types.State, types.Scalar]:
+    """The learner after a round, the one before it where numbers of it are no longer finite; and whether they are."""
     finite = tree.all_finite((after, metrics))
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before), finite
 
 
 def with_state(home: Home, state: types.State) -> Home:
@@ -192,8 +193,9 @@ class Compiled:
             vector = channel.end(home.members.state, asked.theta, gathered, asked.updates.astype(jnp.float32))
             metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0) / asked.updates, told[0])
             after = home.members.state
-            home = with_state(home, sound(before, after, metrics))
-            return home, vector, (metrics, told[1], optimise.skipped(after) - optimise.skipped(before))
+            state, finite = sound(before, after, metrics)
+            more = optimise.skipped(after) - optimise.skipped(before), finite
+            return with_state(home, state), vector, (metrics, told[1], *more)
 
         return round_
 
@@ -210,11 +212,11 @@ class Compiled:
     def __call__(self, home: Home, asked: Asked) -> tuple[Home, np.ndarray, Told]:
         """See `Work`."""
         home, vector, told = self._round(home, asked, self._key)
-        vector, (metrics, ended, skipped) = jax.device_get((vector, told))
+        vector, (metrics, ended, skipped, finite) = jax.device_get((vector, told))
         found = episodes(ended, int(asked.updates))
         unfit = tuple(int(count) for count in ended.unfit.sum(axis=(0, 1, 2)))
         named = {name: float(value) for name, value in metrics.items()}
-        return home, vector, Told(found, named, int(skipped), (unfit[0], unfit[1]))
+        return home, vector, Told(found, named, int(skipped), (unfit[0], unfit[1]), bool(finite))
 
     def evaluate(self, state: types.State, words: np.ndarray, episodes: int) -> float:
         """See `Work`."""
