@@ -39,8 +39,9 @@ class Arm(NamedTuple):
     settings: Mapping[str, Mapping[str, Any]] = {}
     joins: Mapping[int, int] = {}  # party -> environment steps of the others before it joins
     draw: int = 0  # seed s has the owners of draw `draw` + s
-    grid: bool = False  # owners are the validation grid instead
+    owners: int = 0  # of the set; 0: as many as there are parties
     members: tuple[int, ...] = ()  # numbers of the owners that take part; () is all
+    frozen: bool = False  # global layers are never stepped, and nothing is sent
 
 
 class Course(NamedTuple):
@@ -71,7 +72,9 @@ def build(arm: Arm, count: int) -> Built:
     settings = {**arm.settings, "runtime": {**arm.settings.get("runtime", {})}}
     pooled = bool(settings["runtime"].pop(POOLED, False))
     settings["runtime"]["parties"] = arm.parties
-    asked = presets.Request(arm.preset, env=arm.env, steps=arm.parties * arm.steps, runtime="federated", settings=settings)
+    asked = presets.Request(
+        arm.preset, env=arm.env, steps=arm.parties * arm.steps, runtime="federated", settings=settings
+    )
     made, opened = presets.resolve(asked)
     parts = experiment.build(made, opened).parts
     whole, learner = owners(arm, opened.spec, count)
@@ -84,10 +87,9 @@ def owners(arm: Arm, spec: types.EnvSpec, count: int) -> tuple[types.Env, types.
     chosen = _owners_sets.COMPILED[name]
     tables = []
     for seed in range(count):
-        draw = _owners_sets.GRID if arm.grid else arm.draw + seed
         members = arm.members or range(arm.parties)
-        values = chosen.values(_owners_sets.thetas(name, max(members) + 1, draw))
-        tables.append({key: np.asarray(column)[list(members)] for key, column in values.items()})
+        values = chosen.values(_owners_sets.thetas(name, arm.owners or arm.parties, arm.draw + seed))
+        tables.append({key: np.asarray(column, float)[list(members)] for key, column in values.items()})
     joined = {key: np.concatenate([one[key] for one in tables]) for key in tables[0]}
     of = _owners_compiled.simulator(arm.env, chosen.simulators[0], spec.time_limit or 0, (), ())
     whole = _owners_compiled.env(of, joined, count * arm.parties, None)
@@ -122,7 +124,7 @@ class Study:
         self.pooled = bool(arm.settings.get("runtime", {}).get(POOLED))
         self.learners = seeds if self.pooled else seeds * arm.parties
         began = time.monotonic()
-        channel = beginning.channel_of(self.config, self.parts.agent)
+        channel = None if arm.frozen else beginning.channel_of(self.config, self.parts.agent)
         if channel is None:
             updates = beginning.by_themselves(self.config, self.parts, arm.parties, arm.parties * arm.steps)
         else:
@@ -142,7 +144,7 @@ class Study:
         self.axis = axis.Axis(self.programs, dispatch.Way("vmap", self.learners), plan, 0, homes)
         self.axis.compile()
         self.servers = self._served(thetas) if channel else []
-        self._measure = jax.jit(self._measuring(), static_argnums=())
+        self._measure = jax.jit(self._measuring())
         self.compile_s = time.monotonic() - began
 
     def _beginnings(self, homes: Any) -> np.ndarray:
