@@ -18,6 +18,7 @@ from shoal.core import options, types
 
 with epy.lazy_imports():
     from shoal.runtimes.federated import beginning, placing, privacy
+    from shoal.runtimes.federated.flower import opening, partaking, serving
 
 
 RULES = ("adam", "rmsprop", "momentum", "adagrad")  # of optimisers, those that a server knows (`applying`)
@@ -81,9 +82,10 @@ class Config:
     """Whether a party's statistics of its optimiser begin anew with each download; deltas alone."""
     environments: int = options.number(1, low=1)
     """Environments of each party, stepped in lock-step (B)."""
-    placement: Literal["auto", "axis", "turns", "processes"] = "auto"
+    placement: Literal["auto", "axis", "turns", "processes", "server", "party"] = "auto"
     """Where parties are: one axis of one compiled program (axis), one after the other in this process (turns), each in
-    a process of its own (processes); auto: axis where networks and environments allow it."""
+    a process of its own (processes); auto: axis where networks and environments allow it. (server, party: one side of a
+    deployment, which `shoal federate` starts.)"""
     dispatch: Literal["auto", "vmap", "map", "sequential"] = "auto"
     """How an axis of parties is computed: over all at once (vmap), over blocks (map), one after the other, with the
     bits of a party alone (sequential); auto: the one or the other, whichever a short measurement finds faster."""
@@ -120,7 +122,8 @@ class Config:
 def ways(config: Config) -> types.Ways:
     """See `types.Ways`."""
     return types.Ways(
-        streams=config.environments, parties=config.parties, seeds=True, exact_resume=True, threads=0, ahead=True,
+        streams=config.environments, parties=1 if config.placement == "party" else config.parties, seeds=True,
+        exact_resume=True, threads=0, ahead=True,
         splits=config.exchange == "gradient", proximal=config.exchange == "delta" and config.mu > 0.0,
         holds_memory=True, compiles=True, pads=config.segment == "episode",
         spread=config.exchange == "outputs" and config.spread,
@@ -141,7 +144,11 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
 
 def build(config: Config) -> types.Runtime:
     """The runtime."""
-    return Federated(config)
+    if config.placement == "server":
+        return serving.Serving(
+            lambda parts, seed, begin: opening.opened(config, parts, seed, bytes(16), {}, begin=begin)
+        )
+    return partaking.Partaking(config) if config.placement == "party" else Federated(config)
 
 
 class Federated:
