@@ -9,8 +9,8 @@ weights are sent, in rounds or as they come (McMahan et al. 2017, arXiv:1602.056
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
 
 from etils import epy
 
@@ -119,6 +119,15 @@ class Config:
     pure JAX): with rollouts as long as the longest episode, every update is of one episode, as REINFORCE has it."""
 
 
+class Asked(Protocol):
+    """What is read of an experiment."""
+
+    @property
+    def configs(self) -> Mapping[str, types.Tree]:
+        """The settings of its parts, by kind."""
+        ...
+
+
 def ways(config: Config) -> types.Ways:
     """See `types.Ways`."""
     return types.Ways(
@@ -131,7 +140,7 @@ def ways(config: Config) -> types.Ways:
     )  # fmt: skip
 
 
-def check(config: Config, experiment: Any, opened: Any) -> None:
+def check(config: Config, experiment: Asked, opened: object) -> None:
     """Refuse settings that do not fit together.
 
     Raises:

@@ -17,7 +17,7 @@ from etils import epy
 
 from shoal.core import programs, seeds, types
 from shoal.runtimes.crew import beside
-from shoal.runtimes.experience import finite
+from shoal.runtimes.experience import finite, rollouts
 from shoal.runtimes.federated import desk, message, network, together
 from shoal.runtimes.members import dispatch
 
@@ -311,7 +311,7 @@ class Axis:
         self.desk = desk.Desk(*(np.array(leaf) for leaf in saved.desk))
 
 
-def episodes(ended: Any, before: int, active: np.ndarray) -> list[types.Episode]:
+def episodes(ended: rollouts.Ended, before: int, active: np.ndarray) -> list[types.Episode]:
     """Finished episodes of a call in the order of steps; a party is their worker.
 
     Args:

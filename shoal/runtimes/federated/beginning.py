@@ -8,7 +8,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from etils import epy
@@ -34,6 +34,9 @@ from shoal.runtimes.federated import (
 )
 from shoal.runtimes.members import dispatch
 
+if TYPE_CHECKING:
+    from shoal.runtimes.federated import Asked, Config
+
 with epy.lazy_imports():
     import jax
 
@@ -51,7 +54,7 @@ class Opening(NamedTuple):
 # ------------------------------------------------------------------------------------------------ refused
 
 
-def check(config: Any, experiment: Any) -> None:
+def check(config: Config, experiment: Asked) -> None:
     """Refuse settings that do not fit together.
 
     Raises:
@@ -78,7 +81,7 @@ def check(config: Any, experiment: Any) -> None:
         )
 
 
-def joins(config: Any, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+def joins(config: Config, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Who joins late: (party, environment steps of the others).
 
     Raises:
@@ -96,7 +99,7 @@ def joins(config: Any, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
 # ------------------------------------------------------------------------------------------------ made
 
 
-def _rules(config: Any) -> server.Rules:
+def _rules(config: Config) -> server.Rules:
     """How rounds are held, but for what only the agent knows."""
     mode = config.exchange if config.exchange != "none" else "delta"
     numbers = applying.Numbers()
@@ -129,7 +132,7 @@ def numbers(agent: types.Agent) -> applying.Numbers:
     )
 
 
-def channel_of(config: Any, parts: types.Parts, seed: int) -> channels.Channel | None:
+def channel_of(config: Config, parts: types.Parts, seed: int) -> channels.Channel | None:
     """What crosses."""
     if config.exchange == "none":
         return None
@@ -142,7 +145,7 @@ def channel_of(config: Any, parts: types.Parts, seed: int) -> channels.Channel |
     return channels.delta(agent, params, reset=config.reset_moments)
 
 
-def opened(config: Any, parts: types.Parts, seed: int, steps: int = 1) -> Opening:
+def opened(config: Config, parts: types.Parts, seed: int, steps: int = 1) -> Opening:
     """What a run is made of.
 
     Args:
@@ -176,7 +179,7 @@ def opened(config: Any, parts: types.Parts, seed: int, steps: int = 1) -> Openin
     return Opening(tuple(one.name for one in named), tuple(one.env for one in named), made, held, run)
 
 
-def by_themselves(config: Any, parts: types.Parts, count: int, steps: int) -> int:
+def by_themselves(config: Config, parts: types.Parts, count: int, steps: int) -> int:
     """Updates in a call of parties that exchange nothing: calls are about alike, and none is longer than a report."""
     each = config.environments * parts.agent.about.rollout_length * count
     updates = math.ceil(steps / each)
@@ -200,7 +203,7 @@ def served(
 
 
 def carrier(
-    config: Any,
+    config: Config,
     opening: Opening,
     seed: int,
     homes: together.Homes,
@@ -229,7 +232,7 @@ def carrier(
     return axis.Axis(opening.programs, way, plan, seed, homes)
 
 
-def like(config: Any, parts: types.Parts, seed: int) -> running.Saved:
+def like(config: Config, parts: types.Parts, seed: int) -> running.Saved:
     """The checkpoint tree as arrays or ShapeDtypeStructs."""
     opening = opened(config, parts, seed)
     made, count = opening.programs, len(opening.names)
@@ -242,7 +245,7 @@ def like(config: Any, parts: types.Parts, seed: int) -> running.Saved:
     return running.Saved(axis.Saved(made.like, desk), begun.kept(), running.fresh(count))
 
 
-def policies(config: Any, parts: types.Parts, seed: int, saved: running.Saved) -> tuple[types.Policy, ...]:
+def policies(config: Config, parts: types.Parts, seed: int, saved: running.Saved) -> tuple[types.Policy, ...]:
     """Of every party in a checkpoint tree: the server's global part with what is its own."""
     opening = opened(config, parts, seed)
     made = opening.programs
@@ -253,7 +256,7 @@ def policies(config: Any, parts: types.Parts, seed: int, saved: running.Saved) -
     return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in range(made.shape.parties))
 
 
-def about(config: Any, parts: types.Parts, opening: Opening, promised: promises.Promises) -> telling.About:
+def about(config: Config, parts: types.Parts, opening: Opening, promised: promises.Promises) -> telling.About:
     """What is told of the run besides its rounds."""
     params = jax.eval_shape(parts.agent.init, jax.random.key(0)).params
     own = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) - opening.programs.size
@@ -277,7 +280,7 @@ def form_of(spec: types.NetworkSpec) -> str:
     return {(True, True): "C", (True, False): "B", (False, True): "A", (False, False): "none"}[first, last]
 
 
-def _lies(config: Any, opening: Opening, seed: int) -> Sequence[Callable]:
+def _lies(config: Config, opening: Opening, seed: int) -> Sequence[Callable]:
     """What some parties make of their replies; nothing where nobody attacks."""
     attacks = hostile.parsed(config.attack, len(opening.names))
     return [functools.partial(hostile.lies, spec_of(opening), attacks, seed=seed)] if attacks else []
@@ -287,7 +290,7 @@ def _lies(config: Any, opening: Opening, seed: int) -> Sequence[Callable]:
 
 
 def trained(
-    config: Any,
+    config: Config,
     parts: types.Parts,
     seed: int,
     steps: int,
