@@ -165,11 +165,6 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
         options.check(experiment.configs[kind], kind)
     optimise.check(experiment.configs["optimiser"])
     _check_algorithm(experiment, opened.spec)
-    rule = traits(experiment.algorithm, experiment.configs["algorithm"])
-    if rule.normalises and opened.spec.observation.image:
-        raise errors.Refused(
-            f"algorithm.normalise_observations needs vector observations, but {experiment.env} gives images"
-        )
     registry.load("runtime", experiment.runtime).check(experiment.configs["runtime"], experiment, opened)
     _check_compressor(experiment, opened)
     how = ways(experiment.runtime, experiment.configs["runtime"])
@@ -407,6 +402,8 @@ def _as_recorded(experiment: Experiment, spec: types.EnvSpec) -> types.EnvSpec:
     rule = traits(experiment.algorithm, experiment.configs["algorithm"])
     if experiment.schema >= 2 and not rule.normalises:
         return spec
+    if rule.normalises and spec.observation.image:  # its moments are all the scaling there is
+        return spec._replace(observation=spec.observation._replace(low=(0.0,), high=(1.0,)))
     return spec._replace(observation=spec.observation._replace(low=(), high=()))
 
 
