@@ -210,10 +210,8 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
     def update(state: State, rollout: types.Rollout, key: types.Key) -> tuple[State, types.Metrics]:
         del key
         if config.normalise_observations:
-            counts = losses.counted(rollout)
-            seen = normalise.update(
-                state.normaliser, rollout.transitions.obs, normalise.shape(spec.observation), counts
-            )
+            counts, shape = losses.counted(rollout), normalise.shape(spec.observation)
+            seen = normalise.update(state.normaliser, rollout.transitions.obs, shape, counts)
             state = state._replace(normaliser=seen)
         gradient, metrics = jax.grad(functools.partial(loss, rule), has_aux=True)(state.params, state, rollout)
         params, optimiser, norm = given.optimiser.update(gradient, state.optimiser, state.params, state.env_steps)

@@ -34,7 +34,7 @@ class Decision(NamedTuple):
 def fits(spec: types.NetworkSpec, output: str = "policy") -> bool:
     """Whether every layer between the observation and the head `output` is one of these: convolutions, small dense."""
     layers = _layers(spec, output)
-    if any(layer.kind not in ("scale", "conv", "dense", "tanh", "relu", "flatten") for layer in layers):
+    if any(layer.kind not in ("scale", "pad", "conv", "dense", "tanh", "relu", "elu", "flatten") for layer in layers):
         return False
     if any(layer.kind == "conv" for layer in layers):
         return True
