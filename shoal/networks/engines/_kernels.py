@@ -31,7 +31,7 @@ DYNAMIC = 1  # kernel as whole numbers, bias, step [width]
 STATIC = 2  # the same, then low and high
 NORMALISE = 3  # mean [inputs], deviation [inputs]
 SCALE = 4  # what is subtracted [inputs], what is divided by [inputs]
-TANH, RELU, SOFTPLUS, ELU = 5, 6, 7, 8  # nothing
+TANH, RELU, SOFTPLUS, ELU = 5, 6, 7, 10  # nothing; 8 and 9 are of `_bytes`
 SIMPLE = {  # by kind of layer
     "normalise": NORMALISE, "scale": SCALE, "tanh": TANH, "relu": RELU, "softplus": SOFTPLUS, "elu": ELU
 }  # fmt: skip
