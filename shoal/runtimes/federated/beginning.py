@@ -7,13 +7,13 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epy
 
-from shoal.core import errors, types
+from shoal.core import errors, seeds, types
 from shoal.formulas import optimise, rules
 from shoal.runtimes.crew import beside
 from shoal.runtimes.federated import (
@@ -259,6 +259,12 @@ def form_of(params: types.Params) -> str:
     return "split" if counts.own and counts.shared else "none"
 
 
+def _lies(config: Any, opening: Opening, seed: int) -> Sequence[Callable]:
+    """What some parties make of their replies; nothing where nobody attacks."""
+    attacks = hostile.parsed(config.attack, len(opening.names))
+    return [functools.partial(hostile.lies, spec_of(opening), attacks, seed=seed)] if attacks else []
+
+
 # ------------------------------------------------------------------------------------------------ run
 
 
@@ -315,7 +321,7 @@ def trained(
     plan = running.Plan(
         steps, made.per_update, config.evaluate_every, config.episodes, config.asynchronous,
         joins(config, opening.names), config.exchange == "none",
-        functools.partial(hostile.lies, spec_of(opening), hostile.parsed(config.attack, len(opening.names)), seed=seed),
+        *_lies(config, opening, seed),
     )  # fmt: skip
     life = running.Running(carried, serving, plan, seed, about(config, parts, opening, promised), log, promised)
     with contextlib.closing(carried):
