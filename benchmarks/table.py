@@ -28,6 +28,7 @@ from _tables import (
     scores,
     several,
     speed,
+    threats,
     tuning,
 )
 
@@ -55,6 +56,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "several": several.several,
     "population": population.population,
     "pbt": population.pbt,
+    "federation_threats": threats.federation_threats,
 }
 
 
