@@ -17,7 +17,7 @@ from etils import epy
 from shoal.core import options, types
 
 with epy.lazy_imports():
-    from shoal.runtimes.federated import beginning, privacy
+    from shoal.runtimes.federated import beginning, privacy, trajectories
 
 
 RULES = ("adam", "rmsprop", "momentum", "adagrad")  # of optimisers, those that a server knows (`applying`)
@@ -113,6 +113,8 @@ def ways(config: Config) -> types.Ways:
         splits=config.exchange == "gradient", proximal=config.exchange == "delta" and config.mu > 0.0,
         holds_memory=True, compiles=True,
         rules=RULES if config.exchange == "gradient" else None,
+        apart=config.clip if privacy.by_trajectory(config) else 0.0,
+        fits=trajectories.fits if privacy.by_trajectory(config) else None,
     )  # fmt: skip
 
 

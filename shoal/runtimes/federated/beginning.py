@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epy
 
-from shoal.core import errors, seeds, types
-from shoal.formulas import optimise, rules
+from shoal.core import errors, types
+from shoal.formulas import optimise, rules, streams
 from shoal.runtimes.crew import beside
 from shoal.runtimes.federated import (
     applying,
@@ -24,6 +24,7 @@ from shoal.runtimes.federated import (
     hostile,
     message,
     placing,
+    privacy,
     promises,
     robust,
     running,
@@ -154,6 +155,8 @@ def opened(config: Any, parts: types.Parts, seed: int, steps: int = 1) -> Openin
     )
     updates = config.local_updates if config.exchange != "none" else by_themselves(config, parts, len(named), steps)
     shape = together.Shape(len(named), config.environments, updates)
+    if privacy.by_trajectory(config):
+        parts = parts._replace(agent=streams.mapped(parts.agent, config.environments))
     made = axis.Programs(parts, shape, channel_of(config, parts.agent))
     held = _rules(config)._replace(
         env_steps=made.per_update * config.local_updates,
@@ -214,6 +217,7 @@ def carrier(
         names=opening.names, environments=config.environments, updates=opening.programs.shape.updates, paces=config.paces,
         apart=config.asynchronous or bool(config.paces),
         leaves=promised.leaves if promised else axis.as_it_is, masked=promised.masked if promised else None,
+        before=promised.noised if promised else None,
     )  # fmt: skip
     return axis.Axis(opening.programs, way, plan, seed, homes)
 
@@ -293,6 +297,7 @@ def trained(
     made = opening.programs
     promised = promises.Promises(config, seed, spec_of(opening))
     where = placing.chosen(config.placement, parts)
+    privacy.placed(config, where)
     done = placing.steps(saved.parties) if saved is not None else 0
     look = beside.first(observe, done, done // made.per_update)
 

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epy
 
 from shoal.core import errors, types
-from shoal.runtimes.federated import axis, party, processes, turns
+from shoal.runtimes.federated import axis, party, processes, promises, turns
 
 with epy.lazy_imports():
     import jax
@@ -56,7 +56,8 @@ def plan(config: Any, given: party.Terms) -> turns.Plan:
         config: Of the runtime.
         given: What they know of the run.
     """
-    return turns.Plan(given, config.paces, config.asynchronous or bool(config.paces), given.most)
+    apart = config.asynchronous or bool(config.paces)
+    return turns.Plan(given, config.paces, apart, given.most, promises.at_home(config, given.seed))
 
 
 Saved = turns.Saved | tuple[party.Kept, ...] | axis.Saved
