@@ -35,17 +35,17 @@ def by_trajectory(config: Config) -> bool:
 
 
 def placed(config: Config, where: str) -> None:
-    """Refuse what only an axis of parties does on one machine.
+    """Refuse what only an axis of parties does.
 
     Args:
         config: Of the runtime.
-        where: Where parties are: "axis", "turns" or "processes".
+        where: Where parties are, e.g. "axis", "turns".
 
     Raises:
         Refused: It is something else.
     """
     if where != "axis":
-        why = f"runtime.placement={where}: on one machine that is for parties on one axis; use parties that are alike"
+        why = f"runtime.placement={where}: only parties on one axis of one program do that so far; use ones that are alike"
         if config.secure_sum:
             raise _never("runtime.secure_sum", "true", why)
         if by_trajectory(config):

@@ -26,7 +26,7 @@ from shoal.runtimes.federated import (
 )
 
 if TYPE_CHECKING:
-    from shoal.runtimes.federated import Config, together
+    from shoal.runtimes.federated import Config, party, together
 
 WIDE = 6.0  # standard deviations of noise that a masked number has room for
 
@@ -106,6 +106,11 @@ class Promises:
         if not privacy.by_trajectory(self._config):
             return homes
         return trajectories.noised(homes, rounds, self._config.clip * self._config.noise, self._draws)
+
+    @property
+    def leaving(self) -> party.Leaves:
+        """What a party by itself does to an update, without masks (`party.Leaves`)."""
+        return self._leaving
 
     def leaves(self, party: int, vector: np.ndarray, down: message.Down) -> np.ndarray:
         """An update as it leaves its party, ``[d]`` of the dtype of what is sent."""
