@@ -1,8 +1,6 @@
-"""Parties as one axis of a compiled program: what collaboration reduces to where theory says so, and what stays home."""
+"""Parties as one axis of a compiled program: what collaboration reduces to where theory says so; what stays home."""
 
 from __future__ import annotations
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,7 @@ from shoal.core import tree
 from shoal.experiment import presets
 from shoal.networks import scopes
 from shoal.runtimes import on_device
-from shoal.runtimes.federated import beginning, message, running, together
+from shoal.runtimes.federated import beginning, running, together
 from shoal.runtimes.members import dispatch, learning, loop
 from tests.conformance.test_runtimes import Observer
 

@@ -430,6 +430,7 @@ class Ways(NamedTuple):
     fits: Callable[[Agent], None] | None = None  # refuses what it cannot train with these settings; None: takes all
     parties: int = 0  # owners that train together, each with an environment and a private part of its own; 0: it is
     # one learner's, or workers'
+    spread: bool = False  # whether parties that no file names have networks and rates of their own, each another
     captures: bool = False  # True: gradients are left in the state, for the runtime to apply (`optimise.capture`)
     splits: bool = False  # True: those of global layers are, those of local ones are applied (`optimise.split`)
     proximal: bool = False  # True: global layers are drawn to where they were at the last download (FedProx)

@@ -7,9 +7,10 @@ A parties file is TOML, one table a party:
     env = "CartPole-v1"
     environment = { time_limit = 200 }
     network = { adapter = 32 }
+    optimiser = { learning_rate = 5e-4 }
 
-``environment`` and ``network`` are settings as the command line has them, for this party alone; what they leave out is
-as the experiment has it.
+``environment``, ``network`` and ``optimiser`` are settings as the command line has them, for this party alone; what
+they leave out is as the experiment has it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import dataclasses
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epy
 
 from shoal import environments, networks
 from shoal.core import errors, options, types
+from shoal.formulas import optimise
 
 with epy.lazy_imports():
     import jax
@@ -35,10 +38,23 @@ if TYPE_CHECKING:
     from shoal.experiment import presets, wiring
 
 TABLE = "party"
-KEYS = ("name", "env", "environment", "network")
+KEYS = ("name", "env", "environment", "network", "optimiser")
 REMEDY = (
-    "Each party is a table [[party]] with name and env, and if need be environment and network, tables of settings."
+    "Each party is a table [[party]] with name and env, and if need be environment, network and optimiser, tables of "
+    "settings."
 )
+SPREAD: tuple[tuple[tuple[int, ...], str, float], ...] = (  # hidden layers, activation, rate: those of FedHPD
+    ((128,), "relu", 1e-3),
+    ((32, 32), "relu", 2e-3),
+    ((16, 16, 32), "tanh", 4e-3),
+    ((8, 8, 8), "relu", 5e-4),
+    ((32, 32, 32), "tanh", 3e-3),
+    ((8, 8), "relu", 7e-4),
+    ((64, 64), "tanh", 1e-3),
+    ((16, 16), "relu", 5e-4),
+    ((16, 32, 16), "tanh", 5e-4),
+    ((32,), "relu", 8e-4),
+)  # Kong et al. 2025, arXiv:2502.00870, their CartPole; the eleventh is as the first
 SHARING = ("gradient", "delta")  # exchanges of global parameters, whose shapes are then everybody's
 
 
@@ -49,6 +65,7 @@ class Owner(NamedTuple):
     env: str
     environment: Mapping[str, Any]  # settings of it, by field
     network: Mapping[str, Any]  # settings of his network, by field
+    optimiser: Mapping[str, Any] = MappingProxyType({})  # of his optimiser, likewise
 
 
 class Each(NamedTuple):
@@ -118,6 +135,7 @@ def to_json(owners: Sequence[Owner]) -> list[dict[str, Any]]:
     """Plain data, of which `from_json` makes the same."""
     return [
         {"name": one.name, "env": one.env, "environment": dict(one.environment), "network": dict(one.network)}
+        | ({"optimiser": dict(one.optimiser)} if one.optimiser else {})
         for one in owners
     ]
 
@@ -140,7 +158,7 @@ def _owner(at: int, table: Any) -> Owner:
     for key in ("name", "env"):
         if not isinstance(table.get(key), str) or not table[key].strip():
             raise errors.Refused(f'{called}: {key}={table.get(key)!r}, but a text is needed; give {key} = "..."')
-    for key in ("environment", "network"):
+    for key in ("environment", "network", "optimiser"):
         if not isinstance(table.get(key, {}), dict):
             raise errors.Refused(f"{called}: {key}={table[key]!r} is no table of settings; e.g. {key} = {{ ... }}")
     env = environments.full(table["env"])
@@ -148,7 +166,7 @@ def _owner(at: int, table: Any) -> Owner:
         raise errors.Refused(
             f"{called}: the name {table['name']!r} is to stand in files; leave / and blanks around out"
         )
-    return Owner(table["name"], env, table.get("environment", {}), table.get("network", {}))
+    return Owner(table["name"], env, table.get("environment", {}), table.get("network", {}), table.get("optimiser", {}))
 
 
 # ------------------------------------------------------------------------------------------------ an experiment's
@@ -202,9 +220,20 @@ def each(made: wiring.Experiment, how: types.Ways) -> tuple[Each, ...]:
     number = count(made, how)
     if made.parties:
         return tuple(_filed(made, one) for one in made.parties)
-    if owners := _owned(made).owners:
-        return tuple(Each(one.name, dataclasses.replace(made, env=one.env)) for one in owners)
-    return tuple(Each(str(at), made) for at in range(number))
+    owners = tuple(Each(one.name, dataclasses.replace(made, env=one.env)) for one in _owned(made).owners)
+    found = owners or tuple(Each(str(at), made) for at in range(number))
+    return tuple(_spread(one, at) for at, one in enumerate(found)) if how.spread else found
+
+
+def _spread(one: Each, at: int) -> Each:
+    """A party with a network and a rate of its own (`SPREAD`)."""
+    hidden, activation, rate = SPREAD[at % len(SPREAD)]
+    configs = one.made.configs
+    own = {
+        "network": dataclasses.replace(configs["network"], hidden=hidden, activation=activation),
+        "optimiser": dataclasses.replace(configs["optimiser"], learning_rate=rate),
+    }
+    return Each(one.name, dataclasses.replace(one.made, configs={**configs, **own}))
 
 
 def _filed(made: wiring.Experiment, owner: Owner) -> Each:
@@ -215,6 +244,7 @@ def _filed(made: wiring.Experiment, owner: Owner) -> Each:
         own = {
             "environment": options.build(kind, owner.environment, "environment", shown),
             "network": options.build(networks.Config, owner.network, "network", made.configs["network"]),
+            "optimiser": options.build(optimise.Config, owner.optimiser, "optimiser", made.configs["optimiser"]),
         }
     except errors.Refused as problem:
         raise errors.Refused(f"party {owner.name}: {problem}") from None
@@ -228,7 +258,7 @@ def lead(made: wiring.Experiment, how: types.Ways) -> wiring.Experiment:
         made: The experiment.
         how: What its runtime declares.
     """
-    if not how.parties or (not made.parties and _owned(made).alike):
+    if not how.parties or (not made.parties and not how.spread and _owned(made).alike):
         return made
     return each(made, how)[0].made
 
@@ -273,7 +303,7 @@ def alike(made: wiring.Experiment, how: types.Ways, device: types.Env | None) ->
         how: What its runtime declares.
         device: The environment that stands for all.
     """
-    if device is None:
+    if device is None or how.spread:
         return False
     if made.parties:
         return len(kinds(made, how)) == 1

@@ -3,7 +3,7 @@
 Shi 2021, "A Privacy-preserving Distributed Training Framework for Cooperative Multi-agent Deep Reinforcement Learning",
 arXiv:2109.14998: global weights are updated by all collaborators, local weights by the agent they belong to. How the
 two are composed and what is sent is not published; here every composition is data (`networks.forms`), and gradients or
-weights are sent, all at once or as they come (McMahan et al. 2017, arXiv:1602.05629; Xie et al. 2019, arXiv:1903.03934).
+weights are sent, in rounds or as they come (McMahan et al. 2017, arXiv:1602.05629; Xie et al. 2019, arXiv:1903.03934).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from etils import epy
 from shoal.core import options, types
 
 with epy.lazy_imports():
-    from shoal.runtimes.federated import beginning, privacy
+    from shoal.runtimes.federated import beginning, placing, privacy
+    from shoal.runtimes.federated.flower import opening, partaking, serving
 
 
 RULES = ("adam", "rmsprop", "momentum", "adagrad")  # of optimisers, those that a server knows (`applying`)
@@ -81,9 +82,10 @@ class Config:
     """Whether a party's statistics of its optimiser begin anew with each download; deltas alone."""
     environments: int = options.number(1, low=1)
     """Environments of each party, stepped in lock-step (B)."""
-    placement: Literal["auto", "axis", "turns", "processes"] = "auto"
+    placement: Literal["auto", "axis", "turns", "processes", "server", "party"] = "auto"
     """Where parties are: one axis of one compiled program (axis), one after the other in this process (turns), each in
-    a process of its own (processes); auto: axis where networks and environments allow it."""
+    a process of its own (processes); auto: axis where networks and environments allow it. (server, party: one side of a
+    deployment, which `shoal federate` starts.)"""
     dispatch: Literal["auto", "vmap", "map", "sequential"] = "auto"
     """How an axis of parties is computed: over all at once (vmap), over blocks (map), one after the other, with the
     bits of a party alone (sequential); auto: the one or the other, whichever a short measurement finds faster."""
@@ -100,18 +102,31 @@ class Config:
     """Greedy episodes of each party in such an evaluation."""
     public: int = options.number(500, low=1)
     """States that parties agree on their decisions in (outputs)."""
+    public_from: Literal["owner", "bounds"] = "owner"
+    """Where they come from: recorded by the first owner, who agrees to have that many observations told to all, or
+    drawn from the declared bounds (outputs)."""
     distil_every: int = options.number(5, low=1)
     """Episodes between two such agreements (outputs)."""
     distil_steps: int = options.number(5, low=1)
     """Steps that a party takes towards what was agreed on (outputs)."""
 
 
+    spread: bool = True
+    """Whether parties that no file names have networks, activations and rates of their own, ten unlike ones in turn, as
+    in FedHPD (outputs)."""
+    segment: Literal["fixed", "episode"] = "fixed"
+    """Whether a rollout has always its full length, or ends with its episode (turns and processes, one environment of
+    pure JAX): with rollouts as long as the longest episode, every update is of one episode, as REINFORCE has it."""
+
+
 def ways(config: Config) -> types.Ways:
     """See `types.Ways`."""
     return types.Ways(
-        streams=config.environments, parties=config.parties, seeds=True, exact_resume=True, threads=0, ahead=True,
+        streams=config.environments, parties=1 if config.placement == "party" else config.parties, seeds=True,
+        exact_resume=True, threads=0, ahead=True,
         splits=config.exchange == "gradient", proximal=config.exchange == "delta" and config.mu > 0.0,
-        holds_memory=True, compiles=True,
+        holds_memory=True, compiles=True, pads=config.segment == "episode",
+        spread=config.exchange == "outputs" and config.spread,
         rules=RULES if config.exchange == "gradient" else None,
     )  # fmt: skip
 
@@ -122,14 +137,18 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
     Raises:
         Refused: Says what to change.
     """
-    del opened
     privacy.check(config)
+    placing.check(config, experiment, opened)
     beginning.check(config, experiment)
 
 
 def build(config: Config) -> types.Runtime:
     """The runtime."""
-    return Federated(config)
+    if config.placement == "server":
+        return serving.Serving(
+            lambda parts, seed, begin: opening.opened(config, parts, seed, bytes(16), {}, begin=begin)
+        )
+    return partaking.Partaking(config) if config.placement == "party" else Federated(config)
 
 
 class Federated:

@@ -8,6 +8,7 @@ that answer in any order still share one call. Every vector really becomes a mes
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,13 +16,16 @@ import numpy as np
 from etils import epy
 
 from shoal.core import programs, seeds, types
+from shoal.runtimes.crew import beside
 from shoal.runtimes.experience import finite
-from shoal.runtimes.federated import channels, desk, message, network, together
+from shoal.runtimes.federated import desk, message, network, together
 from shoal.runtimes.members import dispatch
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
+
+    from shoal.runtimes.federated import choosing
 
 UP, DOWN = "up", "down"
 Wire = Callable[[str, int, bytes], bytes | None]  # (direction, party, body) -> what arrives; None: it is lost
@@ -71,8 +75,20 @@ class Programs:
         self._looks: dict[str, Callable] = {}
         self.size = channel.spec.size if channel else 0
         self.per_update = shape.environments * parts.agent.about.rollout_length
-        self.begins = self._shelf.compiled(f"{self._what} start", together.begin(parts, shape), self.keys(0, "init"))
-        self.like: together.Homes = self.begins.returns
+
+    @functools.cached_property
+    def begins(self) -> programs.Compiled:
+        """(keys ``[N]``) -> where parties begin."""
+        made: programs.Compiled = self._shelf.compiled(
+            f"{self._what} start", together.begin(self._parts, self.shape), self.keys(0, "init")
+        )
+        return made
+
+    @property
+    def like(self) -> together.Homes:
+        """Of that the shapes."""
+        homes: together.Homes = self.begins.returns
+        return homes
 
     def keys(self, seed: int, *place: str | int) -> types.Key:
         """One a party, ``[N]``."""
@@ -83,7 +99,7 @@ class Programs:
         count = self.shape.parties
         return together.Asked(
             np.zeros((count, self.size), np.float32), np.zeros(count, np.int32), np.zeros(count, np.float32),
-            np.zeros(count, bool),
+            np.zeros(count, bool), np.zeros(count, bool),
         )  # fmt: skip
 
     def work(self, way: dispatch.Way, *, whole: bool) -> Callable:
@@ -151,9 +167,18 @@ class Axis:
         """Messages go through `wire` from here on."""
         self._plan = dataclasses.replace(self._plan, wire=wire)
 
-    def compile(self) -> None:
-        """Make the program of a call in which all are at work."""
-        self._calls[True] = self._made.work(self._way, whole=True)
+    def compile(self, rounds: int, look: beside.Look, *, choose: bool) -> None:
+        """Make the program of a call in which all are at work.
+
+        Args:
+            rounds: That are to come, about.
+            look: Told how far it is.
+            choose: Whether the fastest way is looked for.
+        """
+        if choose:
+            self._way, self._calls[True] = choosing.fastest(self._made, self.homes, self._keys, rounds, look)
+        else:
+            self._calls[True] = beside.done(lambda: self._made.work(self._way, whole=True), beside.COMPILING, look)
 
     def beginning(self) -> np.ndarray:
         """The global part that a run begins with, ``[d]``."""

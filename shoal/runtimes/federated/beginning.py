@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epy
 
-from shoal.core import errors, seeds, types
+from shoal.core import errors, types
 from shoal.formulas import optimise, rules
 from shoal.runtimes.crew import beside
 from shoal.runtimes.federated import (
@@ -21,6 +21,7 @@ from shoal.runtimes.federated import (
     audit,
     axis,
     channels,
+    consensus,
     hostile,
     message,
     placing,
@@ -35,8 +36,6 @@ from shoal.runtimes.members import dispatch
 
 with epy.lazy_imports():
     import jax
-
-    from shoal.networks import scopes
 
 
 class Opening(NamedTuple):
@@ -130,10 +129,13 @@ def numbers(agent: types.Agent) -> applying.Numbers:
     )
 
 
-def channel_of(config: Any, agent: types.Agent) -> channels.Channel | None:
+def channel_of(config: Any, parts: types.Parts, seed: int) -> channels.Channel | None:
     """What crosses."""
     if config.exchange == "none":
         return None
+    if config.exchange == "outputs":
+        return consensus.channel(parts.agent, placing.agreement(config, parts, seed))
+    agent = parts.agent
     params = jax.eval_shape(agent.init, jax.random.key(0)).params
     if config.exchange == "gradient":
         return channels.gradient(agent, params)
@@ -152,13 +154,22 @@ def opened(config: Any, parts: types.Parts, seed: int, steps: int = 1) -> Openin
     named = parts.parties or tuple(
         types.Party(f"party-{at}", parts.spec.id, parts.rebuild) for at in range(config.parties)
     )
-    updates = config.local_updates if config.exchange != "none" else by_themselves(config, parts, len(named), steps)
+    updates = config.local_updates
+    if config.exchange == "none":
+        updates = by_themselves(config, parts, len(named), steps)
+    elif config.exchange == "outputs":
+        consensus.check(parts.agent)
+        updates = placing.longest(config, parts)
     shape = together.Shape(len(named), config.environments, updates)
-    made = axis.Programs(parts, shape, channel_of(config, parts.agent))
+    made = axis.Programs(parts, shape, channel_of(config, parts, seed))
     held = _rules(config)._replace(
-        env_steps=made.per_update * config.local_updates,
+        env_steps=made.per_update * updates,
+        updates=updates,
         coins=hashlib.sha256(f"coins of run {seed}".encode()).digest(),  # secret in a deployment, repeatable here
     )
+    held = held._replace(settings=held.settings._replace(local_updates=updates))
+    if config.exchange == "outputs":
+        held = held._replace(choices=parts.spec.action.n)
     if config.exchange == "gradient":
         held = held._replace(optimiser=numbers(parts.agent))
     run = hashlib.sha256(f"run {seed}".encode()).digest()[:16]
@@ -211,8 +222,8 @@ def carrier(
     if way is None:
         way = dispatch.of(block, count) if block >= 0 else dispatch.Way("vmap", count)
     plan = axis.Plan(
-        names=opening.names, environments=config.environments, updates=opening.programs.shape.updates, paces=config.paces,
-        apart=config.asynchronous or bool(config.paces),
+        names=opening.names, environments=config.environments, updates=opening.programs.shape.updates,
+        paces=config.paces, apart=config.asynchronous or bool(config.paces),
         leaves=promised.leaves if promised else axis.as_it_is, masked=promised.masked if promised else None,
     )  # fmt: skip
     return axis.Axis(opening.programs, way, plan, seed, homes)
@@ -223,8 +234,9 @@ def like(config: Any, parts: types.Parts, seed: int) -> running.Saved:
     opening = opened(config, parts, seed)
     made, count = opening.programs, len(opening.names)
     begun = served(opening, np.zeros(made.size, np.float32))
-    if placing.chosen(config.placement, parts) != "axis":
-        apart = placing.like(config, parts, opening.run, seed, made.shape.updates)
+    if (where := placing.chosen(config, parts)) != "axis":
+        how = placing.plan(config, parts, opening.run, seed, made.shape.updates)
+        apart = placing.like(where, parts, how)
         return running.Saved(apart, begun.kept(), running.fresh(count))
     desk = carrier(config, opening, seed, made.like, -1).desk
     return running.Saved(axis.Saved(made.like, desk), begun.kept(), running.fresh(count))
@@ -234,8 +246,9 @@ def policies(config: Any, parts: types.Parts, seed: int, saved: running.Saved) -
     """Of every party in a checkpoint tree: the server's global part with what is its own."""
     opening = opened(config, parts, seed)
     made = opening.programs
-    if placing.chosen(config.placement, parts) != "axis":
-        return placing.policies(config, parts, opening.run, seed, saved.parties, saved.server["theta"])
+    if placing.chosen(config, parts) != "axis":
+        how = placing.plan(config, parts, opening.run, seed, made.shape.updates)
+        return placing.policies(parts, how, saved.parties, saved.server["theta"])
     every = made.policies(saved.parties.homes, saved.server["theta"])
     return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in range(made.shape.parties))
 
@@ -249,14 +262,19 @@ def about(config: Any, parts: types.Parts, opening: Opening, promised: promises.
         more["simulated"].append("how slow each party is")
     if config.attack:
         more["simulated"].append(f"attacks ({' '.join(config.attack)})")
-    form = "none" if config.exchange == "none" else form_of(params)
+    form = form_of(next(iter(parts.agent.about.networks.values())).spec)
     return telling.About(opening.names, opening.envs, form, config.exchange, opening.programs.size, own, more)
 
 
-def form_of(params: types.Params) -> str:
-    """Whether parameters are split at all; which form it is the network's settings say."""
-    counts = scopes.counts(params)
-    return "split" if counts.own and counts.shared else "none"
+def form_of(spec: types.NetworkSpec) -> str:
+    """The form of a network (`networks.forms`), from its layers: "A" to "F"; "none": all of it is everybody's."""
+    if spec.vectors or spec.terms:
+        return "F" if spec.vectors else "D"
+    if any(len(seen) > 1 for seen in spec.inputs.values()):
+        return "E"
+    first = any(layer.name and layer.scope == "local" for layers in spec.trunks.values() for layer in layers)
+    last = any(layer.scope == "local" for _, layers in spec.heads.values() for layer in layers)
+    return {(True, True): "C", (True, False): "B", (False, True): "A", (False, False): "none"}[first, last]
 
 
 def _lies(config: Any, opening: Opening, seed: int) -> Sequence[Callable]:
@@ -292,13 +310,15 @@ def trained(
     opening = opened(config, parts, seed, steps)
     made = opening.programs
     promised = promises.Promises(config, seed, spec_of(opening))
-    where = placing.chosen(config.placement, parts)
+    where = placing.chosen(config, parts)
     done = placing.steps(saved.parties) if saved is not None else 0
     look = beside.first(observe, done, done // made.per_update)
 
     def make() -> running.Carrier:
         if where != "axis":
-            apart = placing.opened(where, config, parts, opening.run, seed, made.shape.updates, observe.fault, wire)
+            how = placing.plan(config, parts, opening.run, seed, made.shape.updates)
+            how = how._replace(wire=wire, leaving=promised.leaving)
+            apart = placing.opened(where, parts, how, observe.fault)
             if saved is not None:
                 apart.resume(saved.parties)
             return apart
@@ -307,10 +327,13 @@ def trained(
         one.use(wire)
         if saved is not None:
             one.resume(saved.parties)
-        one.compile()
         return one
 
     carried = beside.done(make, beside.COMPILING, look)
+    if isinstance(carried, axis.Axis):
+        block = int(saved.standing.block) if saved is not None else -1
+        rounds = math.ceil(max(0, steps - done) / len(opening.names) / made.per_update / made.shape.updates)
+        carried.compile(max(1, rounds), look, choose=config.dispatch == "auto" and block < 0)
     serving = served(opening, carried.beginning(), log, promised)
     now = running.fresh(len(opening.names))
     if saved is not None:

@@ -37,6 +37,7 @@ class Channel(NamedTuple):
     gather: Callable[[types.Tree, types.State], types.Tree]  # (gathered, learner after a local update) -> gathered
     end: Callable[[types.State, types.Array, types.Tree, types.Scalar], types.Array]
     # (learner, what came down, gathered, local updates) -> what goes up [d] f32
+    episodes: int = 0  # after which a round ends, if before its updates; 0: it has all of them
 
 
 def specified(params: types.Params) -> message.Spec:

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epy
 
 from shoal.core import types
-from shoal.runtimes.federated import channels, keeping, message, simulated, working
+from shoal.runtimes.federated import channels, consensus, keeping, message, simulated, working
 
 with epy.lazy_imports():
     import jax
@@ -36,6 +36,8 @@ class Terms(NamedTuple):
     exchange: str = "gradient"  # or "delta", "none" (it is alone), "outputs" (`consensus`)
     most: int = 1  # local updates of a round (H): no more are done, whatever a server asks
     reset_moments: bool = False  # whether statistics of the optimiser begin anew with each download
+    agreement: consensus.Agreement | None = None  # of the exchange of outputs
+    padded: bool = False  # whether a rollout ends with its episode
 
 
 class Leaves(Protocol):
@@ -110,7 +112,7 @@ class Party:
         """
         self.terms, self._leaving, self._log, self._agent = terms, leaving, log, parts.agent
         self.channel = channel or channel_of(parts.agent, terms)
-        place = working.Place(terms.seed, terms.party, terms.environments, terms.most)
+        place = place_of(terms)
         self._parts, self._place = parts, place
         self._work: working.Work = (
             working.Compiled(parts, place, self.channel)
@@ -173,7 +175,8 @@ class Party:
         base = np.int32(min(header.base, 2**31 - 1))
         asked = working.Asked(theta, base, np.float32(settings.mu), np.int32(settings.local_updates))
         home, vector, told = self._work(self._home, asked)
-        steps = settings.local_updates * self._agent.about.rollout_length * self.terms.environments
+        # How long episodes were is what was earned, on many tasks: it crosses only where it is the same in every round.
+        steps = 0 if self.channel.episodes or self.terms.padded else told.env_steps
         up = message.Up(header, np.zeros_like(theta), steps, settings.local_updates, message.SKIPPED)
         if not told.finite:
             up = message.Up(header, np.zeros_like(theta), outcome=message.FAILED)
@@ -184,13 +187,13 @@ class Party:
         reply = message.encode_up(self.spec, up)
         self._theta, self._reply = theta, np.frombuffer(reply, np.uint8)
         counts |= {"round": header.round, "base": header.base}
-        self._learned(home, told, settings.local_updates)
+        self._learned(home, told)
         return reply
 
-    def _learned(self, home: working.Home, told: working.Told, updates: int) -> None:
+    def _learned(self, home: working.Home, told: working.Told) -> None:
         self._home, self.told = home, told
-        self.counts["env_steps"] += updates * self._agent.about.rollout_length * self.terms.environments
-        self.counts["updates"] += updates
+        self.counts["env_steps"] += told.env_steps
+        self.counts["updates"] += told.updates
 
     def _nothing(self) -> bytes:
         """The outcome ``failed``, the same whatever went wrong."""
@@ -210,7 +213,7 @@ class Party:
         """Learn for so many updates; nothing comes in and nothing goes out."""
         asked = working.Asked(self._theta, np.int32(0), np.float32(0.0), np.int32(updates))
         home, _, told = self._work(self._home, asked)
-        self._learned(home, told, updates)
+        self._learned(home, told)
 
     def theta(self) -> np.ndarray:
         """What a run may begin with, from this party's own learner, ``[d]``; before its first round."""
@@ -286,9 +289,14 @@ def like(parts: types.Parts, terms: Terms) -> Kept:
         parts: Of the party.
         terms: Of the run.
     """
-    place = working.Place(terms.seed, terms.party, terms.environments, terms.most)
+    place = place_of(terms)
     home = jax.eval_shape(working.starting(parts, place), prng.key(0))
     return _kept(home, channel_of(parts.agent, terms).spec)
+
+
+def place_of(terms: Terms) -> working.Place:
+    """What fixes a party's programs."""
+    return working.Place(terms.seed, terms.party, terms.environments, terms.most, terms.padded)
 
 
 def _kept(home: working.Home, spec: message.Spec) -> Kept:
@@ -300,6 +308,8 @@ def channel_of(agent: types.Agent, terms: Terms) -> channels.Channel:
     """The channel that the terms name."""
     if terms.exchange == "none":
         return channels.nothing()
+    if terms.agreement is not None:
+        return consensus.channel(agent, terms.agreement)
     params = jax.eval_shape(agent.init, prng.key(0)).params
     if terms.exchange == "gradient":
         return channels.gradient(agent, params)

@@ -9,53 +9,130 @@ import numpy as np
 from etils import epy
 
 from shoal.core import errors, types
-from shoal.runtimes.federated import axis, party, processes, turns
+from shoal.runtimes.federated import axis, consensus, party, processes, turns
 
 with epy.lazy_imports():
     import jax
 
 
-def chosen(placement: str, parts: types.Parts) -> str:
+def check(config: Any, experiment: Any, opened: Any) -> None:
+    """Refuse settings that do not fit where parties are.
+
+    Raises:
+        Refused: Says what to change.
+    """
+    if config.segment == "episode":
+        if config.exchange not in ("outputs", "none") or config.placement == "axis":
+            raise errors.Refused(
+                f"runtime.segment=episode is for runtime.exchange outputs or none, in turns or processes, but it is "
+                f"{config.exchange}, {config.placement}; leave it at fixed"
+            )
+        if config.environments != 1 or opened.device is None:
+            raise errors.Refused(
+                f"runtime.segment=episode is of one environment that is pure JAX, but there are {config.environments} "
+                f"of {experiment.env}; use --runtime.environments 1 and an id that begins with gymnax:, or leave it at "
+                "fixed"
+            )
+    if config.exchange == "outputs" and config.asynchronous:
+        raise errors.Refused(
+            "runtime.exchange=outputs agrees in rounds; leave --runtime.asynchronous out, or use --runtime.exchange "
+            "delta"
+        )
+    if config.exchange == "outputs" and (config.clip > 0.0 or config.noise > 0.0 or config.secure_sum):
+        raise errors.Refused(
+            "runtime.exchange=outputs sends distributions, which a clip, noise or masks would make none; leave them "
+            "out, or use --runtime.exchange delta"
+        )
+    if config.placement != "auto":
+        _check_promises(config, config.placement)
+
+
+def _check_promises(config: Any, where: str) -> None:
+    """Refuse what only parties of one program can keep here (`promises`); a deployment can keep it everywhere."""
+    inside = config.secure_sum or (config.privacy == "local" and config.unit == "trajectory")
+    local = config.clip > 0.0 and config.privacy != "central"
+    if (where != "axis" and inside) or (where == "processes" and local):
+        raise errors.Refused(
+            f"parties in {where} cannot clip, noise or mask what they send as these settings want; use "
+            "--runtime.placement axis, or the deployment (shoal federate)"
+        )
+
+
+def chosen(config: Any, parts: types.Parts) -> str:
     """What was asked for; of "auto", an axis where one program serves all, processes for Python simulators, else turns.
 
     Args:
-        placement: "auto", "axis", "turns" or "processes".
+        config: Of the runtime.
         parts: The parties, and the first one's environment.
 
     Raises:
-        Refused: An axis was asked for, and the parties are not alike.
+        Refused: An axis was asked for, and one program cannot serve all.
     """
-    if placement == "auto":
-        if parts.alike and parts.device_env is not None:
-            return "axis"
-        return "turns" if parts.device_env is not None else "processes"
-    if placement == "axis" and not (parts.alike and parts.device_env is not None):
+    placement, outputs = config.placement, config.exchange == "outputs"
+    one = parts.alike and parts.device_env is not None and not outputs and config.segment == "fixed"
+    if placement == "axis" and not one:
         raise errors.Refused(
             "runtime.placement=axis, but one compiled program cannot serve these parties: their networks or "
-            "environments differ in shape, or are Python simulators; use --runtime.placement turns or processes"
+            "environments differ, are Python simulators, or agree on outputs; use --runtime.placement turns or "
+            "processes"
         )
-    return placement
+    where = placement
+    if placement == "auto":
+        where = "axis" if one else "turns" if parts.device_env is not None else "processes"
+    _check_promises(config, where)
+    return where
 
 
-def terms(config: Any, run: bytes, seed: int, updates: int) -> party.Terms:
+def terms(config: Any, parts: types.Parts, run: bytes, seed: int, updates: int) -> party.Terms:
     """What parties know of the run.
 
     Args:
         config: Of the runtime.
+        parts: The parties; the first one's are the public states, where there are any.
         run: Its name, ``[16]``.
         seed: Of the run.
         updates: Local updates of a round at most.
     """
-    return party.Terms(run, 0, seed, config.environments, config.exchange, updates, config.reset_moments)
+    agreed = agreement(config, parts, seed) if config.exchange == "outputs" else None
+    return party.Terms(
+        run, 0, seed, config.environments, config.exchange, updates, config.reset_moments, agreed,
+        config.segment == "episode",
+    )  # fmt: skip
 
 
-def plan(config: Any, given: party.Terms) -> turns.Plan:
-    """How parties work.
+def agreement(config: Any, parts: types.Parts, seed: int) -> consensus.Agreement:
+    """What parties agree on (form G).
 
     Args:
         config: Of the runtime.
-        given: What they know of the run.
+        parts: Of the owner who lets some observations be told.
+        seed: Of the run.
     """
+    states = consensus.public(parts, config.public_from, config.public, seed)
+    return consensus.Agreement(states, parts.spec.action.n, config.distil_steps, config.distil_every)
+
+
+def longest(config: Any, parts: types.Parts) -> int:
+    """Updates in which so many episodes have ended for certain; those of a round of outputs at most.
+
+    Raises:
+        Refused: The environment has no time limit, so nobody can tell.
+    """
+    if config.segment == "episode":
+        return config.distil_every
+    limit = parts.spec.time_limit
+    if limit is None:
+        raise errors.Refused(
+            f"runtime.exchange=outputs agrees after so many episodes, and {parts.spec.id} has no time limit; give it "
+            "one (--environment.time-limit), or use --runtime.exchange delta"
+        )
+    each = parts.agent.about.rollout_length * config.environments
+    return -(-(config.distil_every + config.environments) * limit // each)
+
+
+def plan(config: Any, parts: types.Parts, run: bytes, seed: int, updates: int) -> turns.Plan:
+    """How parties work; arguments as in `terms`."""
+    given = terms(config, parts, run, seed, updates)
     return turns.Plan(given, config.paces, config.asynchronous or bool(config.paces), given.most)
 
 
@@ -63,37 +140,25 @@ Saved = turns.Saved | tuple[party.Kept, ...] | axis.Saved
 
 
 def opened(
-    where: str,
-    config: Any,
-    parts: types.Parts,
-    run: bytes,
-    seed: int,
-    updates: int,
-    fault: Callable[[str, str], None],
-    wire: axis.Wire = axis.untouched,
+    where: str, parts: types.Parts, how: turns.Plan, fault: Callable[[str, str], None]
 ) -> turns.Turns | processes.Processes:
     """Parties in turn, or in processes that are being started.
 
     Args:
         where: "turns" or "processes".
-        config: Of the runtime.
         parts: The parties.
-        run: The run's name, ``[16]``.
-        seed: Of the run.
-        updates: Local updates of a round.
+        how: They work.
         fault: Told of what went wrong at one, and of processes that died.
-        wire: What happens to messages on their way.
     """
-    how = plan(config, terms(config, run, seed, updates))._replace(wire=wire)
     if where == "turns":
         return turns.Turns(parts.parties, how, fault)
     return processes.Processes(parts.parties, how, turns.like(parts.parties, how).parties, fault)
 
 
-def like(config: Any, parts: types.Parts, run: bytes, seed: int, updates: int) -> Saved:
+def like(where: str, parts: types.Parts, how: turns.Plan) -> Saved:
     """What a checkpoint holds of the parties, as ShapeDtypeStructs or arrays; arguments as in `opened`."""
-    found = turns.like(parts.parties, plan(config, terms(config, run, seed, updates)))
-    return found if chosen(config.placement, parts) == "turns" else found.parties
+    found = turns.like(parts.parties, how)
+    return found if where == "turns" else found.parties
 
 
 def kepts(saved: Saved) -> Sequence[party.Kept]:
@@ -111,22 +176,18 @@ def steps(saved: Saved) -> int:
     return sum(int(kept.counts[party.COUNTS.index("env_steps")]) for kept in kepts(saved))
 
 
-def policies(
-    config: Any, parts: types.Parts, run: bytes, seed: int, saved: Saved, theta: np.ndarray
-) -> tuple[types.Policy, ...]:
+def policies(parts: types.Parts, how: turns.Plan, saved: Saved, theta: np.ndarray) -> tuple[types.Policy, ...]:
     """Of every party in a checkpoint: the server's global part with what is its own.
 
     Args:
-        config: Of the runtime.
         parts: The parties.
-        run: The run's name, ``[16]``.
-        seed: Of the run.
+        how: They work.
         saved: What the checkpoint holds of them.
         theta: The global part, ``[d]``.
     """
-    given, found = terms(config, run, seed, config.local_updates), []
+    found = []
     for one, kept in zip(parts.parties, kepts(saved), strict=True):
         agent = one.rebuild().agent
-        state = party.channel_of(agent, given).install(kept.home.members.state, theta)
+        state = party.channel_of(agent, how.terms).install(kept.home.members.state, theta)
         found.append(jax.device_get(agent.snapshot(state)))
     return tuple(found)

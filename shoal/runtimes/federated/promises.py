@@ -16,7 +16,7 @@ from shoal.core import types
 from shoal.runtimes.federated import agreement, leaving, ledger, masks, message, privacy, rounds, unmasking
 
 if TYPE_CHECKING:
-    from shoal.runtimes.federated import Config
+    from shoal.runtimes.federated import Config, party
 
 WIDE = 6.0  # standard deviations of noise that a masked number has room for
 
@@ -74,6 +74,11 @@ class Promises:
         return True
 
     # ---------------------------------------------------------------- at a party
+
+    @property
+    def leaving(self) -> party.Leaves:
+        """What a party by itself does to an update, without masks (`party.Leaves`)."""
+        return self._leaving
 
     def leaves(self, party: int, vector: np.ndarray, down: message.Down) -> np.ndarray:
         """An update as it leaves its party, ``[d]`` of the dtype of what is sent."""

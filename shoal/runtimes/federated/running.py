@@ -206,7 +206,7 @@ class Running:
             updates=self._steps // self._plan.per_update,
             train_s=spent,
             episodes=told.episodes(),
-            metrics=told.metrics(now.returns[now.measured]),
+            metrics=told.metrics(self._server, now.returns[now.measured]),
             split={"on_device": spent},
             workers={},
             faults=faults,

@@ -119,12 +119,16 @@ class Simulated:
             home = Home(home.members._replace(actors=carry), home.common)
             home, gathered, metrics = self._update(home, gathered, rollout, learn_key)
             each.append(metrics)
+            if self._channel.episodes and len(ended) >= self._channel.episodes:
+                break
+        done = np.int32(len(each))
         whole = jax.device_get(each)
         named = {name: float(np.mean([one[name] for one in whole])) for name in whole[0]}
-        home, *rest = self._end(first, home, asked, gathered, named)
+        home, *rest = self._end(first, home, asked._replace(updates=done), gathered, named)
         vector, skipped, good = jax.device_get(rest)
         after = self._finite.rewards - before[0], self._finite.observations - before[1]
-        return home, np.asarray(vector), Told(ended, named, int(skipped), after, bool(good))
+        steps = int(done) * self._agent.about.rollout_length * self._place.environments
+        return home, np.asarray(vector), Told(ended, named, int(skipped), after, bool(good), steps, int(done))
 
     def _collect(
         self, policy: types.Policy, carry: types.Carry, words: np.ndarray, number: int, ended: list[Ended]

@@ -33,6 +33,7 @@ class Place(NamedTuple):
     party: int  # its number
     environments: int  # B
     most: int  # local updates of one round, at most (K)
+    padded: bool = False  # whether a rollout ends with its episode; then B is 1
 
 
 class Home(NamedTuple):
@@ -58,6 +59,8 @@ class Told(NamedTuple):
     skipped: int  # gradients dropped in this round, for they were not finite
     unfit: tuple[int, int]  # rewards and observations that were not finite, in this round
     finite: bool  # whether its numbers are; false: the learner is as it was before the round
+    env_steps: int  # of the round
+    updates: int  # likewise
 
 
 class Asked(NamedTuple):
@@ -130,13 +133,27 @@ def with_state(home: Home, state: types.State) -> Home:
     return home._replace(members=home.members._replace(state=state))
 
 
-def episodes(ended: rollouts.Ended, updates: int) -> list[Ended]:
-    """Finished episodes of the first updates of a round ``[K, T, B]``, in the order of steps."""
-    batch = ended.over.shape[2]
-    over = np.flatnonzero(ended.over[:updates].reshape(-1))
-    returns, lengths = ended.episode_return.reshape(-1)[over], ended.length.reshape(-1)[over]
-    at = (over // batch + 1) * batch
-    return [Ended(int(one), float(value), int(size)) for one, value, size in zip(at, returns, lengths, strict=True)]
+def happened(ended: rollouts.Ended, used: types.Scalar) -> rollouts.Ended:
+    """What ended in the steps of a rollout that are no padding."""
+    real = jnp.arange(len(ended.over))[:, None] < used
+    return ended._replace(over=ended.over & real, unfit=ended.unfit & real[..., None])
+
+
+def episodes(ended: rollouts.Ended, steps: np.ndarray) -> list[Ended]:
+    """Finished episodes of a round, in the order of steps.
+
+    Args:
+        ended: ``[K, T, B]``.
+        steps: Environment steps of each update that was done, K of them at most.
+    """
+    before = np.concatenate([[0], np.cumsum(steps)])
+    update, t, stream = np.nonzero(ended.over[: len(steps)])
+    at = before[update] + (t + 1) * ended.over.shape[2]
+    where = update, t, stream
+    return [
+        Ended(int(one), float(value), int(size))
+        for one, value, size in zip(at, ended.episode_return[where], ended.length[where], strict=True)
+    ]
 
 
 class Compiled:
@@ -164,7 +181,8 @@ class Compiled:
         self._key = key(place, "run")
 
     def _program(self, parts: types.Parts) -> Callable:
-        agent, env, channel, most = parts.agent, parts.device_env, self._channel, self._place.most
+        agent, env, channel, place = parts.agent, parts.device_env, self._channel, self._place
+        collect = rollouts.collect_padded if place.padded else rollouts.collect
         learn = loop.learn(parts, alone)
         assert env is not None
 
@@ -172,29 +190,36 @@ class Compiled:
             members, common = home
             act_key, learn_key = jax.random.split(jax.random.fold_in(key, common.update))
             policy = agent.snapshot(members.state)
-            actors, rollout, ended = rollouts.collect(agent, env, policy, members.actors, act_key)
+            actors, rollout, ended = collect(agent, env, policy, members.actors, act_key)
             acted = members._replace(actors=actors)
             members, common, metrics = learn(acted, common, rollout, learn_key, jnp.bool_(False))
-            return Home(members, common), (metrics, ended)
+            used = ended.over.size if isinstance(rollout.used, tuple) else rollout.used
+            ended = ended if isinstance(rollout.used, tuple) else happened(ended, rollout.used)
+            return Home(members, common), (metrics, ended, jnp.int32(used))
 
         def round_(home: Home, asked: Asked, key: types.Key) -> Any:
             before = home.members.state
             home = with_state(home, channel.begin(before, asked.theta, asked.base, asked.mu))
             like = jax.eval_shape(update, home, key)[1]
-            blank = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), like)
+            blank = jax.tree.map(lambda leaf: jnp.zeros((place.most, *leaf.shape), leaf.dtype), like)
 
-            def once(at: types.Scalar, now: Any) -> Any:
-                home, gathered, told = now
+            def once(now: Any) -> Any:
+                at, home, gathered, told = now
                 home, new = update(home, key)
                 told = jax.tree.map(lambda all_, one: all_.at[at].set(one), told, new)
-                return home, channel.gather(gathered, home.members.state), told
+                return at + 1, home, channel.gather(gathered, home.members.state), told
 
-            home, gathered, told = jax.lax.fori_loop(0, asked.updates, once, (home, channel.first, blank))
-            vector = channel.end(home.members.state, asked.theta, gathered, asked.updates.astype(jnp.float32))
-            metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0) / asked.updates, told[0])
+            def going(now: Any) -> types.Scalar:
+                at, _, _, told = now
+                most = channel.episodes or jnp.iinfo(jnp.int32).max
+                return (at < asked.updates) & (told[1].over.sum(dtype=jnp.int32) < most)
+
+            done, home, gathered, told = jax.lax.while_loop(going, once, (jnp.int32(0), home, channel.first, blank))
+            vector = channel.end(home.members.state, asked.theta, gathered, done.astype(jnp.float32))
+            metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0) / done, told[0])
             after = home.members.state
             state, finite = sound(before, after, metrics)
-            more = optimise.skipped(after) - optimise.skipped(before), finite
+            more = optimise.skipped(after) - optimise.skipped(before), finite, told[2], done
             return with_state(home, state), vector, (metrics, told[1], *more)
 
         return round_
@@ -212,11 +237,15 @@ class Compiled:
     def __call__(self, home: Home, asked: Asked) -> tuple[Home, np.ndarray, Told]:
         """See `Work`."""
         home, vector, told = self._round(home, asked, self._key)
-        vector, (metrics, ended, skipped, finite) = jax.device_get((vector, told))
-        found = episodes(ended, int(asked.updates))
+        vector, (metrics, ended, skipped, finite, steps, done) = jax.device_get((vector, told))
+        found = episodes(ended, steps[: int(done)])
         unfit = tuple(int(count) for count in ended.unfit.sum(axis=(0, 1, 2)))
         named = {name: float(value) for name, value in metrics.items()}
-        return home, vector, Told(found, named, int(skipped), (unfit[0], unfit[1]), bool(finite))
+        return (
+            home,
+            vector,
+            Told(found, named, int(skipped), (unfit[0], unfit[1]), bool(finite), int(steps.sum()), int(done)),
+        )
 
     def evaluate(self, state: types.State, words: np.ndarray, episodes: int) -> float:
         """See `Work`."""
