@@ -29,6 +29,7 @@ from _tables import (
     scores,
     several,
     speed,
+    threats,
     tuning,
 )
 
@@ -57,6 +58,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "population": population.population,
     "pbt": population.pbt,
     "collaborative": owners.collaborative,
+    "federation_threats": threats.federation_threats,
 }
 
 

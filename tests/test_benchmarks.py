@@ -24,6 +24,7 @@ BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
     "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several", "tune", "population", "pbt",
     "collaborative",
+    "federation_threats",
 )  # fmt: skip
 
 
@@ -1034,3 +1035,59 @@ def test_seeds_of_owners_share_a_program_and_nothing_else():
     assert both.bytes[0].tolist() == both.bytes[1].tolist()
     assert both.rounds.tolist() == [2, 2], "64 steps of a party each"
     assert not np.array_equal(both.kept[1][0], both.kept[1][1]), "a global part of their own"
+
+
+def _threats(**runs):
+    wire = {"of": 10, "faults": {"NaN": "rejected:not_finite"}, "turned_away": 11, "accepted": 0, "crashes": 0}
+    kept = {"wire": wire | {"reasons": {"not_finite": 11}, "unchanged": True}, "cost": None, "runs": runs}
+    return _load("federation_threats").conclude(kept)
+
+
+def _scored(*scores):
+    return {str(seed): {"score": float(score)} for seed, score in enumerate(scores)}
+
+
+def test_what_attackers_leave_is_a_share_of_the_same_seeds_without_them():
+    threats = _load("federation_threats")
+    runs = {threats.CLEAN: _scored(100, 200), "nearest_mixing, zero": _scored(90), "mean, zero": _scored(50, 100)}
+    runs |= {"nearest_mixing, scaling": _scored(100, 150), "median": _scored(80, 190)}
+    found = _threats(**runs)
+    zero = found["attacks"]["zero"]
+    assert (zero["robust_fraction"], zero["robust_fractions"]) == (0.9, [0.9])
+    assert (zero["mean_fraction"], zero["mean_fractions"]) == (0.5, [0.5, 0.5])
+    assert found["attacks"]["scaling"]["robust_fraction"] == pytest.approx(250 / 300)
+    assert found["attacks"]["nan"]["mean_fraction"] is None
+    assert found["rules"]["median"]["fraction"] == 0.9
+    assert (found["robust_fraction"], found["mean_fraction"]) == (pytest.approx(250 / 300), 0.5)
+    assert not found["complete"]
+    table = _load("_tables.threats").federation_threats(found)
+    assert "| zero | 90% | 50% (50% to 50%) |" in table
+    assert "Times: not measured yet." in table
+    assert "83%" in _load("_tables.lines").federation_threats(found)
+
+
+def test_threats_are_measured_seed_by_seed_and_nothing_twice():
+    threats = _load("federation_threats")
+    first = list(threats.due({threats.CLEAN: {"0": {}}}, 2, quick=False))
+    assert [seed for _, seed in first] == sorted(seed for _, seed in first)
+    assert (threats.CLEAN, 0) not in first
+    assert (threats.CLEAN, 1) in first
+    assert len(first) == 2 * len(threats.names()) - 1
+    told = threats.settings("nearest_mixing, nan")
+    assert (told["aggregator"], told["hostile"], told["attack"]) == ("nearest_mixing", 3, ("7:nan", "8:nan", "9:nan"))
+    assert "attack" not in threats.settings("median")
+    assert "hostile" not in threats.settings("mean, nan")
+
+
+def test_times_of_a_busy_machine_are_not_taken(monkeypatch):
+    threats = _load("federation_threats")
+    monkeypatch.setattr(threats.os, "getloadavg", lambda: (50.0, 0.0, 0.0))
+    found = threats.cost(1)
+    assert found["default_ms"] is None
+    assert "busy" in _load("_tables.threats")._cost(found)
+
+
+def test_nothing_gets_through_the_wire_of_the_bench():
+    found = _load("federation_threats").wire(50)
+    assert (found["accepted"], found["crashes"], found["unchanged"]) == (0, 0, True)
+    assert found["turned_away"] == 50 + len(found["faults"])
