@@ -24,6 +24,7 @@ from _tables import (
     linear,
     lines,
     map_propagation,
+    owners,
     population,
     scores,
     several,
@@ -55,6 +56,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "several": several.several,
     "population": population.population,
     "pbt": population.pbt,
+    "consensus": owners.consensus,
 }
 
 
