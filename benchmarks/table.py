@@ -19,6 +19,7 @@ from typing import Any
 import _common
 from _tables import (
     acting,
+    agreeing,
     asynchrony,
     engines,
     linear,
@@ -56,7 +57,8 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "several": several.several,
     "population": population.population,
     "pbt": population.pbt,
-    "consensus": owners.consensus,
+    "consensus": agreeing.consensus,
+    "collaborative": owners.collaborative,
 }
 
 

@@ -23,7 +23,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
     "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several", "tune", "population", "pbt",
-    "consensus",
+    "collaborative", "consensus",
 )  # fmt: skip
 
 
@@ -777,7 +777,7 @@ def test_consensus_tells_the_papers_numbers_and_those_at_equal_steps():
     assert told["auc_ratio_d5"] == 1.5
     assert told["auc_ratio_d2"] is None
     assert told["monotone"] is None
-    assert "1.5 (1.33)" in _load("_tables.owners").consensus(told)
+    assert "1.5 (1.33)" in _load("_tables.agreeing").consensus(told)
 
 
 def test_arms_of_consensus_differ_in_what_is_agreed_on_alone():

@@ -137,3 +137,20 @@ def test_proximal_without_strength_gives_the_bits_of_what_it_wraps():
     theta, gradient = params(), params(1)
     after = [made.update(gradient, made.init(theta), theta, jnp.int32(0))[0] for made in (plain, near)]
     assert tree.sha256(after[0]) == tree.sha256(after[1])
+
+
+@pytest.mark.parametrize("make", ["split", "local"])
+def test_an_owners_own_layers_may_have_a_pace_of_their_own(make):
+    config = optimise.Config(rule="momentum", decay=0.0, anneal=False, learning_rate=0.1, max_norm=0.0, local_rate=5.0)
+    theta = {"dense": {"bias": jnp.zeros(2)}, "own_dense": {"bias": jnp.zeros(2)}}
+    ones = jax.tree.map(jnp.ones_like, theta)
+    for rates, times in (((), 1.0), (jax.tree.map(lambda _: jnp.float32(2.0), theta), 2.0)):
+        ask = optimise.Step(rates=rates)
+        made = splitting.split(config, STEPS, networks.is_global)
+        if make == "local":
+            made = splitting.paced(optimise.local(config, STEPS), networks.is_global, config.local_rate)
+        after, _, _ = made.update(ones, made.init(theta, rates), theta, jnp.int32(0), ask)
+        np.testing.assert_allclose(after["own_dense"]["bias"], -0.5 * times, rtol=1e-6)
+        wanted = 0.0 if make == "split" else -0.1 * times
+        np.testing.assert_allclose(after["dense"]["bias"], wanted, rtol=1e-6)
+    assert splitting.paced(made, networks.is_global, 1.0) is made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from _tables import map_propagation, scores, show
+from _tables import map_propagation, owners, scores, show
 
 
 class Line(NamedTuple):
@@ -236,6 +236,7 @@ LINES = (
     Line("Tuning", "tune", "tuning", tune),
     Line("Populations", "population", "populations", population),
     Line("Population based training", "pbt", "population-based-training", pbt),
+    Line("Training across owners", "collaborative", "training-across-owners", owners.line),
     Line("Consensus", "consensus", "consensus", consensus),
     Line("MAP propagation", "map_propagation", "map-propagation", team),
     Line("Linear ancestors", "linear", "linear-ancestors", linear),

@@ -821,6 +821,14 @@ class Repeats(Runtime, Protocol):
         ...
 
 
+class Owning(Runtime, Protocol):
+    """A runtime whose parties have a policy each (`Ways.parties`)."""
+
+    def policies(self, parts: Parts, seed: int, saved: Tree) -> tuple[Policy, ...]:
+        """Those of all parties in a checkpoint tree, in their order, on the host."""
+        ...
+
+
 class Recording(Runtime, Protocol):
     """A runtime that can do the recorded order of a run again (`Ways.recordable`)."""
 

@@ -326,11 +326,7 @@ def check(agents: Sequence[tuple[str, types.Agent, types.EnvSpec]], exchange: st
     name, agent, spec = agents[0]
     if exchange == "outputs":
         for other, _, does in agents[1:]:
-            if (does.action.kind, does.action.n, does.action.sizes) != (
-                spec.action.kind,
-                spec.action.n,
-                spec.action.sizes,
-            ):
+            if _choices(does) != _choices(spec):
                 raise errors.Refused(
                     f"party {other} chooses among {does.action.n} actions, and party {name} among {spec.action.n}; who "
                     "agrees on decisions has the same ones, so give them environments of the same actions"
@@ -352,6 +348,10 @@ def check(agents: Sequence[tuple[str, types.Agent, types.EnvSpec]], exchange: st
             )
 
 
+def _choices(spec: types.EnvSpec) -> tuple[str, int, tuple[int, ...], tuple[int, ...]]:
+    return spec.action.kind, spec.action.n, spec.action.sizes, spec.action.shape
+
+
 def _layout(agent: types.Agent) -> dict[str, tuple[int, ...]]:
     return dict(scopes.layout(jax.eval_shape(agent.init, seeds.key(0)).params))
 
@@ -359,7 +359,7 @@ def _layout(agent: types.Agent) -> dict[str, tuple[int, ...]]:
 def _differences(
     layout: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, tuple[int, ...] | None, tuple[int, ...] | None]]:
-    for name in sorted({*layout, *other}):
+    for name in sorted({*layout, *other}, key=lambda name: (name.rpartition("/")[0], name.endswith("bias"))):
         if layout.get(name) != other.get(name):
             yield name.rpartition("/")[0], layout.get(name), other.get(name)
 

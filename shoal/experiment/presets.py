@@ -24,6 +24,7 @@ from shoal.experiment.tuned import (
     actors,
     linear,
     off_policy,
+    owners,
     populations,
     ppo,
     several,
@@ -41,6 +42,7 @@ PRESETS: dict[str, Preset] = {
     **teams.PRESETS,
     **linear.PRESETS,
     **populations.PRESETS,
+    **owners.PRESETS,
 }
 
 

@@ -167,9 +167,11 @@ def validate(experiment: Experiment, opened: environments.Opened) -> None:
     for kind in kinds():
         options.check(experiment.configs[kind], kind)
     optimise.check(experiment.configs["optimiser"])
+    _check_pace(experiment)
     how = ways(experiment.runtime, experiment.configs["runtime"])
     lead = parties.lead(experiment, how)
-    _check_algorithm(lead, opened.spec)
+    if not experiment.parties:  # what is wrong with all of them is nobody's in particular
+        _check_algorithm(lead, opened.spec)
     _check_parties(experiment, how)
     registry.load("runtime", experiment.runtime).check(experiment.configs["runtime"], experiment, opened)
     _check_compressor(lead, opened)
@@ -211,7 +213,12 @@ def open_environment(experiment: Experiment) -> environments.Opened:
         Refused: As `environments.open`.
     """
     lead = parties.lead(experiment, ways(experiment.runtime, experiment.configs["runtime"]))
-    return environments.open(lead.env, lead.configs["environment"])
+    try:
+        return environments.open(lead.env, lead.configs["environment"])
+    except errors.Refused as problem:
+        if not experiment.parties:
+            raise
+        raise errors.Refused(f"party {experiment.parties[0].name}: {problem}") from None
 
 
 def compiled(experiment: Experiment) -> bool:
@@ -226,6 +233,15 @@ def elsewhere(experiment: Experiment) -> str:
 
 def _ids(experiment: Experiment) -> list[str]:
     return parties.ids(experiment, ways(experiment.runtime, experiment.configs["runtime"]))
+
+
+def _check_pace(experiment: Experiment) -> None:
+    config, how = experiment.configs["optimiser"], ways(experiment.runtime, experiment.configs["runtime"])
+    if config.local_rate != 1.0 and how.captures:
+        raise errors.Refused(
+            f"optimiser.local_rate={config.local_rate:g} is for parties, and the {experiment.runtime} runtime applies "
+            "all gradients to one set of parameters; leave it out, or use --runtime federated"
+        )
 
 
 def _check_evaluations(experiment: Experiment) -> None:
@@ -298,7 +314,7 @@ def _check_algorithm(experiment: Experiment, spec: types.EnvSpec) -> None:
     if reason := unshareable(experiment.runtime, experiment.algorithm, configs["algorithm"], configs["runtime"]):
         raise errors.Refused(
             f"the {experiment.runtime} runtime applies gradients itself, but {reason}; "
-            "or use --runtime on_device or host"
+            f"or use {'--runtime.exchange delta' if how.splits else '--runtime on_device or host'}"
         )
 
 
@@ -500,7 +516,7 @@ def _optimiser(config: optimise.Config, steps: int, how: types.Ways) -> optimise
         return optimise.capture(config, steps)
     if how.splits:
         return splitting.split(config, steps, networks.is_global)
-    made = optimise.local(config, steps)
+    made = splitting.paced(optimise.local(config, steps), networks.is_global, config.local_rate)
     return splitting.proximal(made, networks.is_global) if how.proximal else made
 
 

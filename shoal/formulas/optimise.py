@@ -47,6 +47,8 @@ class Config:
     arguments: tuple[str, ...] = options.later(())
     """What else an optax rule takes, as name=value, e.g. weight_decay=1e-4 nesterov=true. Its learning_rate, its decay
     of squares (b2, b3, rho or decay) and its eps are the rate, decay and epsilon above, not optax's defaults."""
+    local_rate: float = options.number(1.0, low=0.0, scale="log", new=True)
+    """What the step size is multiplied by for layers that are an owner's own (network.form), and for no others."""
 
 
 LARGEST = 3.4028234663852886e38  # the largest float32: stands for "never": checkpoints hold no infinity

@@ -36,7 +36,7 @@ def split(config: optimise.Config, steps: int, is_global: IsGlobal) -> optimise.
         steps: Environment steps of the whole run, for annealing.
         is_global: Tells the two apart.
     """
-    at_home = optimise.local(config, steps)
+    at_home = paced(optimise.local(config, steps), is_global, config.local_rate)
 
     def init(params: types.Params, rates: Any = ()) -> optimise.OptimiserState:
         shared, own = tree.parted(params, is_global)
@@ -62,6 +62,23 @@ def split(config: optimise.Config, steps: int, is_global: IsGlobal) -> optimise.
         return tree.whole(shared, own), state, norm
 
     return optimise.Optimiser(init, update)
+
+
+def paced(optimiser: optimise.Optimiser, is_global: IsGlobal, factor: float) -> optimise.Optimiser:
+    """The same optimiser, whose steps of local parameters are `factor` times as long; itself where that is 1."""
+    if factor == 1.0:
+        return optimiser
+
+    def rates(params: types.Params, given: Any) -> Any:
+        each = jax.tree_util.tree_map_with_path(lambda path, _: 1.0 if is_global(path) else factor, params)
+        return jax.tree.map(lambda mine, asked: mine * asked, each, given) if given else each
+
+    def update(
+        gradient: Any, state: optimise.OptimiserState, params: types.Params, env_steps: Any, ask: Any = optimise.PLAIN
+    ) -> Any:
+        return optimiser.update(gradient, state, params, env_steps, ask._replace(rates=rates(params, ask.rates)))
+
+    return optimise.Optimiser(optimiser.init, update)
 
 
 def proximal(optimiser: optimise.Optimiser, is_global: IsGlobal) -> optimise.Optimiser:

@@ -92,6 +92,7 @@ def evaluate(  # noqa: PLR0913  four of them are only who is told
     show: Callable[[types.Stage], None] | None = None,
     packed: types.Packed | None = None,
     simulators: bool = False,
+    owner: int | None = None,
 ) -> Evaluation:
     """Play episodes.
 
@@ -111,13 +112,14 @@ def evaluate(  # noqa: PLR0913  four of them are only who is told
         show: Told how far it is, as often as `stop` is asked.
         packed: What acts instead of `policy`, as actors run it (`types.Compressor.runner`).
         simulators: Step simulators on the host, even where the environment can be compiled: as `packed` is played.
+        owner: Whose environment it is, where that differs between owners (`types.Env.init_as`); None: anybody's.
 
     Raises:
         Stopped: `stop` said so.
     """
     policy = policy._replace(explore=np.float32(0.0 if greedy else 1.0))
     device = parts.device_env and not simulators and packed is None
-    play = _on_device if device else functools.partial(_on_host, packed=packed)
+    play = functools.partial(_on_device, owner=owner) if device else functools.partial(_on_host, packed=packed)
     most = PARALLEL if device else min(streams, PARALLEL)
     told = _Told(stop, say, show, on_fault)
     watch = _Watch(episodes, most, SECONDS if seconds is None else seconds, told)
@@ -283,20 +285,31 @@ def _on_host(
     return [Game(*game) for game in zip(returns.tolist(), lengths.tolist(), (~running).tolist(), strict=True)]
 
 
-def _on_device(watch: _Watch, parts: types.Parts, policy: types.Policy, streams: int, seed: int) -> list[Game]:
+def _on_device(
+    watch: _Watch, parts: types.Parts, policy: types.Policy, streams: int, seed: int, owner: int | None
+) -> list[Game]:
     watch.look(0, 0)
     assert parts.device_env is not None
     env = parts.device_env
-    play = _playing(parts.agent.act, env.init, env.step, streams, _longest(parts.spec))
-    # The policy is an argument, not a constant of the program: one compilation serves every policy.
-    given = policy, _carry(parts.agent, streams), seeds.key(seed)
+    play = _playing(parts.agent.act, env.init, env.init_as, env.step, streams, _longest(parts.spec))
+    # Policy and owner are arguments, no constants of the program: one compilation serves every policy.
+    given = policy, _carry(parts.agent, streams), seeds.key(seed), None if owner is None else np.int32(owner)
     returns, lengths, running = watch.patiently(lambda: jax.device_get(play(*given)))
     return [Game(*game) for game in zip(returns.tolist(), lengths.tolist(), (~running).tolist(), strict=True)]
 
 
+def _swapped(init_as: Callable[..., Any], owner: Any, key: Any) -> Any:
+    return init_as(key, owner)
+
+
 @functools.lru_cache(maxsize=4)
 def _playing(
-    act: Callable[..., Any], init: Callable[..., Any], turn: Callable[..., Any], streams: int, limit: int
+    act: Callable[..., Any],
+    init: Callable[..., Any],
+    init_as: Callable[..., Any] | None,
+    turn: Callable[..., Any],
+    streams: int,
+    limit: int,
 ) -> Callable[..., Any]:
     """The program that plays one episode in every stream."""
 
@@ -314,9 +327,10 @@ def _playing(
     def going(at: Any) -> Any:
         return at[5].any() & (at[4].max() < limit)
 
-    def play(policy: types.Policy, carry: types.Carry, key: Any) -> Any:
+    def play(policy: types.Policy, carry: types.Carry, key: Any, owner: Any) -> Any:
         first, key = jax.random.split(key)
-        state, obs = jax.vmap(init)(jax.random.split(first, streams))
+        begin = init if init_as is None or owner is None else functools.partial(_swapped, init_as, owner)
+        state, obs = jax.vmap(begin)(jax.random.split(first, streams))
         zeros = jnp.zeros(streams), jnp.zeros(streams, jnp.int32), jnp.ones(streams, bool)
         at = (state, obs, carry, *zeros, key)
         return jax.lax.while_loop(going, functools.partial(step, policy), at)[3:6]

@@ -284,5 +284,17 @@ def as_saved(built: experiment.Built, made: experiment.Experiment, saved: checkp
         env_steps=saved.step, updates=saved.meta["updates"], train_s=0.0, episodes=[], metrics={}, split={}, workers={},
         faults={}, save=lambda: saved.tree,
     )  # fmt: skip
-    policy = jax.device_get(built.runtime.policy(built.parts, made.seed, saved.tree))
-    return types.Result(policy=policy, final=final, startup_s=0.0)
+    every = policies(built, made, saved)
+    policy = every[0] if every else jax.device_get(built.runtime.policy(built.parts, made.seed, saved.tree))
+    return types.Result(policy=policy, final=final, startup_s=0.0, policies=every)
+
+
+def policies(
+    built: experiment.Built, made: experiment.Experiment, saved: checkpoint.Loaded
+) -> tuple[types.Policy, ...]:
+    """Those of all parties in a checkpoint, in their order; (): nobody trains together."""
+    if not experiment.ways(made.runtime, made.configs["runtime"]).parties:
+        return ()
+    runtime: Any = built.runtime  # a `types.Owning`
+    found: tuple[types.Policy, ...] = runtime.policies(built.parts, made.seed, saved.tree)
+    return found

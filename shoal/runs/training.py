@@ -16,7 +16,7 @@ from etils import epy
 from shoal import environments, experiment, log
 from shoal.core import errors, seeds, tree, types
 from shoal.experiment import budget, counting, extending, presets, scheduled, starting
-from shoal.runs import checkpoint, group, longer, origin, run_folder, session
+from shoal.runs import checkpoint, group, longer, origin, parties, run_folder, session
 from shoal.runtimes.crew import spawning, threads
 
 with epy.lazy_imports():
@@ -425,7 +425,7 @@ def _run(
                 raise errors.GaveUp(kept.failed)
             summary = kept.summary("interrupted" if kept.stopped_by else "completed", result, began)
             if asked.eval_episodes and not kept.stopped_by:
-                summary |= kept.evaluated(built, result.policy, asked.eval_episodes)
+                summary |= kept.evaluated(built, result, asked.eval_episodes)
                 found = kept.compared(built, result, asked.eval_episodes, summary["eval_return_mean"])
                 summary |= {"compression": {**summary.get("compression", {}), **found}} if found else {}
             run_folder.conclude(folder, summary, [folder], asked.console.note)
@@ -462,7 +462,7 @@ def _run_many(
 
 
 def load(
-    folder: str | Path, say: Callable[[str], None], *, best: bool = False
+    folder: str | Path, say: Callable[[str], None], *, best: bool = False, party: str | None = None
 ) -> tuple[experiment.Built, experiment.Experiment, types.Policy]:
     """The parts and the newest policy of a run folder, which is left as it is.
 
@@ -470,9 +470,10 @@ def load(
         folder: The run folder.
         say: Told of a damaged checkpoint that was passed over.
         best: Instead of the newest, the best policy of those evaluated while it trained.
+        party: Of parties that train together, whose: the parts are then its own. None: the first one's.
 
     Raises:
-        Refused: Not a run folder, or one that keeps no best policy.
+        Refused: Not a run folder, one that keeps no best policy, or there is no such party.
         NoCheckpoint: None is usable.
     """
     folder = Path(folder)
@@ -484,11 +485,35 @@ def load(
     made = experiment.from_json(config)
     experiment.cache()
     built = experiment.build(made)
+    at = None if party is None else parties.number(built.parts, party)
+    if best and at is not None:
+        raise errors.Refused("--best keeps the first party's policy; leave --best or --party out")
     if best:
         return built, made, _best(folder, built.parts.agent)
     like = built.runtime.like(built.parts, made.seed)
     saved = checkpoint.newest(folder / "checkpoints", like, say, set_aside=False)
+    if at is not None:
+        every = run_folder.policies(built, made, saved)
+        return built._replace(parts=parties.own(built.parts, at)), made, every[at]
     return built, made, jax.device_get(built.runtime.policy(built.parts, made.seed, saved.tree))
+
+
+def load_all(
+    folder: str | Path, say: Callable[[str], None]
+) -> tuple[experiment.Built, experiment.Experiment, tuple[types.Policy, ...]]:
+    """The parts and the newest policy of every party of a run folder; of other runs there is one, or none."""
+    config = run_folder.read_config(Path(folder))
+    if "seeds" in config or "comparison" in config:
+        return (*load(folder, say)[:2], ())
+    made = experiment.from_json(config)
+    if not experiment.ways(made.runtime, made.configs["runtime"]).parties:
+        built, made, policy = load(folder, say)
+        return built, made, (policy,)
+    experiment.cache()
+    built = experiment.build(made)
+    like = built.runtime.like(built.parts, made.seed)
+    saved = checkpoint.newest(Path(folder) / "checkpoints", like, say, set_aside=False)
+    return built, made, run_folder.policies(built, made, saved)
 
 
 def _best(folder: Path, agent: types.Agent) -> types.Policy:

@@ -26,7 +26,7 @@ SMALL = {
 }  # fmt: skip
 
 
-COMPILED = ("on_device", "population")  # these look at the environment
+COMPILED = ("on_device", "population", "federated")  # these look at the environment
 
 
 class Observer:

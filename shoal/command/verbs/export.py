@@ -29,6 +29,8 @@ class ExportOptions:
     """The run folder."""
     best: bool = False
     """Write the best policy of those evaluated while it trained (`train --evaluate-every`), not the newest."""
+    party: str | None = None
+    """Of parties that train together, whose policy: a name, or a number from 0; default: the first one's."""
     format: str = "onnx"
     """The only format: onnx."""
     compressed: bool = False
@@ -59,7 +61,7 @@ def run(typed: list[str]) -> int:
         raise errors.Refused(f"--episodes {given.episodes}, but at least 1 is needed to compare the two policies")
     if given.format != "onnx":
         raise errors.unknown("format", given.format, ["onnx"])
-    built, made, policy = training.load(given.run, output.say, best=given.best)
+    built, made, policy = training.load(given.run, output.say, best=given.best, party=given.party)
     path = given.out or given.run / ("policy-compressed.onnx" if given.compressed else "policy.onnx")
     agent = built.parts.agent.about
     spec, network = built.parts.spec, agent.networks["policy"]

@@ -161,8 +161,8 @@ class Sessions:
         everyone = range(len(self._members))
         if self._asked.eval_episodes and all(s["status"] == "completed" for s in self._summaries.values()):
             for at in everyone:
-                policy, kept = self._results[at].policy, self._sessions[at]
-                self._write(at, self._summaries[at] | kept.evaluated(built, policy, self._asked.eval_episodes))
+                result, kept = self._results[at], self._sessions[at]
+                self._write(at, self._summaries[at] | kept.evaluated(built, result, self._asked.eval_episodes))
         summaries = [self._summaries[at] for at in everyone]
         whole, say = summary(self._folder, self._members, summaries), self._asked.console.note
         folders = [kept.folder for kept in self._sessions]

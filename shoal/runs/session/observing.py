@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epy
 
@@ -18,7 +19,9 @@ from shoal.runs import checkpoint, run_folder
 from shoal.runs.session import accounts, ending, evaluations, lives, memory, program, saving, scores, summary, telling
 
 with epy.lazy_imports():
-    from shoal.runs import evaluation
+    from shoal.runs import evaluation, parties
+
+T = TypeVar("T")
 
 
 class Session:
@@ -136,10 +139,21 @@ class Session:
         final = self._evaluations.net(result.final) if result else self._latest
         return summary.of(self._kept, status, began_s, result, final, self._replay)
 
-    def evaluated(self, built: experiment.Built, policy: types.Policy, episodes: int) -> dict[str, Any]:
-        """The evaluation's keys of the summary; a simulator that raises now does not undo the training."""
+    def evaluated(self, built: experiment.Built, result: types.Result, episodes: int) -> dict[str, Any]:
+        """The evaluation's keys of the summary; a simulator that raises now does not undo the training.
+
+        Args:
+            built: The parts.
+            result: Of the training; of parties that train together each plays in its own environment.
+            episodes: Of each policy.
+        """
+        seed = self._experiment.seed
         try:
-            played = self._play(built, policy, episodes, self._experiment.seed)
+            if result.policies:
+                found = self._played(functools.partial(parties.evaluate, built, result.policies, episodes, seed))
+                inner = result.final.subsystems.get("federation", {})
+                return {**found.summary(), "federation": parties.merged(inner, found)} if found else {}
+            played = self._play(built, result.policy, episodes, seed)
         except evaluation.Stopped:
             self._log.note("the evaluation was left; `shoal eval` plays it any time")
             return {}
@@ -182,11 +196,14 @@ class Session:
         self, built: experiment.Built, policy: types.Policy, episodes: int, seed: int, **how: Any
     ) -> evaluation.Evaluation | None:
         """An evaluation; None where the simulator raised, which is told."""
+        return self._played(functools.partial(evaluation.evaluate, built.parts, policy, episodes, seed, **how))
+
+    def _played(self, play: Callable[..., T]) -> T | None:
+        """One or several evaluations; None where a simulator raised."""
         try:
-            return evaluation.evaluate(
-                built.parts, policy, episodes, seed, streams=evaluation.streams(self._experiment),
-                stop=lambda: self.stopped_by is not None, on_fault=self.fault, say=self._log.note,
-                show=lambda stage: self._telling.doing(self._latest, stage), **how,
+            return play(
+                streams=evaluation.streams(self._experiment), stop=lambda: self.stopped_by is not None,
+                on_fault=self.fault, say=self._log.note, show=lambda stage: self._telling.doing(self._latest, stage),
             )  # fmt: skip
         except evaluation.Stopped:
             raise

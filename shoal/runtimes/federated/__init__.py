@@ -90,7 +90,8 @@ class Config:
     paces: tuple[float, ...] = ()
     """Simulated: seconds that a job takes each party, in their order; 1 where none is named."""
     attack: tuple[str, ...] = ()
-    """Simulated: parties that attack, e.g. 7:sign_flip; also scale, noise, nan, zero, alie."""
+    """Simulated: parties that attack, e.g. 7:sign_flip; also scaling, noise, nan, zero, alie, ipm, false_counts; with a
+    factor of its strength 7:scaling:1e3."""
     join: tuple[str, ...] = ()
     """Parties that come late, e.g. 4:20000: party 4 joins after so many environment steps of the others."""
     evaluate_every: int = options.number(0, low=0)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epy
 
-from shoal.core import errors, types
+from shoal.core import errors, seeds, types
 from shoal.formulas import optimise, rules
 from shoal.runtimes.crew import beside
 from shoal.runtimes.federated import (
@@ -21,6 +22,7 @@ from shoal.runtimes.federated import (
     axis,
     channels,
     consensus,
+    hostile,
     message,
     placing,
     promises,
@@ -69,6 +71,7 @@ def check(config: Any, experiment: Any) -> None:
             "--runtime.exchange delta"
         )
     server.check(_rules(config), config.parties)
+    hostile.parsed(config.attack, config.parties)
     joins(config, tuple(str(at) for at in range(config.parties)))
     if config.exchange == "gradient" and config.mu > 0.0:
         raise errors.Refused(
@@ -259,6 +262,8 @@ def about(config: Any, parts: types.Parts, opening: Opening, promised: promises.
     more: dict[str, Any] = {"simulated": promised.simulated(), "alike": parts.alike}
     if config.paces:
         more["simulated"].append("how slow each party is")
+    if config.attack:
+        more["simulated"].append(f"attacks ({' '.join(config.attack)})")
     form = "none" if config.exchange == "none" else form_of(params)
     return telling.About(opening.names, opening.envs, form, config.exchange, opening.programs.size, own, more)
 
@@ -267,6 +272,12 @@ def form_of(params: types.Params) -> str:
     """Whether parameters are split at all; which form it is the network's settings say."""
     counts = scopes.counts(params)
     return "split" if counts.own and counts.shared else "none"
+
+
+def _lies(config: Any, opening: Opening, seed: int) -> Sequence[Callable]:
+    """What some parties make of their replies; nothing where nobody attacks."""
+    attacks = hostile.parsed(config.attack, len(opening.names))
+    return [functools.partial(hostile.lies, spec_of(opening), attacks, seed=seed)] if attacks else []
 
 
 # ------------------------------------------------------------------------------------------------ run
@@ -327,6 +338,7 @@ def trained(
     plan = running.Plan(
         steps, made.per_update, config.evaluate_every, config.episodes, config.asynchronous,
         joins(config, opening.names), config.exchange == "none",
+        *_lies(config, opening, seed),
     )  # fmt: skip
     life = running.Running(carried, serving, plan, seed, about(config, parts, opening, promised), log, promised)
     with contextlib.closing(carried):

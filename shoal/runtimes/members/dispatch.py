@@ -131,7 +131,7 @@ def every(one: Several, several: Several, way: Way) -> Several:
 
         firsts = jnp.arange(0, len(keys), size)
         (trees, common), told = jax.lax.scan(turn, (trees, common), (firsts, keys.reshape(-1, size)))
-        return trees, common, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), told)
+        return trees, common, jax.tree.map(lambda leaf: leaf.reshape(len(firsts) * size, *leaf.shape[2:]), told)
 
     return all_
 
