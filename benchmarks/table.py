@@ -19,6 +19,7 @@ from typing import Any
 import _common
 from _tables import (
     acting,
+    agreeing,
     asynchrony,
     engines,
     linear,
@@ -57,6 +58,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "several": several.several,
     "population": population.population,
     "pbt": population.pbt,
+    "consensus": agreeing.consensus,
     "collaborative": owners.collaborative,
     "federation_threats": threats.federation_threats,
 }

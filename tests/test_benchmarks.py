@@ -25,6 +25,7 @@ BENCHES = (
     "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several", "tune", "population", "pbt",
     "collaborative",
     "federation_threats",
+    "collaborative", "consensus",
 )  # fmt: skip
 
 
@@ -763,6 +764,31 @@ def test_methods_of_pbt_have_the_same_steps_and_at_least_200_rounds():
         assert len({one[-1] for one in words.values()}) == 1
         assert words["pbt"][-1] // pbt.MEMBERS // task.interval > 200
         assert pbt.words(env, pbt.ALONE)[-1] * pbt.MEMBERS == words["pbt"][-1]
+
+
+def test_consensus_tells_the_papers_numbers_and_those_at_equal_steps():
+    bench = _load("consensus")
+    quick, slow = np.array([100.0, 300.0]), np.array([10.0, 30.0])
+    found = bench.numbers([quick, slow])
+    assert (found["area"], found["worst"], found["steps_each"], found["episodes"]) == (110.0, 20.0, 40.0, 2)
+    run = found | {"owners": [bench._decimated(one) for one in (quick, slow)], "bytes_up": 8}
+    # within 40 steps the quick owner has what it had until its first episode, the slow one both of its own
+    assert bench.area_at([run], 40.0) == [pytest.approx((100.0 + 20.0) / 2)]
+    kept = {name: {} for name in bench.ARMS} | {"alone": {"0": run}, "d5": {"0": run | {"area": 165.0}}}
+    told = bench.conclude(kept, 1)
+    assert told["auc_ratio_d5"] == 1.5
+    assert told["auc_ratio_d2"] is None
+    assert told["monotone"] is None
+    assert "1.5 (1.33)" in _load("_tables.agreeing").consensus(told)
+
+
+def test_arms_of_consensus_differ_in_what_is_agreed_on_alone():
+    bench = _load("consensus")
+    alone = set(map(str, bench.words("alone")))
+    for arm in ("d2", "d5", "d20", "d80"):
+        more = set(map(str, bench.words(arm))) - alone
+        assert more >= {"outputs", "--runtime.distil-every"}
+        assert all(word.startswith("--runtime") or not word.startswith("--") for word in more)
 
 
 @pytest.mark.parametrize("bench", BENCHES)
