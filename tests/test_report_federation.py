@@ -91,6 +91,19 @@ def test_without_evaluations_the_episodes_of_each_party_are_drawn(tmp_path):
     )
     x, y = told.episodes(run_folders.read(path), 0)
     assert (x.tolist(), y.tolist()) == ([100, 300], [10, 15]), "half of the steps of both, its own episodes alone"
+    (path / "parties.jsonl").unlink()
+    _, page = written(tmp_path, path)
+    assert "Return of every party" in page.said
+
+
+def test_steps_of_who_learns_from_all_owners_at_once_are_divided_too(tmp_path):
+    path = make_run(tmp_path / "pooled", preset="pooled", env="owners:CartPole-lengths")
+    config = json.loads((path / "config.json").read_text())
+    config["parts"]["environment"] = {"parties": 5}
+    (path / "config.json").write_text(json.dumps(config))
+    assert run_folders.read(path).parties == 5
+    (path / "config.json").write_text(json.dumps(config | {"env": "owners:CartPole-lengths/2"}))
+    assert run_folders.read(path).parties == 1, "one owner's alone"
 
 
 def test_rounds_say_who_counted_was_late_and_was_refused(one):

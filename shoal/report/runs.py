@@ -81,10 +81,15 @@ class Run(NamedTuple):
 
     @property
     def parties(self) -> int:
-        """Owners that trained together, each for an equal share of the environment steps; 1: it is no federation."""
+        """Owners that trained together, each for an equal share of the environment steps; 1: it is no federation.
+
+        A learner that meets all owners of a set has a share for each of them too.
+        """
         given = _nested(self.summary, "federation", "parties")
         runtime = _nested(self.config, "parts", "runtime", "parties")
-        found = len(given) if isinstance(given, list) else number(given if given is not None else runtime)
+        if runtime is None and "/" not in self.env:
+            runtime = _nested(self.config, "parts", "environment", "parties")
+        found = len(given) if isinstance(given, list) else number(runtime)
         return max(1, int(found or 1))
 
     @property

@@ -197,7 +197,8 @@ def evaluations(run: run_folders.Run) -> Evaluations:
             told = line.get("each")
             own.append(told if isinstance(told, list) and len(told) == len(given) else [at] * len(given))
             rows.append([float("nan") if (v := run_folders.number(one)) is None else float(v) for one in given])
-    made = [np.array(table, float).reshape(len(steps), -1) for table in (own, rows)]
+    shape = (len(steps), len(rows[0]) if rows else 0)
+    made = [np.array(table, float).reshape(shape) for table in (own, rows)]
     return Evaluations(np.array(steps, float), *made)
 
 
