@@ -124,7 +124,7 @@ class Study:
         self.pooled = bool(arm.settings.get("runtime", {}).get(POOLED))
         self.learners = seeds if self.pooled else seeds * arm.parties
         began = time.monotonic()
-        channel = None if arm.frozen else beginning.channel_of(self.config, self.parts.agent)
+        channel = None if arm.frozen else beginning.channel_of(self.config, self.parts, 0)
         if channel is None:
             updates = beginning.by_themselves(self.config, self.parts, arm.parties, arm.parties * arm.steps)
         else:

@@ -216,6 +216,7 @@ def federation_threats(results: Mapping[str, Any]) -> str:
     return (
         f"with {results['hostile']} of {results['parties']} parties hostile the honest keep {told['robust']} of their "
         f"return at worst, with the plain mean {told['mean']}; mutated messages that got in: {accepted}"
+    )
 
 
 def consensus(results: Mapping[str, Any]) -> str:
