@@ -19,6 +19,7 @@ from typing import Any
 import _common
 from _tables import (
     acting,
+    agreeing,
     asynchrony,
     engines,
     linear,
@@ -29,6 +30,7 @@ from _tables import (
     scores,
     several,
     speed,
+    threats,
     tuning,
 )
 
@@ -56,7 +58,9 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "several": several.several,
     "population": population.population,
     "pbt": population.pbt,
+    "consensus": agreeing.consensus,
     "collaborative": owners.collaborative,
+    "federation_threats": threats.federation_threats,
 }
 
 

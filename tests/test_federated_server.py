@@ -119,6 +119,8 @@ def test_who_has_nothing_to_say_is_no_zero_in_the_mean():
     closed = one.close(0.0)
     assert (closed.why, closed.failed, one.version) == ("skipped", False, 1)
     assert (one.theta == 2.0).all()
+    held(one, [None] * 4)
+    assert one.close(1e9).why == "quorum"  # nobody said so in this round
 
 
 # ------------------------------------------------------------------------------------------------ quorum, deadline

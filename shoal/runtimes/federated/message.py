@@ -60,7 +60,7 @@ class Spec(NamedTuple):
     @property
     def digest(self) -> bytes:
         """32 bytes that differ where a name, a shape, the order or the dtype differs."""
-        told = hashlib.sha256(f"shoal federation {PROTOCOL} {self.dtype} {len(self.tensors)}".encode())
+        told = hashlib.sha256(f"shoal federation {PROTOCOL} {self.dtype}".encode())
         for name, shape in self.tensors:
             told.update(struct.pack("<Q", len(name.encode())) + name.encode())
             told.update(struct.pack(f"<Q{len(shape)}Q", len(shape), *shape))
