@@ -124,7 +124,7 @@ class Study:
         self.pooled = bool(arm.settings.get("runtime", {}).get(POOLED))
         self.learners = seeds if self.pooled else seeds * arm.parties
         began = time.monotonic()
-        channel = None if arm.frozen else beginning.channel_of(self.config, self.parts.agent)
+        channel = None if arm.frozen else beginning.channel_of(self.config, self.parts, 0)
         if channel is None:
             updates = beginning.by_themselves(self.config, self.parts, arm.parties, arm.parties * arm.steps)
         else:
@@ -142,7 +142,7 @@ class Study:
             homes = homes._replace(members=homes.members._replace(state=learners))
             thetas = thetas if given is None else given
         self.axis = axis.Axis(self.programs, dispatch.Way("vmap", self.learners), plan, 0, homes)
-        self.axis.compile()
+        self.axis.compile(1, lambda _: True, choose=False)
         self.servers = self._served(thetas) if channel else []
         self._measure = jax.jit(self._measuring())
         self.compile_s = time.monotonic() - began

@@ -19,11 +19,13 @@ from typing import Any
 import _common
 from _tables import (
     acting,
+    agreeing,
     asynchrony,
     engines,
     linear,
     lines,
     map_propagation,
+    owners,
     population,
     scores,
     several,
@@ -56,6 +58,8 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "several": several.several,
     "population": population.population,
     "pbt": population.pbt,
+    "consensus": agreeing.consensus,
+    "collaborative": owners.collaborative,
     "federation_threats": threats.federation_threats,
 }
 

@@ -17,7 +17,7 @@ from etils import epy
 from shoal.core import options, types
 
 with epy.lazy_imports():
-    from shoal.runtimes.federated import beginning, placing, privacy
+    from shoal.runtimes.federated import beginning, placing, privacy, trajectories
     from shoal.runtimes.federated.flower import opening, partaking, serving
 
 
@@ -137,6 +137,8 @@ def ways(config: Config) -> types.Ways:
         holds_memory=True, compiles=True, pads=config.segment == "episode",
         spread=config.exchange == "outputs" and config.spread,
         rules=RULES if config.exchange == "gradient" else None,
+        apart=config.clip if privacy.by_trajectory(config) else 0.0,
+        fits=trajectories.fits if privacy.by_trajectory(config) else None,
     )  # fmt: skip
 
 

@@ -62,6 +62,8 @@ class Plan:
     apart: bool = False  # replies come one by one (`desk.takes`)
     leaves: Leaves = as_it_is
     masked: message.Spec | None = None  # of what is sent, where it is not the channel's
+    before: Callable[[together.Homes, Mapping[int, int]], together.Homes] | None = None
+    # (parties, party -> its round) -> parties as they are to begin with it
     wire: Wire = untouched
 
 
@@ -237,6 +239,8 @@ class Axis:
                 continue
             asked.theta[party], asked.base[party] = down.vector, down.header.base
             asked.mu[party], asked.active[party] = down.settings.mu, True
+        if self._plan.before is not None:
+            self.homes = self._plan.before(self.homes, {party: down.header.round for party, down in downs.items()})
         told = self.advance(asked)
         for party, down in downs.items():
             up = self._up(party, down, told.vector[party], good=bool(told.finite[party]))

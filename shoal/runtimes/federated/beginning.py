@@ -14,7 +14,7 @@ import numpy as np
 from etils import epy
 
 from shoal.core import errors, types
-from shoal.formulas import optimise, rules
+from shoal.formulas import optimise, rules, streams
 from shoal.runtimes.crew import beside
 from shoal.runtimes.federated import (
     applying,
@@ -25,6 +25,7 @@ from shoal.runtimes.federated import (
     hostile,
     message,
     placing,
+    privacy,
     promises,
     robust,
     running,
@@ -164,6 +165,8 @@ def opened(config: Config, parts: types.Parts, seed: int, steps: int = 1) -> Ope
         consensus.check(parts.agent)
         updates = placing.longest(config, parts)
     shape = together.Shape(len(named), config.environments, updates)
+    if privacy.by_trajectory(config):
+        parts = parts._replace(agent=streams.mapped(parts.agent, config.environments))
     made = axis.Programs(parts, shape, channel_of(config, parts, seed))
     held = _rules(config)._replace(
         env_steps=made.per_update * updates,
@@ -228,6 +231,7 @@ def carrier(
         names=opening.names, environments=config.environments, updates=opening.programs.shape.updates,
         paces=config.paces, apart=config.asynchronous or bool(config.paces),
         leaves=promised.leaves if promised else axis.as_it_is, masked=promised.masked if promised else None,
+        before=promised.noised if promised else None,
     )  # fmt: skip
     return axis.Axis(opening.programs, way, plan, seed, homes)
 
@@ -314,6 +318,7 @@ def trained(
     made = opening.programs
     promised = promises.Promises(config, seed, spec_of(opening))
     where = placing.chosen(config, parts)
+    privacy.placed(config, where)
     done = placing.steps(saved.parties) if saved is not None else 0
     look = beside.first(observe, done, done // made.per_update)
 
