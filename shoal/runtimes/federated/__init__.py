@@ -17,7 +17,7 @@ from etils import epy
 from shoal.core import options, types
 
 with epy.lazy_imports():
-    from shoal.runtimes.federated import beginning, placing, privacy, trajectories
+    from shoal.runtimes.federated import beginning, placing, privacy, terms, trajectories
     from shoal.runtimes.federated.flower import opening, partaking, serving
 
 
@@ -110,7 +110,6 @@ class Config:
     distil_steps: int = options.number(5, low=1)
     """Steps that a party takes towards what was agreed on (outputs)."""
 
-
     spread: bool = True
     """Whether parties that no file names have networks, activations and rates of their own, ten unlike ones in turn, as
     in FedHPD (outputs)."""
@@ -150,7 +149,7 @@ def check(config: Config, experiment: Asked, opened: object) -> None:
     """
     privacy.check(config)
     placing.check(config, experiment, opened)
-    beginning.check(config, experiment)
+    terms.check(config, experiment)
 
 
 def build(config: Config) -> types.Runtime:

@@ -17,11 +17,11 @@ with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
 
-    from shoal.runtimes.federated import axis, together
+    from shoal.runtimes.federated import compiled, together
 
 
 def fastest(
-    made: axis.Programs, homes: together.Homes, keys: types.Key, rounds: int, look: beside.Look
+    made: compiled.Programs, homes: together.Homes, keys: types.Key, rounds: int, look: beside.Look
 ) -> tuple[dispatch.Way, Callable]:
     """The way, and its program of a call in which all are at work.
 
