@@ -59,8 +59,8 @@ def asked(text, tmp_path, **given):
 
 def test_a_file_names_the_parties(tmp_path):
     first, second = parties.read(filed(FILE, tmp_path))
-    assert first == ("clinic", "probe:match", {}, {})
-    assert second == ("office", "probe:truncated", {"time_limit": 5}, {"adapter": 8})
+    assert first == parties.Owner("clinic", "probe:match", {}, {})
+    assert second == parties.Owner("office", "probe:truncated", {"time_limit": 5}, {"adapter": 8})
     made, opened = asked(FILE, tmp_path)
     assert (made.env, made.configs["runtime"].parties, opened.spec.id) == ("probe:match", 2, "probe:match")
 
