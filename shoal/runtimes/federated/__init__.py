@@ -17,7 +17,7 @@ from etils import epy
 from shoal.core import options, types
 
 with epy.lazy_imports():
-    from shoal.runtimes.federated import beginning, placing, privacy
+    from shoal.runtimes.federated import beginning, placing, privacy, terms, trajectories
     from shoal.runtimes.federated.flower import opening, partaking, serving
 
 
@@ -110,7 +110,6 @@ class Config:
     distil_steps: int = options.number(5, low=1)
     """Steps that a party takes towards what was agreed on (outputs)."""
 
-
     spread: bool = True
     """Whether parties that no file names have networks, activations and rates of their own, ten unlike ones in turn, as
     in FedHPD (outputs)."""
@@ -137,6 +136,8 @@ def ways(config: Config) -> types.Ways:
         holds_memory=True, compiles=True, pads=config.segment == "episode",
         spread=config.exchange == "outputs" and config.spread,
         rules=RULES if config.exchange == "gradient" else None,
+        apart=config.clip if privacy.by_trajectory(config) else 0.0,
+        fits=trajectories.fits if privacy.by_trajectory(config) else None,
     )  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def check(config: Config, experiment: Asked, opened: object) -> None:
     """
     privacy.check(config)
     placing.check(config, experiment, opened)
-    beginning.check(config, experiment)
+    terms.check(config, experiment)
 
 
 def build(config: Config) -> types.Runtime:
