@@ -386,6 +386,15 @@ def test_a_release_takes_the_place_of_the_rule_and_may_abort():
     assert seen == [((0, 2, 3), (0, 1, 2, 3), 1, (3, 6)), ((0, 1, 2, 3), (0, 1, 2, 3), 2, (4, 6))]
 
 
+def test_an_empty_cohort_fails_but_where_noise_alone_is_a_release():
+    for release, why in ((None, "quorum"), (lambda came: came.updates.sum(axis=0) + np.ones(6, np.float32), "")):
+        one = made(PLAIN._replace(participation=1e-9), release=release)
+        assert one.idle(0.0) == []
+        assert one.due(0.0)
+        assert one.close(0.0).why == why
+        assert (one.theta == (0.0 if why else 1.0)).all()
+
+
 def test_masked_updates_are_whole_numbers_both_ways_of_the_release():
     masked = SPEC._replace(dtype="<u4")
     one = made(masked=masked, release=lambda came: (came.updates.sum(axis=0) % 7).astype(np.float32))

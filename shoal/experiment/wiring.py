@@ -246,6 +246,11 @@ def _check_pace(experiment: Experiment) -> None:
 
 def _check_evaluations(experiment: Experiment) -> None:
     every, episodes = experiment.evaluate_every, experiment.evaluate_episodes
+    if every is not None and ways(experiment.runtime, experiment.configs["runtime"]).parties:
+        raise errors.Refused(
+            f"--evaluate-every {every} is for one policy, and parties have one each; use --runtime.evaluate-every, "
+            "which counts the steps of a party and evaluates all of them where they live"
+        )
     if every is None and episodes is not None:
         raise errors.Refused(
             f"--evaluate-episodes {episodes} is for evaluations while it trains; give --evaluate-every as well, or "

@@ -9,15 +9,15 @@ weights are sent, in rounds or as they come (McMahan et al. 2017, arXiv:1602.056
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
 
 from etils import epy
 
 from shoal.core import options, types
 
 with epy.lazy_imports():
-    from shoal.runtimes.federated import beginning, placing, privacy, trajectories
+    from shoal.runtimes.federated import beginning, placing, privacy, terms, trajectories
     from shoal.runtimes.federated.flower import opening, partaking, serving
 
 
@@ -118,6 +118,15 @@ class Config:
     pure JAX): with rollouts as long as the longest episode, every update is of one episode, as REINFORCE has it."""
 
 
+class Asked(Protocol):
+    """What is read of an experiment."""
+
+    @property
+    def configs(self) -> Mapping[str, types.Tree]:
+        """The settings of its parts, by kind."""
+        ...
+
+
 def ways(config: Config) -> types.Ways:
     """See `types.Ways`."""
     return types.Ways(
@@ -132,7 +141,7 @@ def ways(config: Config) -> types.Ways:
     )  # fmt: skip
 
 
-def check(config: Config, experiment: Any, opened: Any) -> None:
+def check(config: Config, experiment: Asked, opened: object) -> None:
     """Refuse settings that do not fit together.
 
     Raises:
@@ -140,7 +149,7 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
     """
     privacy.check(config)
     placing.check(config, experiment, opened)
-    beginning.check(config, experiment)
+    terms.check(config, experiment)
 
 
 def build(config: Config) -> types.Runtime:
