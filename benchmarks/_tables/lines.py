@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from _tables import map_propagation, owners, scores, show
+from _tables import map_propagation, owners, privacy, scores, show
 
 
 class Line(NamedTuple):
@@ -251,6 +251,8 @@ LINES = (
     Line("Training across owners", "collaborative", "training-across-owners", owners.line),
     Line("Hostile parties", "federation_threats", "hostile-parties", federation_threats),
     Line("Consensus", "consensus", "consensus", consensus),
+    Line("Inversion", "inversion", "inversion", privacy.inversion_line),
+    Line("Privacy of owners", "dp_utility", "privacy-of-owners", privacy.dp_line),
     Line("MAP propagation", "map_propagation", "map-propagation", team),
     Line("Linear ancestors", "linear", "linear-ancestors", linear),
     Line("Start-up", "startup", "start-up", startup),
