@@ -135,7 +135,7 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
         Refused: Says what to change.
     """
     privacy.check(config)
-    placing.check(config, experiment, opened)
+    placing.check(config, experiment.env, compiled=opened.device is not None)
     beginning.check(config, experiment)
 
 
