@@ -150,6 +150,8 @@ def check(config: Config, experiment: Asked, opened: object) -> None:
     privacy.check(config)
     placing.check(config, experiment, opened)
     terms.check(config, experiment)
+    placing.check(config, experiment.env, compiled=opened.device is not None)
+    beginning.check(config, experiment)
 
 
 def build(config: Config) -> types.Runtime:
