@@ -55,6 +55,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "several": several.several,
     "population": population.population,
     "pbt": population.pbt,
+    "flower": speed.flower,
 }
 
 

@@ -80,7 +80,7 @@ class Link:
             port: Of that.
             door: The socket where the app finds Shoal.
         """
-        self._children, self._folder, self._keys = children, folder, keys_folder
+        self.children, self._folder, self._keys = children, folder, keys_folder
         self._host, self._port, self._door = host, port, door
         self._process: processes.Child | None = None
         self._ran_at = 0.0
@@ -130,6 +130,12 @@ class Link:
         """A party has answered: everything works."""
         self.deaths = 0
 
+    def kill(self) -> None:
+        """Kill the server, as a fault would; `watch` starts it again."""
+        assert self._process is not None
+        self._process.process.kill()
+        self._process.process.wait()
+
     def _count(self, what: str) -> None:
         self.deaths += 1
         if self.deaths >= DEATHS:
@@ -149,13 +155,14 @@ class Link:
         root = json.dumps(str((self._keys / keys.AUTHORITY).absolute()))
         text = (
             f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\n'
-            f'address = "{self._address}"\nroot-certificates = {root}\n'
+            f'address = "{self.address}"\nroot-certificates = {root}\n'
         )
         (home / "config.toml").write_text(text)
         write_app(self._folder / "app")
 
     @property
-    def _address(self) -> str:
+    def address(self) -> str:
+        """``HOST:PORT`` that nodes dial."""
         return f"{self._host}:{self._port}"
 
     def _serve(self) -> None:
@@ -166,7 +173,7 @@ class Link:
             "--enable-supernode-auth", "--ssl-ca-certfile", str(secret / keys.AUTHORITY),
             "--ssl-certfile", str(secret / keys.CERTIFICATE), "--ssl-keyfile", str(secret / keys.SECRET),
         ]  # fmt: skip
-        self._process = self._children.start("superlink", command, rank=1, env=self._home)
+        self._process = self.children.start("superlink", command, rank=1, env=self._home)
         until = time.monotonic() + UP
         while not answers(self._host, self._port, self._keys / keys.AUTHORITY):
             if self._process.died or time.monotonic() > until:
@@ -179,7 +186,7 @@ class Link:
         Raises:
             GaveUp: It failed.
         """
-        done = self._children.run([processes.program("flwr"), *words, "--format", "json"], self._home)
+        done = self.children.run([processes.program("flwr"), *words, "--format", "json"], self._home)
         with contextlib.suppress(ValueError):
             answer = json.loads(done.stdout)
             if answer.get("success"):
