@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import _common
+
 from shoal.core import errors
 from shoal.runtimes.federated.flower import carrier, children, deploying, door, keys, node, tagged
 

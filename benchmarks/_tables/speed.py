@@ -143,7 +143,8 @@ def flower(results: Mapping[str, Any]) -> str:
         "a round in which nobody has anything to do": "round_s",
         "the same, its server killed meanwhile": "after_kill_s",
     }
-    rows = [[what, show.spread(results, key) if key == "round_s" else show.number(results[key])] for what, key in told.items()]
+    shown = {key: show.number(results[key]) for key in told.values()} | {"round_s": show.spread(results, "round_s")}
+    rows = [[what, shown[key]] for what, key in told.items()]
     megabytes = [[f"memory of {what}, MB", show.number(results[key])] for what, key in MEMORY.items()]
     return show.grid(["two parties on loopback, TLS, registered keys", "seconds"], rows + megabytes)
 
