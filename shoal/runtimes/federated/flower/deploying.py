@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from shoal.runtimes.federated.flower import carrier, children, door, keys, link, node
+from shoal.runtimes.federated.flower import carrier, children, door, gate, keys, link, node
 
 FOLDER = "flower"  # in the run folder
 
@@ -55,9 +55,9 @@ def _link(started: children.Children, home: Path, place: Place, entrance: door.D
         shutil.rmtree(inner, ignore_errors=True)
         keys.make_server(inner, ["127.0.0.1"])
     listening = link.Listening(inner, "127.0.0.1", node.free_port())
-    settings = {
-        "host": place.host, "port": place.port, "certificate": str(known / keys.CERTIFICATE),
-        "secret": str(known / keys.SECRET), "keys": str(known / keys.PARTIES),
-        "behind": f"https://127.0.0.1:{listening.port}", "authority": str(inner / keys.AUTHORITY),
-    }  # fmt: skip
+    settings = gate.Settings(
+        host=place.host, port=place.port, certificate=str(known / keys.CERTIFICATE), secret=str(known / keys.SECRET),
+        keys=str(known / keys.PARTIES), behind=f"https://127.0.0.1:{listening.port}",
+        authority=str(inner / keys.AUTHORITY),
+    )  # fmt: skip
     return link.Link(started, home, listening, known, entrance.path, gate=settings)

@@ -14,7 +14,10 @@ import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import httpx
 
 PASSES = frozenset(
     f"/v1/fleet/{verb}"
@@ -28,8 +31,21 @@ WINDOW = 300.0  # seconds that a signature's time may be off
 KEY, TIME, SIGNATURE = b"flwr-public-key", b"flwr-timestamp", b"flwr-signature"
 HOP = (b"connection", b"host", b"keep-alive", b"transfer-encoding", b"upgrade")  # headers that are of one connection
 
-Receive = Callable[[], Awaitable[Mapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]  # of ASGI
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Settings(NamedTuple):
+    """All that the gate's process is told."""
+
+    host: str  # as parties dial
+    port: int
+    certificate: str  # files
+    secret: str
+    keys: str  # folder of the parties' public keys
+    behind: str  # address of Flower's server, and the file of the authority that vouches for it
+    authority: str
 
 
 def registered(folder: Path) -> frozenset[bytes]:
@@ -84,11 +100,11 @@ def _signed(headers: Mapping[bytes, bytes], known: frozenset[bytes], now: dateti
 class Gate:
     """An ASGI application."""
 
-    def __init__(self, known: frozenset[bytes], behind: Any) -> None:
+    def __init__(self, known: frozenset[bytes], behind: httpx.AsyncClient) -> None:
         """Args: `known`, public keys; `behind`, an `httpx.AsyncClient` of the server."""
         self._known, self._behind = known, behind
 
-    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Judge a request, and pass it on."""
         if scope["type"] != "http":
             return
@@ -123,30 +139,29 @@ async def _answer(send: Send, status: int, headers: list[tuple[bytes, bytes]], b
     await send({"type": "http.response.body", "body": body})
 
 
-def main(settings: Mapping[str, Any]) -> None:
+def main(settings: Settings) -> None:
     """Serve until told to end.
 
     Args:
-        settings: ``host``, ``port``, ``certificate``, ``secret`` and ``keys`` of what parties see; ``behind`` and
-            ``authority`` of the server.
+        settings: What it is told.
     """
     import ssl
 
     import httpx
     import uvicorn
 
-    trusted = ssl.create_default_context(cafile=settings["authority"])
+    trusted = ssl.create_default_context(cafile=settings.authority)
 
-    async def app(scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
         await gate(scope, receive, send)
 
-    client = httpx.AsyncClient(base_url=settings["behind"], verify=trusted, trust_env=False, timeout=120.0)
-    gate = Gate(registered(Path(settings["keys"])), client)
+    client = httpx.AsyncClient(base_url=settings.behind, verify=trusted, trust_env=False, timeout=120.0)
+    gate = Gate(registered(Path(settings.keys)), client)
     uvicorn.run(
-        app, host=settings["host"], port=settings["port"], ssl_certfile=settings["certificate"],
-        ssl_keyfile=settings["secret"], lifespan="off", access_log=False, server_header=False, log_level="warning",
+        app, host=settings.host, port=settings.port, ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.secret, lifespan="off", access_log=False, server_header=False, log_level="warning",
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(Settings(**json.loads(sys.argv[1])))

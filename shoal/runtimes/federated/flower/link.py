@@ -17,10 +17,11 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import util
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from shoal.core import errors, files
 from shoal.runtimes.federated.flower import children as processes
+from shoal.runtimes.federated.flower import gate as gates
 from shoal.runtimes.federated.flower import keys
 
 APP = Path(__file__).parent / "app"
@@ -80,7 +81,7 @@ class Link:
 
     def __init__(
         self, children: processes.Children, folder: Path, listening: Listening, known: Path, door: Path,
-        gate: Mapping[str, Any] | None = None,
+        gate: gates.Settings | None = None,
     ) -> None:  # fmt: skip
         """Nothing is started yet.
 
@@ -90,7 +91,7 @@ class Link:
             listening: Where it is.
             known: Folder with the parties' public keys, as `keys.make_all` fills it.
             door: The socket where the app finds Shoal.
-            gate: Settings of the gate in front (`gate.main`); None: there is none.
+            gate: Settings of the gate in front; None: there is none.
         """
         self.children, self._folder, self._door, self._known = children, folder, door, known
         self._keys, self._host, self._port = listening
@@ -151,7 +152,12 @@ class Link:
     def _open(self) -> None:
         """Start the gate, where there is to be one."""
         if self._settings is not None:
-            command = [sys.executable, "-m", "shoal.runtimes.federated.flower.gate", json.dumps(self._settings)]
+            command = [
+                sys.executable,
+                "-m",
+                "shoal.runtimes.federated.flower.gate",
+                json.dumps(self._settings._asdict()),
+            ]
             self._gate = self.children.start("gate", command, rank=1)
 
     def kill(self) -> None:
