@@ -148,10 +148,8 @@ def check(config: Config, experiment: Asked, opened: object) -> None:
         Refused: Says what to change.
     """
     privacy.check(config)
-    placing.check(config, experiment, opened)
+    placing.check(config, experiment.env, compiled=opened.device is not None)  # type: ignore[attr-defined]
     terms.check(config, experiment)
-    placing.check(config, experiment.env, compiled=opened.device is not None)
-    beginning.check(config, experiment)
 
 
 def build(config: Config) -> types.Runtime:
