@@ -24,6 +24,7 @@ BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
     "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several", "tune", "population", "pbt",
     "collaborative", "federation_threats", "consensus", "inversion", "dp_utility",
+    "flower",
 )  # fmt: skip
 
 

@@ -172,7 +172,7 @@ class _Server:
             shutil.rmtree(own, ignore_errors=True)  # of a life that ended while it made them
             shutil.rmtree(self._home / keys.PARTIES, ignore_errors=True)
             keys.make_all(own, self._home / keys.PARTIES, [where.host, "localhost"], self._named)
-        return deploying.Place(self._folder, where.keys or own, where.host, where.port)
+        return deploying.Place(self._folder, where.keys or own, where.host, where.port, gate=where.keys is not None)
 
     def _invite(self, fab: str) -> None:
         """Tell every party what it takes part in; on loopback it finds that by the port."""
