@@ -214,7 +214,7 @@ def _through(enter: list[Callable[[np.ndarray], Any]], steps: list[Step]) -> Cal
     return run
 
 
-Operation = tuple[np.ufunc, np.ndarray | None]
+Operation = tuple[Any, np.ndarray | None]  # a ufunc, or a function that is called like one
 Shape = tuple[int, ...]
 
 
