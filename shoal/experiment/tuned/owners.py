@@ -6,6 +6,7 @@ Settings were tuned on `independent`, and are the same in every arm. `pooled` ke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
