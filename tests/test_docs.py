@@ -177,6 +177,8 @@ def check(verb: str, typed: list[str]) -> None:
     elif verb == "compare":
         requests = compare._requests(arguments.leading(typed), typed)
         arguments.parse(compare._options(requests, requests[0]), verb, typed)
+    elif verb == "federate":  # its own tests parse it
+        assert typed[0] in ("server", "party", "keys", "lasting"), typed[0]
     elif verb == "tune":
         arguments.parse(tune._options(tune._chosen(typed[0], without_file(typed))), verb, typed)
     elif verb != "train":
@@ -444,6 +446,7 @@ def test_settings_are_known():
     for adapter in registry.names("environment"):
         config = environments.config_class(f"{adapter}:")
         known |= {f"--environment.{field.name.replace('_', '-')}" for field in dataclasses.fields(config)}
+    known |= {name.replace("--runtime.", f"--{alias}.") for name in known for alias in ("population", "federation")}
     for page in PAGES:
         shown = set(re.findall(r"(?<![\w-])--[a-z]+\.[a-z_-]+", page.read_text()))
         shown = {name.replace(".no-", ".") for name in shown}
