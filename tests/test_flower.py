@@ -95,6 +95,12 @@ class Federation:
         found = sorted(path.name for path in (self.folder / "server" / "checkpoints").glob("step-*"))
         return int(found[-1].removeprefix("step-")) // PER_ROUND if found else 0
 
+    def part_of(self, party):
+        """Answers of a party that were taken, as the newest audit says."""
+        lines = (self.folder / "server" / "audit.jsonl").read_text().splitlines()
+        every = [json.loads(line) for line in lines]
+        return sum(line["party"] == party and line["direction"] == "up" and line["outcome"] == "ok" for line in every)
+
     def over(self):
         """Wait for all to end well."""
         for name, process in self.processes.items():
@@ -222,13 +228,15 @@ def test_a_party_that_is_killed_is_back_within_two_minutes_and_counts(federation
     federation.processes["party-1"].kill()
     federation.processes["party-1"].wait()
     until(lambda: not list_of(federation, "party-1"), "the keeper of the party")
-    began = time.monotonic()
+    closed, began = federation.part_of(1), time.monotonic()
     federation.attend(1)
+    until(lambda: federation.part_of(1) > closed, "an answer of the party that was killed")
+    back = time.monotonic() - began
     federation.over()
     took = federation.summary("server")["federation"]["took"]
-    assert took[0] == ROUNDS
+    assert took[0] >= ROUNDS, "a round that it missed had a quorum"
     assert took[1] > before, "it was missed for a round or not at all, and took part again"
-    assert time.monotonic() - began < WITHIN
+    assert back < 120.0
     assert federation.summary("party-1")["status"] == "completed"
 
 
