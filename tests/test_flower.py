@@ -17,7 +17,7 @@ from importlib import util
 import pytest
 
 from shoal.core import errors
-from shoal.runtimes.federated.flower import children, keys, node, tagged
+from shoal.runtimes.federated.flower import children, keys, node
 
 pytestmark = [
     pytest.mark.slow,
@@ -94,6 +94,12 @@ class Federation:
         """Closed ones, as the newest checkpoint says."""
         found = sorted(path.name for path in (self.folder / "server" / "checkpoints").glob("step-*"))
         return int(found[-1].removeprefix("step-")) // PER_ROUND if found else 0
+
+    def part_of(self, party):
+        """Answers of a party that were taken, as the newest audit says."""
+        lines = (self.folder / "server" / "audit.jsonl").read_text().splitlines()
+        every = [json.loads(line) for line in lines]
+        return sum(line["party"] == party and line["direction"] == "up" and line["outcome"] == "ok" for line in every)
 
     def over(self):
         """Wait for all to end well."""
@@ -222,13 +228,15 @@ def test_a_party_that_is_killed_is_back_within_two_minutes_and_counts(federation
     federation.processes["party-1"].kill()
     federation.processes["party-1"].wait()
     until(lambda: not list_of(federation, "party-1"), "the keeper of the party")
-    began = time.monotonic()
+    closed, began = federation.part_of(1), time.monotonic()
     federation.attend(1)
+    until(lambda: federation.part_of(1) > closed, "an answer of the party that was killed")
+    back = time.monotonic() - began
     federation.over()
     took = federation.summary("server")["federation"]["took"]
-    assert took[0] == ROUNDS
+    assert took[0] >= ROUNDS, "a round that it missed had a quorum"
     assert took[1] > before, "it was missed for a round or not at all, and took part again"
-    assert time.monotonic() - began < WITHIN
+    assert back < 120.0
     assert federation.summary("party-1")["status"] == "completed"
 
 
@@ -241,13 +249,16 @@ def test_the_example_runs(tmp_path):
         port = free.getsockname()[1]
     words = ["--steps", "4000", "--updates", "20", "--port", str(port), "--out", str(tmp_path / "runs")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "federate.py"), *words], check=False, cwd=tmp_path, env=env,
-        capture_output=True, text=True, timeout=WITHIN,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.strip().splitlines()) == 4
+    command = [sys.executable, str(ROOT / "examples" / "federate.py"), *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, **pipes) as process:
+        try:
+            out, told = process.communicate(timeout=WITHIN)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it started; keepers see to the rest
+    assert process.returncode == 0, told[-3000:]
+    assert len(out.strip().splitlines()) == 4
     for name in ("server", *(f"party-{number}" for number in range(3))):
         made = {path.name for path in (tmp_path / "runs" / name).iterdir()}
         assert {"config.json", "summary.json", "metrics.jsonl", "report.html"} <= made
-    assert tagged.bearing("none") == []
