@@ -17,7 +17,7 @@ from etils import epy
 
 from shoal.core import types
 from shoal.runtimes.federated import channels, consensus, keeping, message, simulated, working
-from shoal.runtimes.federated.terms import Leaves, Log, Terms, as_it_is, nowhere, still
+from shoal.runtimes.federated.given import Leaves, Log, Terms, as_it_is, nowhere, still
 
 with epy.lazy_imports():
     import jax
