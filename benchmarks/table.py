@@ -27,9 +27,11 @@ from _tables import (
     map_propagation,
     owners,
     population,
+    privacy,
     scores,
     several,
     speed,
+    threats,
     tuning,
 )
 
@@ -57,8 +59,11 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "several": several.several,
     "population": population.population,
     "pbt": population.pbt,
+    "inversion": privacy.inversion,
+    "dp_utility": privacy.dp_utility,
     "consensus": agreeing.consensus,
     "collaborative": owners.collaborative,
+    "federation_threats": threats.federation_threats,
 }
 
 

@@ -10,9 +10,16 @@ from _tables import show
 ARMS = {"A": "form A", "independent": "independent", "shared": "shared", "pooled": "pooled (breaks the boundary)"}
 SETS = {"lengths": "CartPole, pole lengths", "links": "Acrobot, link lengths"}
 WAYS = {
-    "gradient_sync": "gradients", "gradient_async": "gradients, asynchronous", "delta_sync": "changes, every 10 updates",
+    "gradient_sync": "gradients",
+    "gradient_async": "gradients, asynchronous",
+    "delta_sync": "changes, every 10 updates",
     "delta_async": "changes, asynchronous",
-}  # fmt: skip
+}
+STARTS = {
+    "scratch": "from nothing",
+    "frozen": "with the global part of five others, frozen",
+    "unfrozen": "the same, unfrozen",
+}
 NUMBERS = ("area", "final", "worst party", "steps to the score", "seeds that reach it")
 
 
@@ -85,8 +92,8 @@ def _conflict(results: Mapping[str, Any]) -> str:
             solved = one["solved_parties"]
             label = "shared" if name == "shared" else f"form {name}"
             rows.append([
-                f"{label}, {rule}", show.number(sum(solved) / len(solved)), f"{one['all_solved_seeds']} of {len(solved)}",
-                show.number(one["final"]), show.number(one["worst"]),
+                f"{label}, {rule}", show.number(sum(solved) / len(solved)),
+                f"{one['all_solved_seeds']} of {len(solved)}", show.number(one["final"]), show.number(one["worst"]),
             ])  # fmt: skip
     head = [
         "half of 4 owners with swapped actions",
@@ -101,7 +108,8 @@ def _conflict(results: Mapping[str, Any]) -> str:
 def _forms(forms: Mapping[str, Any]) -> str:
     rows = [
         [
-            f"{form}, {WAYS[way]}", *_numbers(one), f"{one['params'][0]:,} + {one['params'][1]:,}", show.number(one["bytes"]),
+            f"{form}, {WAYS[way]}", *_numbers(one), f"{one['params'][0]:,} + {one['params'][1]:,}",
+            show.number(one["bytes"]),
         ]
         for form, of in forms.items()
         for way, one in of["ways"].items()
@@ -115,15 +123,14 @@ def _rest(results: Mapping[str, Any]) -> str:
     if steps:
         told = ", ".join(f"{count}: {show.number(value)}" for count, value in steps)
         said.append(
-            f"Steps of a party to 475 by the number of parties ({told}): eight over one {show.number(scaling['ratio_8'])}."
+            f"Steps of a party to 475 by the number of parties ({told}): eight over one "
+            f"{show.number(scaling['ratio_8'])}."
         )
     new = results["newcomer"]
     if new["frozen"].get("auc") is not None:
-        said.append(
-            "A new owner, held-out length, to 475: from nothing "
-            f"{show.number(new['scratch']['steps_to_solved'])} steps, global part of five others frozen "
-            f"{show.number(new['frozen']['steps_to_solved'])}, unfrozen {show.number(new['unfrozen']['steps_to_solved'])}."
-        )
+        steps = {name: show.number(new.get(name, {}).get("steps_to_solved")) for name in STARTS}
+        told = ", ".join(f"{label} {steps[name]}" for name, label in STARTS.items())
+        said.append(f"Steps of a new owner with a held-out length to 475: {told}.")
     odd = results["stranger"]
     if odd["auc_ratio"] is not None:
         ratio = _interval(odd, "auc_ratio", odd["low"], odd["high"])
@@ -153,7 +160,7 @@ def line(results: Mapping[str, Any]) -> str:
             told.append(f"{ratio} in {name} environments")
     clash = results["conflict"]
     solved = ", ".join(
-        f"{'shared' if name == 'shared' else f'form {name}'} {one['all_solved_seeds']} of {len(one['solved_parties'])} seeds"
+        f"{'' if name == 'shared' else 'form '}{name} {one['all_solved_seeds']} of {len(one['solved_parties'])} seeds"
         for name, one in clash.items()
     )
     said = f"area under the curve of form A over learning alone: {' and '.join(told) or '–'}"

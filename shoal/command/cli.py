@@ -31,6 +31,7 @@ usage: shoal VERB ...
   replay RUN        repeat a run of several workers in its recorded order, to the same bits
   compare PRESET... train presets at equal steps, draw one figure   shoal compare a2c ppo dqn --seeds 5
   tune PRESET       search settings within a budget of steps   shoal tune ppo --env gymnax:Acrobot-v1 --budget 2e6
+  federate WHO      one federation over several machines: server, party, keys   shoal federate --help
   export RUN        write the policy as an ONNX file
   check-env ID      what an agent will see of an environment, and whether it keeps its promises
   list [KIND]       presets, envs, algorithms, compressors, correctors, runtimes
@@ -39,8 +40,11 @@ usage: shoal VERB ...
 `shoal VERB --help` tells the options of a verb, `shoal train PRESET --help` those of a preset's parts.
 """
 
-VERBS = ("train", "resume", "eval", "report", "compare", "tune", "replay", "export", "check-env", "list", "bench")
-KEEPING = ("train", "resume", "compare")  # lowered programs, see `programs`
+VERBS = (
+    "train", "resume", "eval", "report", "compare", "tune", "replay", "export", "federate", "check-env", "list",
+    "bench",
+)  # fmt: skip
+KEEPING = ("train", "resume", "compare", "federate")  # lowered programs, see `programs`
 
 
 def main(argv: Sequence[str] | None = None) -> int:

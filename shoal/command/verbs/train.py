@@ -44,7 +44,7 @@ class TrainOptions:
     parties: int | None = None
     """Owners that train together (short for --runtime.parties); the steps are divided between them."""
     parties_file: Path | None = None
-    """Owners of your own, in TOML: a table [[party]] each, with name, env, and settings of environment and network."""
+    """Owners of your own, in TOML: a table [[party]] each: name, env, settings of environment, network, optimiser."""
     replayable: bool = False
     """Record the order of the workers' updates, for `shoal replay` (short for --runtime.replayable)."""
     runtime: str | None = None
@@ -100,14 +100,7 @@ def run(typed: list[str]) -> int:
         raise errors.Refused("give a preset, e.g. `shoal train a3c`; `shoal list presets` describes them")
     request = chosen(first, typed)
     given = arguments.parse(options(request), f"train {first}", [first, *arguments.without_first(typed, first)])
-    configs = _configs(request, given)
-    if given.eval_episodes < 0:
-        raise errors.Refused(f"--eval-episodes {given.eval_episodes} is negative; 0 turns the evaluation off")
-    request = request._replace(
-        steps=given.steps, seed=given.seed, until=given.until, episodes=given.episodes, start=given.start,
-        configs=configs, from_schedule=given.from_schedule,
-        evaluate_every=given.evaluate_every, evaluate_episodes=given.evaluate_episodes,
-    )  # fmt: skip
+    request = asked_for(request, given)
     asked: dict[str, Any] = {
         "console": log.pick(given.quiet),
         "eval_episodes": given.eval_episodes,
@@ -120,6 +113,26 @@ def run(typed: list[str]) -> int:
         else training.train_seeds(request, given.seeds, given.out, **asked)
     )
     return output.ended(made, as_json=given.json, quiet=given.quiet)
+
+
+def asked_for(request: presets.Request, given: TrainOptions) -> presets.Request:
+    """What the options come to.
+
+    Args:
+        request: The parts that were chosen.
+        given: All options.
+
+    Raises:
+        Refused: One that the runtime lacks, or a wrong number.
+    """
+    configs = _configs(request, given)
+    if given.eval_episodes < 0:
+        raise errors.Refused(f"--eval-episodes {given.eval_episodes} is negative; 0 turns the evaluation off")
+    return request._replace(
+        steps=given.steps, seed=given.seed, until=given.until, episodes=given.episodes, start=given.start,
+        configs=configs, from_schedule=given.from_schedule,
+        evaluate_every=given.evaluate_every, evaluate_episodes=given.evaluate_episodes,
+    )  # fmt: skip
 
 
 def chosen(preset: str, typed: list[str]) -> presets.Request:

@@ -3,21 +3,22 @@
 Shi 2021, "A Privacy-preserving Distributed Training Framework for Cooperative Multi-agent Deep Reinforcement Learning",
 arXiv:2109.14998: global weights are updated by all collaborators, local weights by the agent they belong to. How the
 two are composed and what is sent is not published; here every composition is data (`networks.forms`), and gradients or
-weights are sent, all at once or as they come (McMahan et al. 2017, arXiv:1602.05629; Xie et al. 2019, arXiv:1903.03934).
+weights are sent, in rounds or as they come (McMahan et al. 2017, arXiv:1602.05629; Xie et al. 2019, arXiv:1903.03934).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
 
 from etils import epy
 
 from shoal.core import options, types
 
 with epy.lazy_imports():
-    from shoal.runtimes.federated import beginning, placing, privacy
+    from shoal.runtimes.federated import beginning, placing, privacy, terms, trajectories
+    from shoal.runtimes.federated.flower import opening, partaking, serving
 
 
 RULES = ("adam", "rmsprop", "momentum", "adagrad")  # of optimisers, those that a server knows (`applying`)
@@ -81,9 +82,10 @@ class Config:
     """Whether a party's statistics of its optimiser begin anew with each download; deltas alone."""
     environments: int = options.number(1, low=1)
     """Environments of each party, stepped in lock-step (B)."""
-    placement: Literal["auto", "axis", "turns", "processes"] = "auto"
+    placement: Literal["auto", "axis", "turns", "processes", "server", "party"] = "auto"
     """Where parties are: one axis of one compiled program (axis), one after the other in this process (turns), each in
-    a process of its own (processes); auto: axis where networks and environments allow it."""
+    a process of its own (processes); auto: axis where networks and environments allow it. (server, party: one side of a
+    deployment, which `shoal federate` starts.)"""
     dispatch: Literal["auto", "vmap", "map", "sequential"] = "auto"
     """How an axis of parties is computed: over all at once (vmap), over blocks (map), one after the other, with the
     bits of a party alone (sequential); auto: the one or the other, whichever a short measurement finds faster."""
@@ -108,7 +110,6 @@ class Config:
     distil_steps: int = options.number(5, low=1)
     """Steps that a party takes towards what was agreed on (outputs)."""
 
-
     spread: bool = True
     """Whether parties that no file names have networks, activations and rates of their own, ten unlike ones in turn, as
     in FedHPD (outputs)."""
@@ -117,18 +118,30 @@ class Config:
     pure JAX): with rollouts as long as the longest episode, every update is of one episode, as REINFORCE has it."""
 
 
+class Asked(Protocol):
+    """What is read of an experiment."""
+
+    @property
+    def configs(self) -> Mapping[str, types.Tree]:
+        """The settings of its parts, by kind."""
+        ...
+
+
 def ways(config: Config) -> types.Ways:
     """See `types.Ways`."""
     return types.Ways(
-        streams=config.environments, parties=config.parties, seeds=True, exact_resume=True, threads=0, ahead=True,
+        streams=config.environments, parties=1 if config.placement == "party" else config.parties, seeds=True,
+        exact_resume=True, threads=0, ahead=True,
         splits=config.exchange == "gradient", proximal=config.exchange == "delta" and config.mu > 0.0,
         holds_memory=True, compiles=True, pads=config.segment == "episode",
         spread=config.exchange == "outputs" and config.spread,
         rules=RULES if config.exchange == "gradient" else None,
+        apart=config.clip if privacy.by_trajectory(config) else 0.0,
+        fits=trajectories.fits if privacy.by_trajectory(config) else None,
     )  # fmt: skip
 
 
-def check(config: Config, experiment: Any, opened: Any) -> None:
+def check(config: Config, experiment: Asked, opened: object) -> None:
     """Refuse settings that do not fit together.
 
     Raises:
@@ -136,12 +149,16 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
     """
     privacy.check(config)
     placing.check(config, experiment.env, compiled=opened.device is not None)
-    beginning.check(config, experiment)
+    terms.check(config, experiment)
 
 
 def build(config: Config) -> types.Runtime:
     """The runtime."""
-    return Federated(config)
+    if config.placement == "server":
+        return serving.Serving(
+            lambda parts, seed, begin: opening.opened(config, parts, seed, bytes(16), {}, begin=begin)
+        )
+    return partaking.Partaking(config) if config.placement == "party" else Federated(config)
 
 
 class Federated:

@@ -75,8 +75,8 @@ class Carrier:
         while not found:
             left = until - time.monotonic()
             self._watch(self._app is not None)
-            waited = connection.wait([self._door, *([self._app] if self._app else [])], max(0.0, min(left, 0.5)))
-            if self._door in waited:
+            waited = connection.wait([self._door.socket, *([self._app] if self._app else [])], max(0.0, min(left, 0.5)))
+            if self._door.socket in waited:
                 self._welcome()
             while self._app is not None and self._readable():
                 frame = doors.taken(self._app)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from shoal.runtimes.federated.flower import tagged
 
+GRACE = tagged.GRACE
 QUIET = {  # no word to the makers of Flower, no look for updates, nothing installed at run time
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -61,7 +62,6 @@ class Children:
             self.sockets.chmod(0o711)
         keeper = [sys.executable, "-I", "-S", str(Path(tagged.__file__)), self.mark, str(self.sockets)]
         self._keeper = subprocess.Popen(keeper, stdin=subprocess.PIPE, start_new_session=True, text=True)
-        self._logs.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -93,17 +93,32 @@ class Children:
             env: Beside what this process has.
             user: As whom; None: as this process.
         """
+        self._logs.mkdir(parents=True, exist_ok=True)
         log = self._logs / f"{name}.log"
         with log.open("ab") as file:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
                 env=environment(self.mark, env), user=user, group=user, extra_groups=None if user is None else [],
             )  # fmt: skip
-        self._ranks.setdefault(rank, []).append(process.pid)
-        self._tell(f"{rank} {process.pid}")
+        self._known(process.pid, rank)
         return Child(name, process, log)
 
-    def run(self, command: Sequence[str], env: Mapping[str, str], seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+    def foreground(self, command: Sequence[str], rank: int) -> subprocess.Popen[bytes]:
+        """Start one that speaks to the person itself.
+
+        Args:
+            command: What to run.
+            rank: As in `start`.
+        """
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment(self.mark, None)
+        )
+        self._known(process.pid, rank)
+        return process
+
+    def run(
+        self, command: Sequence[str], env: Mapping[str, str], seconds: float = 120.0
+    ) -> subprocess.CompletedProcess[str]:
         """Run one to its end; both outputs are kept.
 
         Raises:
@@ -113,6 +128,10 @@ class Children:
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False,
             env=environment(self.mark, env),
         )  # fmt: skip
+
+    def _known(self, pid: int, rank: int) -> None:
+        self._ranks.setdefault(rank, []).append(pid)
+        self._tell(f"{rank} {pid}")
 
     def _tell(self, line: str) -> None:
         """Tell the keeper; one that was killed is missed by nobody but a launcher that is killed too."""

@@ -22,7 +22,7 @@ class Door:
             user: Who may come in; None: who made it.
         """
         self.path, self._user = path, user
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def __enter__(self) -> Door:
         """Open it, in place of one that a process which was killed left behind."""
@@ -30,29 +30,25 @@ class Door:
             self.path.unlink()
         before = os.umask(0o177)
         try:
-            self._listener.bind(str(self.path))
+            self.socket.bind(str(self.path))
         finally:
             os.umask(before)
         if self._user is not None:
             os.chown(self.path, self._user, -1)
-        self._listener.listen(8)
+        self.socket.listen(8)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close and remove it."""
-        self._listener.close()
+        self.socket.close()
         with contextlib.suppress(OSError):
             self.path.unlink()
 
-    def fileno(self) -> int:
-        """For `connection.wait`."""
-        return self._listener.fileno()
-
     def visitor(self, seconds: float) -> connection.Connection | None:
         """Whoever comes within so many seconds; None: nobody."""
-        if not connection.wait([self._listener], seconds):
+        if not connection.wait([self.socket], seconds):
             return None
-        accepted, _ = self._listener.accept()
+        accepted, _ = self.socket.accept()
         accepted.setblocking(True)
         return connection.Connection(accepted.detach())
 

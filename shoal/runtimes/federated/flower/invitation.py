@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shoal.core import errors, files
+from shoal.core import compilation, errors, files
 
 FILE = "federation.json"
 SCHEMA = 1
@@ -43,7 +43,9 @@ def read(path: Path) -> Invitation:
     try:
         data = json.loads(path.read_text())
         if data["schema"] > SCHEMA:
-            raise errors.Refused(f"{path} has schema {data['schema']}, this Shoal reads up to {SCHEMA}; install a newer one")
+            raise errors.Refused(
+                f"{path} has schema {data['schema']}, this Shoal reads up to {SCHEMA}; install a newer one"
+            )
         made = Invitation(**{field: data[field] for field in Invitation._fields})
         made = made._replace(parties=tuple(made.parties))
         if made.parties[made.party] != made.name or len(bytes.fromhex(made.run)) != 16:
@@ -55,3 +57,23 @@ def read(path: Path) -> Invitation:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise errors.Refused(f"{path} is no invitation of Shoal's ({type(error).__name__}: {error})") from None
+
+
+def announce(port: int, folder: Path) -> None:
+    """Say where a server on loopback keeps what its parties need, for `nearby`."""
+    place = _places() / str(port)
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.replace(place, str(folder).encode())
+
+
+def nearby(port: int) -> Path | None:
+    """The folder of the parties' folders of a server of this user on loopback; None: there is none."""
+    try:
+        found = Path((_places() / str(port)).read_text())
+    except OSError:
+        return None
+    return found if found.is_dir() else None
+
+
+def _places() -> Path:
+    return compilation.folder().parent / "federations"

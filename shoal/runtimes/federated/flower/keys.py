@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,6 +77,24 @@ def make_party(folder: Path) -> bytes:
     return public
 
 
+def make_all(server: Path, parties: Path, hosts: Sequence[str], names: Sequence[str]) -> None:
+    """Everything in one place, for a federation whose owners are one person, e.g. on loopback.
+
+    Args:
+        server: Folder of the server's.
+        parties: Folder of a folder for each party.
+        hosts: As of `make_server`.
+        names: Of the parties.
+    """
+    (server / PARTIES).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        public = make_party(parties / name)
+        _write(server / PARTIES / f"{name}.pub", public, secret=False)
+    make_server(server, hosts)  # last: where the certificate is, everything is
+    for name in names:
+        shutil.copy(server / AUTHORITY, parties / name / AUTHORITY)
+
+
 def loopback(host: str) -> bool:
     """Whether a host's name or address is of this machine alone."""
     try:
@@ -97,9 +116,7 @@ def _library() -> tuple:
     return x509, ec, hashes
 
 
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
-) -> x509.CertificateBuilder:
+def _certificate(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
     from cryptography import x509
 
     now = datetime.datetime.now(datetime.UTC)

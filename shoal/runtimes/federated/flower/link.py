@@ -204,7 +204,9 @@ class Link:
     def _register(self, names: Sequence[str]) -> dict[str, int]:
         """Make the parties' keys known; which node is whose is ours to keep."""
         nodes = {
-            name: int(self._flwr("supernode", "register", str(self._public(name)), CONNECTION, "--name", name)["node-id"])
+            name: int(
+                self._flwr("supernode", "register", str(self._public(name)), CONNECTION, "--name", name)["node-id"]
+            )
             for name in names
         }
         data = {"keys": self._digests(names), "nodes": nodes}

@@ -1,8 +1,9 @@
-"""A party's side of Flower: the SuperNode, which dials out only, and tries again for two minutes where it is refused."""
+"""A party's side of Flower: the SuperNode, which dials out only, and tries for two minutes where it is refused."""
 
 from __future__ import annotations
 
-import contextlib
+import os
+import shutil
 import socket
 import ssl
 import time
@@ -43,8 +44,8 @@ def reachable(host: str, port: int, authority: Path) -> None:
         raise errors.Refused(f"there is no {authority}; --keys names the folder that holds it") from None
     except ssl.SSLError as error:
         raise errors.Refused(
-            f"--server {host}:{port} shows no certificate that {authority} vouches for ({error.reason or error}): it is "
-            "another server, or the certificate is of another name or expired; ask its owner for the authority in use"
+            f"--server {host}:{port} shows no certificate that {authority} vouches for ({error.reason or error}): it "
+            "is another server, or the certificate is of another name or expired; ask its owner for the one in use"
         ) from None
     except OSError as error:
         raise errors.Refused(
@@ -102,22 +103,34 @@ class Node:
             return
         self._start()
 
+    def stop(self) -> None:
+        """Ask it to end; it takes leave of the server."""
+        if self._process is not None and not self._process.died:
+            self._process.process.terminate()
+            self._process.process.wait(processes.GRACE)
+        self._process = None
+
     def _start(self) -> None:
+        mine = self._keys if self._user is None else self._handed_over()
         command = [
             processes.program("flower-supernode"), "--superlink", self._server,
-            "--root-certificates", str(self._keys / keys.AUTHORITY),
-            "--auth-supernode-private-key", str(self._keys / keys.KEY),
+            "--root-certificates", str(mine / keys.AUTHORITY), "--auth-supernode-private-key", str(mine / keys.KEY),
             "--port", str(_free_port()), "--node-config", f'socket="{self._door}"',
         ]  # fmt: skip
         self._home.mkdir(parents=True, exist_ok=True)
-        if self._user is not None:
-            with contextlib.suppress(OSError):
-                import os
-
-                os.chown(self._home, self._user, -1)
         env = {"FLWR_HOME": str(self._home), "HOME": str(self._home)}
         self._process = self._children.start("supernode", command, rank=0, env=env, user=self._user)
         self._started, self.restarts = time.monotonic(), self.restarts + 1
+
+    def _handed_over(self) -> Path:
+        """A copy of the key for the node's user, who can read nothing else of the party's."""
+        assert self._user is not None
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in (keys.AUTHORITY, keys.KEY):
+            shutil.copy(self._keys / name, self._home / name)
+            os.chown(self._home / name, self._user, -1)
+        os.chown(self._home, self._user, -1)
+        return self._home
 
 
 def _free_port() -> int:

@@ -75,7 +75,6 @@ def _wait(left: Callable[[], Collection[int]], seconds: float) -> Collection[int
     return still
 
 
-
 def keep(mark: str, folder: str, lines: Iterable[str]) -> None:
     """Wait for the end of the lines, which is the launcher's, then clear up.
 

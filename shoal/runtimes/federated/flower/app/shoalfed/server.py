@@ -45,10 +45,12 @@ def push(grid: Grid, frame: bytes) -> dict[str, tuple[int, int]]:
     job, node = HEAD.unpack_from(frame)
     content = RecordDict({"job": ConfigRecord({"body": frame[HEAD.size :]})})
     sent = grid.push_messages([Message(content, dst_node_id=node, message_type=MessageType.TRAIN)])
-    return {message: (job, node) for message in sent}
+    return dict.fromkeys(sent, (job, node))
 
 
-def hand_back(shoal: multiprocessing.connection.Connection, reply: Message, waiting: dict[str, tuple[int, int]]) -> None:
+def hand_back(
+    shoal: multiprocessing.connection.Connection, reply: Message, waiting: dict[str, tuple[int, int]]
+) -> None:
     """Give Shoal an answer, with the node that the transport says it is from; empty where there is none."""
     job, node = waiting.pop(reply.metadata.reply_to_message_id, (0, 0))
     try:
