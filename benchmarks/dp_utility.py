@@ -2,8 +2,9 @@
 
 Central noise on the sum of clipped changes, all owners in the same environment, form A with one small global layer (the
 noise of a mean grows with the root of its size). Epsilon is that of the whole run at delta 1e-5; for each the noise is
-found that spends it in the rounds there are. Beside it the same owners without noise, with the clip alone (it slows what it
-bounds) and without, and independent ones of the same number of parameters. The seeds are the outer loop; runs that are there already are kept.
+found that spends it in the rounds there are. Beside it the same owners without noise, with the clip alone (it slows
+what it bounds) and without, and independent ones of the same number of parameters. The seeds are the outer loop; runs
+that are there already are kept.
 """
 
 from __future__ import annotations
