@@ -262,3 +262,43 @@ def test_the_example_runs(tmp_path):
     for name in ("server", *(f"party-{number}" for number in range(3))):
         made = {path.name for path in (tmp_path / "runs" / name).iterdir()}
         assert {"config.json", "summary.json", "metrics.jsonl", "report.html"} <= made
+
+
+def test_with_keys_of_its_own_a_server_is_reached_through_the_gate_and_a_node_runs_as_another(federation, tmp_path):
+    def shoal(*words):
+        command = [sys.executable, "-m", "shoal", "federate", *map(str, words)]
+        subprocess.run(command, check=True, env=federation.env, capture_output=True, timeout=WITHIN)
+
+    shoal("keys", "--host", "127.0.0.1", "--out", tmp_path / "keys")
+    shoal("keys", "--party", "0", "--out", tmp_path / "seat")
+    (tmp_path / "keys" / "parties" / "0.pub").write_bytes((tmp_path / "seat" / keys.PUBLIC).read_bytes())
+    words = ["--parties", "1", "--steps", PER_ROUND, "--port", federation.port, "--keys", tmp_path / "keys"]
+    alone = [word for word in EXPERIMENT if word not in ("--parties", str(PARTIES), "--steps", str(ROUNDS * PER_ROUND))]
+    federation.start("server", "federate", "server", *alone, *words, "--out", tmp_path / "server")
+    invited = federation.parties / "0" / "federation.json"
+    until(lambda: invited.exists() or federation.ended("server"), "the server")
+    assert not federation.ended("server"), (tmp_path / "server.out").read_text()
+    (tmp_path / "seat" / keys.AUTHORITY).write_bytes((tmp_path / "keys" / keys.AUTHORITY).read_bytes())
+    (tmp_path / "seat" / "federation.json").write_bytes(invited.read_bytes())
+
+    import ssl
+    import urllib.error
+    import urllib.request
+
+    trusted = ssl.create_default_context(cafile=str(tmp_path / "keys" / keys.AUTHORITY))
+    for path, status in (("control/list-runs", 404), ("control/register-node", 404), ("fleet/pull-messages", 401)):
+        asked = urllib.request.Request(f"https://127.0.0.1:{federation.port}/v1/{path}", data=b"", method="POST")
+        with pytest.raises(urllib.error.HTTPError) as told:
+            urllib.request.urlopen(asked, context=trusted, timeout=30)
+        assert told.value.code == status
+        told.value.close()
+
+    other = ["--node-user", "nobody"] if os.geteuid() == 0 else []
+    federation.start(
+        "party-0", "federate", "party", "--server", f"127.0.0.1:{federation.port}", "--keys", tmp_path / "seat",
+        "--out", tmp_path / "party-0", "--env", "owners:CartPole-lengths/0", "--eval-episodes", "0", *other,
+    )  # fmt: skip
+    federation.over()
+    told = federation.summary("server")["federation"]
+    assert (told["rounds"], told["took"]) == (2, [2])
+    assert federation.summary("party-0")["status"] == "completed"
