@@ -17,7 +17,7 @@ from importlib import util
 import pytest
 
 from shoal.core import errors
-from shoal.runtimes.federated.flower import children, keys, node, tagged
+from shoal.runtimes.federated.flower import children, keys, node
 
 pytestmark = [
     pytest.mark.slow,
@@ -94,6 +94,12 @@ class Federation:
         """Closed ones, as the newest checkpoint says."""
         found = sorted(path.name for path in (self.folder / "server" / "checkpoints").glob("step-*"))
         return int(found[-1].removeprefix("step-")) // PER_ROUND if found else 0
+
+    def part_of(self, party):
+        """Answers of a party that were taken, as the newest audit says."""
+        lines = (self.folder / "server" / "audit.jsonl").read_text().splitlines()
+        every = [json.loads(line) for line in lines]
+        return sum(line["party"] == party and line["direction"] == "up" and line["outcome"] == "ok" for line in every)
 
     def over(self):
         """Wait for all to end well."""
@@ -222,13 +228,15 @@ def test_a_party_that_is_killed_is_back_within_two_minutes_and_counts(federation
     federation.processes["party-1"].kill()
     federation.processes["party-1"].wait()
     until(lambda: not list_of(federation, "party-1"), "the keeper of the party")
-    began = time.monotonic()
+    closed, began = federation.part_of(1), time.monotonic()
     federation.attend(1)
+    until(lambda: federation.part_of(1) > closed, "an answer of the party that was killed")
+    back = time.monotonic() - began
     federation.over()
     took = federation.summary("server")["federation"]["took"]
-    assert took[0] == ROUNDS
+    assert took[0] >= ROUNDS, "a round that it missed had a quorum"
     assert took[1] > before, "it was missed for a round or not at all, and took part again"
-    assert time.monotonic() - began < WITHIN
+    assert back < 120.0
     assert federation.summary("party-1")["status"] == "completed"
 
 
@@ -241,13 +249,56 @@ def test_the_example_runs(tmp_path):
         port = free.getsockname()[1]
     words = ["--steps", "4000", "--updates", "20", "--port", str(port), "--out", str(tmp_path / "runs")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "federate.py"), *words], check=False, cwd=tmp_path, env=env,
-        capture_output=True, text=True, timeout=WITHIN,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.strip().splitlines()) == 4
+    command = [sys.executable, str(ROOT / "examples" / "federate.py"), *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, **pipes) as process:
+        try:
+            out, told = process.communicate(timeout=WITHIN)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it started; keepers see to the rest
+    assert process.returncode == 0, told[-3000:]
+    assert len(out.strip().splitlines()) == 4
     for name in ("server", *(f"party-{number}" for number in range(3))):
         made = {path.name for path in (tmp_path / "runs" / name).iterdir()}
         assert {"config.json", "summary.json", "metrics.jsonl", "report.html"} <= made
-    assert tagged.bearing("none") == []
+
+
+def test_with_keys_of_its_own_a_server_is_reached_through_the_gate_and_a_node_runs_as_another(federation, tmp_path):
+    def shoal(*words):
+        command = [sys.executable, "-m", "shoal", "federate", *map(str, words)]
+        subprocess.run(command, check=True, env=federation.env, capture_output=True, timeout=WITHIN)
+
+    shoal("keys", "--host", "127.0.0.1", "--out", tmp_path / "keys")
+    shoal("keys", "--party", "0", "--out", tmp_path / "seat")
+    (tmp_path / "keys" / "parties" / "0.pub").write_bytes((tmp_path / "seat" / keys.PUBLIC).read_bytes())
+    words = ["--parties", "1", "--steps", PER_ROUND, "--port", federation.port, "--keys", tmp_path / "keys"]
+    alone = [word for word in EXPERIMENT if word not in ("--parties", str(PARTIES), "--steps", str(ROUNDS * PER_ROUND))]
+    federation.start("server", "federate", "server", *alone, *words, "--out", tmp_path / "server")
+    invited = federation.parties / "0" / "federation.json"
+    until(lambda: invited.exists() or federation.ended("server"), "the server")
+    assert not federation.ended("server"), (tmp_path / "server.out").read_text()
+    (tmp_path / "seat" / keys.AUTHORITY).write_bytes((tmp_path / "keys" / keys.AUTHORITY).read_bytes())
+    (tmp_path / "seat" / "federation.json").write_bytes(invited.read_bytes())
+
+    import ssl
+    import urllib.error
+    import urllib.request
+
+    trusted = ssl.create_default_context(cafile=str(tmp_path / "keys" / keys.AUTHORITY))
+    for path, status in (("control/list-runs", 404), ("control/register-node", 404), ("fleet/pull-messages", 401)):
+        asked = urllib.request.Request(f"https://127.0.0.1:{federation.port}/v1/{path}", data=b"", method="POST")
+        with pytest.raises(urllib.error.HTTPError) as told:
+            urllib.request.urlopen(asked, context=trusted, timeout=30)
+        assert told.value.code == status
+        told.value.close()
+
+    other = ["--node-user", "nobody"] if os.geteuid() == 0 else []
+    federation.start(
+        "party-0", "federate", "party", "--server", f"127.0.0.1:{federation.port}", "--keys", tmp_path / "seat",
+        "--out", tmp_path / "party-0", "--env", "owners:CartPole-lengths/0", "--eval-episodes", "0", *other,
+    )  # fmt: skip
+    federation.over()
+    told = federation.summary("server")["federation"]
+    assert (told["rounds"], told["took"]) == (2, [2])
+    assert federation.summary("party-0")["status"] == "completed"

@@ -45,21 +45,34 @@ def needed() -> None:
         )
 
 
-def free(host: str, port: int) -> None:
+def free(host: str, port: int, seconds: float = 0.0) -> None:
     """Refuse a port that another process has.
+
+    Args:
+        host: Address to listen on.
+        port: Of that.
+        seconds: To wait for it, e.g. for what is left of a server that was killed.
 
     Raises:
         Refused: It is in use, or the address is not of this machine.
     """
+    until = time.monotonic() + seconds
+    while (reason := _taken(host, port)) and time.monotonic() < until:
+        time.sleep(0.5)
+    if reason:
+        raise errors.Refused(f"--port {port} cannot be had on {host} ({reason}); choose another, or end who has it")
+
+
+def _taken(host: str, port: int) -> str:
+    """Why a port cannot be had; "" if it can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
+            return ""
     except OSError as error:
-        raise errors.Refused(
-            f"--port {port} cannot be had on {host} ({files.reason(error)}); choose another, or end who has it"
-        ) from None
+        return files.reason(error)
 
 
 def write_app(folder: Path) -> Path:

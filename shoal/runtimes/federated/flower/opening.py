@@ -20,6 +20,8 @@ with epy.lazy_imports():
 
     from shoal.core import prng
 
+SHORTEST_S = 240.0  # of a deadline that nobody gave: a job that the carrier lost is handed out again within it
+
 
 class Opening(NamedTuple):
     """What is settled before the first round."""
@@ -65,6 +67,8 @@ def opened(
     agent, crossing = parts.agent, channel(config, parts, seed)
     rules = terms.rules_of(config)._replace(
         env_steps=config.environments * agent.about.rollout_length * config.local_updates
+    rules = beginning._rules(config)._replace(
+        shortest_s=SHORTEST_S, env_steps=config.environments * agent.about.rollout_length * config.local_updates
     )
     if config.exchange == "gradient":
         rules = rules._replace(optimiser=terms.numbers(agent))
