@@ -1060,7 +1060,7 @@ def test_seeds_of_owners_share_a_program_and_nothing_else():
     assert both.returns.shape == (2, 2, 2)
     assert both.steps.tolist() == [0, 128]
     assert both.bytes[0].tolist() == both.bytes[1].tolist()
-    assert both.rounds.tolist() == [2, 2], "64 steps of a party each"
+    assert both.rounds.tolist() == [4, 4], "32 steps of a party each"
     assert not np.array_equal(both.kept[1][0], both.kept[1][1]), "a global part of their own"
 
 

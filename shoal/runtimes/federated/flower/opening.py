@@ -66,8 +66,6 @@ def opened(
     """
     agent, crossing = parts.agent, channel(config, parts, seed)
     rules = terms.rules_of(config)._replace(
-        env_steps=config.environments * agent.about.rollout_length * config.local_updates
-    rules = beginning._rules(config)._replace(
         shortest_s=SHORTEST_S, env_steps=config.environments * agent.about.rollout_length * config.local_updates
     )
     if config.exchange == "gradient":
