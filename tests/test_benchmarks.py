@@ -1060,7 +1060,7 @@ def test_seeds_of_owners_share_a_program_and_nothing_else():
     assert both.returns.shape == (2, 2, 2)
     assert both.steps.tolist() == [0, 128]
     assert both.bytes[0].tolist() == both.bytes[1].tolist()
-    assert both.rounds.tolist() == [2, 2], "64 steps of a party each"
+    assert both.rounds.tolist() == [4, 4], "32 steps of a party each"
     assert not np.array_equal(both.kept[1][0], both.kept[1][1]), "a global part of their own"
 
 
@@ -1070,14 +1070,14 @@ def _threats(**runs):
     return _load("federation_threats").conclude(kept)
 
 
-def _scored(*scores):
+def _returned(*scores):
     return {str(seed): {"score": float(score)} for seed, score in enumerate(scores)}
 
 
 def test_what_attackers_leave_is_a_share_of_the_same_seeds_without_them():
     threats = _load("federation_threats")
-    runs = {threats.CLEAN: _scored(100, 200), "nearest_mixing, zero": _scored(90), "mean, zero": _scored(50, 100)}
-    runs |= {"nearest_mixing, scaling": _scored(100, 150), "median": _scored(80, 190)}
+    runs = {threats.CLEAN: _returned(100, 200), "nearest_mixing, zero": _returned(90), "mean, zero": _returned(50, 100)}
+    runs |= {"nearest_mixing, scaling": _returned(100, 150), "median": _returned(80, 190)}
     found = _threats(**runs)
     zero = found["attacks"]["zero"]
     assert (zero["robust_fraction"], zero["robust_fractions"]) == (0.9, [0.9])
