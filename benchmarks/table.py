@@ -19,12 +19,15 @@ from typing import Any
 import _common
 from _tables import (
     acting,
+    agreeing,
     asynchrony,
     engines,
     linear,
     lines,
     map_propagation,
+    owners,
     population,
+    privacy,
     scores,
     several,
     speed,
@@ -56,6 +59,10 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "several": several.several,
     "population": population.population,
     "pbt": population.pbt,
+    "inversion": privacy.inversion,
+    "dp_utility": privacy.dp_utility,
+    "consensus": agreeing.consensus,
+    "collaborative": owners.collaborative,
     "federation_threats": threats.federation_threats,
 }
 

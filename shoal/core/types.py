@@ -434,6 +434,7 @@ class Ways(NamedTuple):
     captures: bool = False  # True: gradients are left in the state, for the runtime to apply (`optimise.capture`)
     splits: bool = False  # True: those of global layers are, those of local ones are applied (`optimise.split`)
     proximal: bool = False  # True: global layers are drawn to where they were at the last download (FedProx)
+    apart: float = 0.0  # > 0: the gradient of each stream is clipped to this norm by itself (`streams.apart`)
     rules: tuple[str, ...] | None = None  # of optimisers, those that it applies; None: all
     pads: bool = False  # whether rollouts may end in padding (`Rollout.used`)
     seeds: bool = False  # whether it runs several seeds in one program (`ManySeeds`)

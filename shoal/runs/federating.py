@@ -25,6 +25,7 @@ with epy.lazy_imports():
 
 SAVE = "SHOAL_SAVE_EVERY"
 NAME = "run-name"  # a file of the server's: 32 hexadecimal digits that no other run has
+DEPLOYED = {"exchange": ("gradient", "delta"), "privacy": ("none", "local"), "unit": ("party",)}
 
 
 class Listening(NamedTuple):
@@ -109,11 +110,15 @@ def _flat(data: Any, name: str = "") -> dict[str, Any]:
 
 
 def _check_server(made: experiment.Experiment, named: list[str], where: Listening) -> None:
-    exchange = made.configs["runtime"].exchange
-    if exchange not in ("gradient", "delta"):
-        raise errors.Refused(
-            f"--runtime.exchange {exchange} has no deployment; use gradient or delta, or `shoal train` on one machine"
-        )
+    config = made.configs["runtime"]
+    for field in ("exchange", "privacy", "unit", "secure_sum", "attack", "paces", "join"):
+        value, allowed = dataclasses.asdict(config)[field], DEPLOYED.get(field, ((), False))
+        if value not in allowed:
+            usable = " or ".join(map(str, filter(None, allowed)))
+            raise errors.Refused(
+                f"--runtime.{field.replace('_', '-')} {value} is for simulations on one machine (`shoal train`); no "
+                f"deployment has it, so {f'use {usable}' if usable else 'leave it out'}"
+            )
     if where.keys is None and not keys.loopback(where.host):
         raise errors.Refused(
             f"--host {where.host} is reached from other machines, and there a server needs a certificate and the "

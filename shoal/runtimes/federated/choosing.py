@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +17,11 @@ with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
 
-    from shoal.runtimes.federated import axis, together
+    from shoal.runtimes.federated import compiled, together
 
 
 def fastest(
-    made: axis.Programs, homes: together.Homes, keys: types.Key, rounds: int, look: beside.Look
+    made: compiled.Programs, homes: together.Homes, keys: types.Key, rounds: int, look: beside.Look
 ) -> tuple[dispatch.Way, Callable]:
     """The way, and its program of a call in which all are at work.
 
@@ -39,7 +40,7 @@ def fastest(
             break
         stage = types.Stage("choosing how to compute parties", number, len(several))
         began = time.monotonic()
-        programs[way] = program = beside.done(lambda way=way: made.work(way, whole=True), stage, look)
+        programs[way] = program = beside.done(functools.partial(made.work, way, whole=True), stage, look)
         if len(several) == 1:
             return way, program
         compiling_s, held = time.monotonic() - began, [jax.tree.map(jnp.copy, homes)]
@@ -49,6 +50,6 @@ def fastest(
                 held[0], told = program(held[0], keys, asked)
             jax.block_until_ready(told)
 
-        beside.done(lambda way=way, again=again, s=compiling_s: clock.take(way, again, rounds, s), stage, look)
+        beside.done(functools.partial(clock.take, way, again, rounds, compiling_s), stage, look)
     way = clock.best.way
     return way, programs[way]

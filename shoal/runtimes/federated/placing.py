@@ -10,6 +10,7 @@ from etils import epy
 
 from shoal.core import errors, types
 from shoal.runtimes.federated import axis, consensus, party, processes, turns
+from shoal.runtimes.members import fitness
 
 with epy.lazy_imports():
     import jax
@@ -115,17 +116,13 @@ def agreement(config: Any, parts: types.Parts, seed: int) -> consensus.Agreement
 def longest(config: Any, parts: types.Parts) -> int:
     """Updates in which so many episodes have ended for certain; those of a round of outputs at most.
 
-    Raises:
-        Refused: The environment has no time limit, so nobody can tell.
+    Args:
+        config: Of the runtime.
+        parts: The parties.
     """
     if config.segment == "episode":
         return config.distil_every
-    limit = parts.spec.time_limit
-    if limit is None:
-        raise errors.Refused(
-            f"runtime.exchange=outputs agrees after so many episodes, and {parts.spec.id} has no time limit; give it "
-            "one (--environment.time-limit), or use --runtime.exchange delta"
-        )
+    limit = parts.spec.time_limit or fitness.LONGEST_FREE  # without a limit a round ends there, whatever has ended
     each = parts.agent.about.rollout_length * config.environments
     return -(-(config.distil_every + config.environments) * limit // each)
 

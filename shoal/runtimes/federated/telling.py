@@ -55,17 +55,17 @@ class Telling:
         found, self._episodes = self._episodes, []
         return found
 
-    def metrics(self, served: server.Server, evaluated: Sequence[float]) -> dict[str, float]:
+    def metrics(self, evaluated: Sequence[float], served: server.Server | None = None) -> dict[str, float]:
         """Means over parties of what they measured last, and of rounds.
 
         Args:
-            served: The server.
             evaluated: Returns of the last evaluation on the way.
+            served: The server; None: rounds are not told of.
         """
         there = [one for one in self._metrics if one]
         names = there[0] if there else ()
         told = {name: float(np.mean([one[name] for one in there if name in one])) for name in names}
-        if self._closed is not None:
+        if self._closed is not None and served is not None:
             counted, closed = served.tally.told(), self._closed
             told |= {f"federation.{name}": float(counted[name]) for name in ("rounds", "bytes_up", "bytes_down")}
             told["federation.version"] = float(closed.version)

@@ -170,7 +170,7 @@ class _Life:
             env_steps=counts["env_steps"], updates=counts["updates"], train_s=spent, episodes=told.episodes,
             metrics=told.metrics[0], split={"on_device": spent}, workers={}, faults=faults, save=self._save,
             policy=lambda: one.policy(self._theta),
-            subsystems={"federation": {"party": one.terms.party, "version": counts["base"], "round": counts["round"]}},
+            subsystems={"party": {"number": one.terms.party, "version": counts["base"], "round": counts["round"]}},
         )  # fmt: skip
 
     def _save(self) -> Saved:

@@ -90,7 +90,8 @@ class Life:
         self._served, self._network, self._answered, self._opening = served, network, answered, opening
         self._log, self._asked_steps, self._observe = log, steps, observe
         self._telling = telling.Telling(opening.about)
-        self._clock, self._looked, self._back_at = 0.0, time.monotonic(), time.monotonic()
+        self._clock, self._looked = 0.0, time.monotonic()
+        self._lost_at: float | None = None  # when the carrier was last seen to be away; None: all is well again
         self._expected = frozenset(np.flatnonzero(served.present).tolist())
         self._began = time.monotonic()
 
@@ -103,9 +104,10 @@ class Life:
         going = self._gathered()
         startup, self._began = time.monotonic() - began, time.monotonic()
         while going and not self._over():
-            while going and (closed := self._round()) is None:
-                going = self._observe(self._progress(types.Stage(self._doing())))
-            if going:
+            closed = self._step()
+            while closed is None and (going := self._observe(self._progress(types.Stage(self._doing())))):
+                closed = self._step()
+            if closed is not None:
                 self._telling.closed(closed)
                 going = self._observe(self._progress())  # saved, before anybody is given a job of the next
         if going:
@@ -114,7 +116,7 @@ class Life:
 
     # ---------------------------------------------------------------- rounds
 
-    def _round(self) -> tally.Closed | None:
+    def _step(self) -> tally.Closed | None:
         """Jobs, answers, and a step if it is time for one."""
         served, network = self._served, self._network
         if self._enough():
@@ -145,11 +147,12 @@ class Life:
 
     def _now(self) -> float:
         """Seconds of a clock that stands still while the carrier is lost, or parties are on their way back to it."""
-        now = time.monotonic()
-        if not self._network.carried:
-            self._back_at = now
-        away = self._expected - self._network.present
-        if self._network.carried and not (away and now - self._back_at < RETURN):
+        now, network = time.monotonic(), self._network
+        if not network.carried:
+            self._lost_at = now
+        elif self._lost_at is not None and (self._expected <= network.present or now - self._lost_at > RETURN):
+            self._lost_at = None
+        if self._lost_at is None:
             self._clock += now - self._looked
         self._looked = now
         return self._clock
