@@ -64,6 +64,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "consensus": agreeing.consensus,
     "collaborative": owners.collaborative,
     "federation_threats": threats.federation_threats,
+    "flower": speed.flower,
 }
 
 

@@ -133,3 +133,20 @@ def startup(results: Mapping[str, Any]) -> str:
     )
     asked = [f"`shoal {words}`: {show.spread(results, key)} s" for words, key in HELPS.items()]
     return f"{table}\n\n{'; '.join(asked)}."
+
+
+def flower(results: Mapping[str, Any]) -> str:
+    """What Flower costs as a carrier."""
+    told = {
+        "server up, keys registered, app running": "start_s",
+        "nodes there, after their start": "present_s",
+        "a round in which nobody has anything to do": "round_s",
+        "the same, its server killed meanwhile": "after_kill_s",
+    }
+    shown = {key: show.number(results[key]) for key in told.values()} | {"round_s": show.spread(results, "round_s")}
+    rows = [[what, shown[key]] for what, key in told.items()]
+    megabytes = [[f"memory of {what}, MB", show.number(results[key])] for what, key in MEMORY.items()]
+    return show.grid(["two parties on loopback, TLS, registered keys", "seconds"], rows + megabytes)
+
+
+MEMORY = {"the server's processes": "server_mb", "a node's processes": "node_mb"}

@@ -25,6 +25,7 @@ with epy.lazy_imports():
 
 SAVE = "SHOAL_SAVE_EVERY"
 NAME = "run-name"  # a file of the server's: 32 hexadecimal digits that no other run has
+CLEARING = 20.0  # seconds in which what is left of a server that was killed gives its port back
 DEPLOYED = {"exchange": ("gradient", "delta"), "privacy": ("none", "local"), "unit": ("party",)}
 
 
@@ -56,7 +57,7 @@ def serve(request: presets.Request, out: Path | None, where: Listening, **asked:
     request = _placed(request, "server")
     made, _ = presets.resolve(request)
     named = [one.name for one in _each(made)]
-    _check_server(made, named, where)
+    _check_server(made, named, where, again=out is not None and out.exists())
     os.environ.setdefault(SAVE, "0")
     folder = out or run_folder.named(made, [made.seed], None)
     side = _Server(made, folder, where, named)
@@ -109,7 +110,7 @@ def _flat(data: Any, name: str = "") -> dict[str, Any]:
     }
 
 
-def _check_server(made: experiment.Experiment, named: list[str], where: Listening) -> None:
+def _check_server(made: experiment.Experiment, named: list[str], where: Listening, *, again: bool) -> None:
     config = made.configs["runtime"]
     for field in ("exchange", "privacy", "unit", "secure_sum", "attack", "paces", "join"):
         value, allowed = dataclasses.asdict(config)[field], DEPLOYED.get(field, ((), False))
@@ -131,7 +132,7 @@ def _check_server(made: experiment.Experiment, named: list[str], where: Listenin
                 f"--keys {where.keys} lacks {', '.join(missing)}; `shoal federate keys` makes the server's, and the "
                 "owner of each party sends the public half of theirs"
             )
-    link.free(where.host, where.port)
+    link.free(where.host, where.port, CLEARING if again else 0.0)
 
 
 class _Server:
@@ -172,7 +173,7 @@ class _Server:
             shutil.rmtree(own, ignore_errors=True)  # of a life that ended while it made them
             shutil.rmtree(self._home / keys.PARTIES, ignore_errors=True)
             keys.make_all(own, self._home / keys.PARTIES, [where.host, "localhost"], self._named)
-        return deploying.Place(self._folder, where.keys or own, where.host, where.port)
+        return deploying.Place(self._folder, where.keys or own, where.host, where.port, gate=where.keys is not None)
 
     def _invite(self, fab: str) -> None:
         """Tell every party what it takes part in; on loopback it finds that by the port."""

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
-import pwd
 import re
 import shlex
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from etils import epy
 
-from shoal.command import arguments
+from shoal.command import arguments, seats
 from shoal.command.verbs import output, train
 from shoal.core import errors
-from shoal.experiment import parties, presets
+from shoal.experiment import presets
 
 with epy.lazy_imports():
     import tyro
@@ -152,13 +149,13 @@ def _party(typed: list[str]) -> int:
     given = arguments.parse(PartyOptions, "federate party", typed)
     host, port = node.split(given.server)
     link.needed()
-    user = _user(given.node_user)
+    user = seats.user(given.node_user)
     again = (given.out / "config.json").exists()
-    folder, held = _taken(given, host, port)
+    folder, held = seats.taken(seats.Wanted(given.server, host, port, given.out, given.name, given.keys))
     try:
         told = invitation.read(folder / invitation.FILE)
-        env = given.env or _filed(given.parties_file, told.name)
-        _wait(host, port, folder / keys.AUTHORITY, AGAIN if again else 0.0)
+        env = given.env or seats.filed(given.parties_file, told.name)
+        seats.wait(host, port, folder / keys.AUTHORITY, AGAIN if again else 0.0)
         output.say(f"party {told.name} ({told.party + 1} of {len(told.parties)}) of {given.server}")
         output.say(f"its node executes the app with SHA-256 {told.fab}")
         words = ["--invitation", folder / invitation.FILE, "--out", given.out, "--eval-episodes", given.eval_episodes]
@@ -167,111 +164,11 @@ def _party(typed: list[str]) -> int:
         words += [flag for flag in ("--quiet", "--json") if getattr(given, flag[2:])]
         plan = attending.Plan(
             lambda socket: attending.lasting([*map(str, words), "--socket", str(socket)]), given.out, folder.absolute(),
-            given.server, user,
+            given.server, user, held,
         )  # fmt: skip
         return attending.attend(plan, output.say)
     finally:
         os.close(held)
-
-
-def _taken(given: PartyOptions, host: str, port: int) -> tuple[Path, int]:
-    """The party's folder, which no other process has now; a party that goes on has the one it had.
-
-    Raises:
-        Refused: There is none, or it is in use.
-    """
-    mine = given.out / "flower" / "seat"
-    if given.keys is not None:
-        found = [given.keys]
-    elif mine.exists():
-        found = [Path(mine.read_text())]
-    else:
-        found = _nearby(given, host, port)
-    for folder in found:
-        try:
-            held = os.open(folder / ".taken", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError:
-            raise errors.Refused(
-                f"--keys {folder} is no folder of this user's; `shoal federate keys` makes one"
-            ) from None
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return folder, held
-        except OSError:
-            os.close(held)
-    whose = (
-        f"party {given.name} is" if given.name else "all parties are" if len(found) > 1 else f"the key in {found[0]} is"
-    )
-    raise errors.Refused(f"{whose} in use by another process; end it, or take part as another (--name)")
-
-
-def _nearby(given: PartyOptions, host: str, port: int) -> list[Path]:
-    """What a server on loopback has made for its parties."""
-    if not keys.loopback(host):
-        raise errors.Refused(
-            f"--server {given.server} is another machine: give --keys FOLDER with the party's key (`shoal federate "
-            "keys --party NAME`), the server's certificate authority (ca.crt) and invitation (federation.json)"
-        )
-    place = invitation.nearby(port)
-    if place is None:
-        raise errors.Refused(
-            f"no server of this user on port {port} has made keys for parties; start `shoal federate server PRESET "
-            f"--port {port}` and wait until it waits for parties, or give --keys FOLDER"
-        )
-    every = invitation.read(next(place.iterdir()) / invitation.FILE).parties
-    if given.name is None:
-        return [place / name for name in every]
-    if given.name not in every:
-        raise errors.unknown("party", given.name, every)
-    return [place / given.name]
-
-
-def _filed(file: Path | None, name: str) -> str | None:
-    """The environment that a parties file has for a party."""
-    if file is None:
-        return None
-    owners = {one.name: one.env for one in parties.read(file)}
-    if name not in owners:
-        raise errors.unknown(f"party of {file}", name, owners)
-    return owners[name]
-
-
-def _wait(host: str, port: int, authority: Path, seconds: float) -> None:
-    """Wait for a server that is not there.
-
-    Raises:
-        Refused: It does not come.
-    """
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            node.reachable(host, port, authority)
-            return
-        except errors.Refused:
-            if time.monotonic() > until:
-                raise
-            time.sleep(1.0)
-
-
-def _user(name: str | None) -> int | None:
-    """The number of a system user.
-
-    Raises:
-        Refused: There is none of the name, or only root may choose.
-    """
-    if name is None:
-        return None
-    try:
-        found = pwd.getpwnam(name).pw_uid
-    except KeyError:
-        raise errors.Refused(
-            f"--node-user {name}: this system knows no such user; make one, e.g. with useradd"
-        ) from None
-    if os.geteuid() not in (0, found):
-        raise errors.Refused(
-            f"--node-user {name}: only root can start a process as another user; run as root, or leave it out"
-        )
-    return found
 
 
 @dataclasses.dataclass(frozen=True)

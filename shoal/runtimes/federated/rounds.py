@@ -28,6 +28,7 @@ class Rules(NamedTuple):
     participation: float = 1.0  # chance of each party to be in a round's cohort
     quorum: int = 0  # updates without which a round fails, never below what the rule needs; 0: half of the cohort
     deadline_s: float = 0.0  # seconds of a round (asynchronously of a job); 0: 3 median rounds
+    shortest_s: float = 30.0  # a deadline that nobody gave is no shorter: a pause of the machine is no vanished party
     max_lag: int = 8  # versions; an update computed from an older one is dropped
     buffer: int = 1  # updates of a step, asynchronously
     optimiser: applying.Numbers = applying.Numbers()  # of gradients: the experiment's; of deltas: "sgd" or "adam"

@@ -29,7 +29,7 @@ Rules = rounds.Rules
 check = rounds.check
 STILL_OWED = ("late", "duplicate", "run")  # reasons that leave a job open: its own answer may yet come
 WINDOW = 10  # rounds over which the norm's bound and the deadline take their medians
-SHORTEST_S = 30.0  # a deadline that nobody gave is no shorter: a pause of the machine is no vanished party
+SHORTEST_S = rounds.Rules().shortest_s
 FIRST_S = 600.0  # that of the first round, which compiles
 
 
@@ -90,7 +90,7 @@ class Server:
         if self.rules.deadline_s:
             return self.rules.deadline_s
         past = self.tally.recent("seconds", WINDOW)
-        return max(SHORTEST_S, rounds.FACTOR * float(np.median(past))) if past.size else FIRST_S
+        return max(self.rules.shortest_s, rounds.FACTOR * float(np.median(past))) if past.size else FIRST_S
 
     # ------------------------------------------------------------------------------------------------ handing out
 

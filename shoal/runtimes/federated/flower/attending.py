@@ -18,6 +18,7 @@ from shoal.core import errors
 from shoal.runtimes.federated.flower import children as processes
 from shoal.runtimes.federated.flower import node
 
+SEAT = "flower/seat"  # file in the run folder: where the party's key is, so that it stays the same party
 DEATHS = 5  # of the party in a row, without a round in between
 STARTING = 300.0  # seconds in which the party opens its socket: it compiles before
 LEAVING = 30.0  # seconds in which it saves itself when it is asked to end
@@ -31,6 +32,7 @@ class Plan(NamedTuple):
     keys: Path
     server: str  # HOST:PORT
     user: int | None = None  # the node's; None: this one
+    held: int | None = None  # the lock of the seat
 
 
 def attend(plan: Plan, say: Callable[[str], None]) -> int:
@@ -46,7 +48,7 @@ def attend(plan: Plan, say: Callable[[str], None]) -> int:
     Raises:
         GaveUp: The party fell over again and again, or the server never took it.
     """
-    with processes.Children(plan.out / "flower" / "logs", plan.user) as children:
+    with processes.Children(plan.out / "flower" / "logs", plan.user, plan.held) as children:
         life = _Life(plan, children, say)
         with _Signals(life):
             return life()
@@ -105,6 +107,9 @@ class _Life:
     def _attached(self) -> node.Node:
         """The node, once the party is there to be asked."""
         if self._node is None:
+            seat = self._plan.out / SEAT
+            seat.parent.mkdir(parents=True, exist_ok=True)
+            seat.write_text(str(self._plan.keys))
             self._node = node.Node(
                 self._children, self._children.sockets / "node", self._plan.keys, self._plan.server, self._socket,
                 self._plan.user,

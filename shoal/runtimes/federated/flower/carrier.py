@@ -17,6 +17,8 @@ from shoal.runtimes.federated.flower import door as doors
 
 HEAD = struct.Struct(">QQ")  # number of the job, node
 MISSED = 30.0  # seconds after which a node that is away is given no more jobs; Flower itself takes longer to say so
+TRIES = 5  # of a job that comes back without an answer: its party, its node or the carrier was lost meanwhile
+PAUSE = 2.0  # seconds between them
 
 
 class Job(NamedTuple):
@@ -24,6 +26,8 @@ class Job(NamedTuple):
 
     party: int
     body: bytes
+    tries: int = 1
+    again: float | None = None  # when it is handed out once more; None: it is out
 
 
 class Carrier:
@@ -75,6 +79,7 @@ class Carrier:
         while not found:
             left = until - time.monotonic()
             self._watch(self._app is not None)
+            found += self._retried(time.monotonic())
             waited = connection.wait([self._door.socket, *([self._app] if self._app else [])], max(0.0, min(left, 0.5)))
             if self._door.socket in waited:
                 self._welcome()
@@ -113,8 +118,23 @@ class Carrier:
         self._lost()
         self._app = visitor
         self._seen = dict.fromkeys(self._seen, time.monotonic())
-        for job in list(self._jobs):
-            self._hand(job)
+        for number, job in list(self._jobs.items()):
+            self._jobs[number] = job._replace(again=None)
+            self._hand(number)
+
+    def _retried(self, now: float) -> list[network.Reply]:
+        """Jobs that came back without an answer: handed out again, or lost where their party is."""
+        lost = []
+        for number, job in list(self._jobs.items()):
+            if job.again is None or self._app is None or now < job.again:
+                continue
+            if job.party in self.present:
+                self._jobs[number] = job._replace(again=None)
+                self._hand(number)
+            elif now - self._seen[job.party] > MISSED:
+                del self._jobs[number]
+                lost.append(network.Reply(job.party, number, None))
+        return lost
 
     def _hand(self, number: int) -> None:
         job = self._jobs[number]
@@ -140,5 +160,9 @@ class Carrier:
         if job is None or self._nodes.get(node) != job.party:
             self.foreign += job is not None  # an answer given up on is nobody's fault
             return []
+        body = rest[HEAD.size :] or None
+        if body is None and job.tries < TRIES:
+            self._jobs[number] = job._replace(tries=job.tries + 1, again=time.monotonic() + PAUSE)
+            return []
         del self._jobs[number]
-        return [network.Reply(job.party, number, rest[HEAD.size :] or None)]
+        return [network.Reply(job.party, number, body)]

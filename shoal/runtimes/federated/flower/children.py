@@ -43,15 +43,16 @@ class Child(NamedTuple):
 class Children:
     """A context; on leaving it nothing that was started in it is alive, and its folder of sockets is gone."""
 
-    def __init__(self, logs: Path, user: int | None = None) -> None:
+    def __init__(self, logs: Path, user: int | None = None, held: int | None = None) -> None:
         """Begin with none.
 
         Args:
             logs: The folder for what they print.
             user: Who may look for a socket in the folder besides its owner; None: nobody.
+            held: An open file whose lock is held until all is cleared up, whatever becomes of this process.
         """
         self.mark = secrets.token_hex(8)
-        self._logs, self._user = logs, user
+        self._logs, self._user, self._held = logs, user, held
         self._ranks: dict[int, list[int]] = {}
         self.sockets = Path()
 
@@ -61,7 +62,10 @@ class Children:
         if self._user is not None:
             self.sockets.chmod(0o711)
         keeper = [sys.executable, "-I", "-S", str(Path(tagged.__file__)), self.mark, str(self.sockets)]
-        self._keeper = subprocess.Popen(keeper, stdin=subprocess.PIPE, start_new_session=True, text=True)
+        self._keeper = subprocess.Popen(
+            keeper, stdin=subprocess.PIPE, start_new_session=True, text=True,
+            pass_fds=[] if self._held is None else [self._held],
+        )  # fmt: skip
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from shoal.core import compilation, errors, files
+from shoal.core import compilation, errors, files, types
 
 FILE = "federation.json"
 SCHEMA = 1
@@ -25,7 +25,7 @@ class Invitation(NamedTuple):
     run: str  # 32 hexadecimal digits: the run
     spec: str  # SHA-256 of the global part's names and shapes
     fab: str  # SHA-256 of the app that the SuperNode will execute; "" before it was packed
-    experiment: Mapping[str, Any]  # as in ``config.json``
+    experiment: Mapping[str, types.Tree]  # as in ``config.json``
 
 
 def write(folder: Path, invitation: Invitation) -> None:

@@ -12,19 +12,23 @@ import json
 import shutil
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib import util
 from pathlib import Path
+from typing import NamedTuple
 
 from shoal.core import errors, files
 from shoal.runtimes.federated.flower import children as processes
+from shoal.runtimes.federated.flower import gate as gates
 from shoal.runtimes.federated.flower import keys
 
 APP = Path(__file__).parent / "app"
 CONNECTION = "loop"  # its name in Flower's configuration
 UP = 60.0  # seconds in which the server answers
 CARRIED = 60.0  # seconds in which the app comes to our socket
+AGAIN = 5.0  # the same, of an app that was there when the server was killed
 DEATHS = 5  # of the server or the app in a row, without an answer of a party in between
 
 
@@ -41,21 +45,34 @@ def needed() -> None:
         )
 
 
-def free(host: str, port: int) -> None:
+def free(host: str, port: int, seconds: float = 0.0) -> None:
     """Refuse a port that another process has.
+
+    Args:
+        host: Address to listen on.
+        port: Of that.
+        seconds: To wait for it, e.g. for what is left of a server that was killed.
 
     Raises:
         Refused: It is in use, or the address is not of this machine.
     """
+    until = time.monotonic() + seconds
+    while (reason := _taken(host, port)) and time.monotonic() < until:
+        time.sleep(0.5)
+    if reason:
+        raise errors.Refused(f"--port {port} cannot be had on {host} ({reason}); choose another, or end who has it")
+
+
+def _taken(host: str, port: int) -> str:
+    """Why a port cannot be had; "" if it can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
+            return ""
     except OSError as error:
-        raise errors.Refused(
-            f"--port {port} cannot be had on {host} ({files.reason(error)}); choose another, or end who has it"
-        ) from None
+        return files.reason(error)
 
 
 def write_app(folder: Path) -> Path:
@@ -64,24 +81,35 @@ def write_app(folder: Path) -> Path:
     return folder
 
 
+class Listening(NamedTuple):
+    """Where Flower's server listens."""
+
+    keys: Path  # folder of its certificate
+    host: str
+    port: int
+
+
 class Link:
     """SuperLink and the run on it."""
 
     def __init__(
-        self, children: processes.Children, folder: Path, keys_folder: Path, host: str, port: int, door: Path
-    ) -> None:
+        self, children: processes.Children, folder: Path, listening: Listening, known: Path, door: Path,
+        gate: gates.Settings | None = None,
+    ) -> None:  # fmt: skip
         """Nothing is started yet.
 
         Args:
             children: Where its processes belong.
             folder: Its own, inside the run's: database, registered nodes, the app.
-            keys_folder: As `keys.make_server` fills it, with the parties' public keys.
-            host: Address to listen on.
-            port: Of that.
+            listening: Where it is.
+            known: Folder with the parties' public keys, as `keys.make_all` fills it.
             door: The socket where the app finds Shoal.
+            gate: Settings of the gate in front; None: there is none.
         """
-        self._children, self._folder, self._keys = children, folder, keys_folder
-        self._host, self._port, self._door = host, port, door
+        self.children, self._folder, self._door, self._known = children, folder, door, known
+        self._keys, self._host, self._port = listening
+        self._settings = gate
+        self._gate: processes.Child | None = None
         self._process: processes.Child | None = None
         self._ran_at = 0.0
         self.deaths = 0
@@ -107,6 +135,7 @@ class Link:
         self._serve()
         known = known or self._register(names)
         self._run()
+        self._open()
         return {node: names.index(name) for name, node in known.items()}
 
     def watch(self, carried: bool) -> None:
@@ -121,7 +150,10 @@ class Link:
         if self._process is not None and self._process.died:
             self._count(f"the Flower server ended ({self._process.last()})")
             self._serve()
-            self._ran_at = time.monotonic()
+            self._ran_at = time.monotonic() + AGAIN - CARRIED  # its app has mostly ended with it
+        elif self._gate is not None and self._gate.died:
+            self._count(f"the gate ended ({self._gate.last()})")
+            self._open()
         elif not carried and time.monotonic() - self._ran_at > CARRIED:
             self._count("the Flower app did not come to Shoal's socket")
             self._run()
@@ -129,6 +161,23 @@ class Link:
     def answered(self) -> None:
         """A party has answered: everything works."""
         self.deaths = 0
+
+    def _open(self) -> None:
+        """Start the gate, where there is to be one."""
+        if self._settings is not None:
+            command = [
+                sys.executable,
+                "-m",
+                "shoal.runtimes.federated.flower.gate",
+                json.dumps(self._settings._asdict()),
+            ]
+            self._gate = self.children.start("gate", command, rank=1)
+
+    def kill(self) -> None:
+        """Kill the server, as a fault would; `watch` starts it again."""
+        assert self._process is not None
+        self._process.process.kill()
+        self._process.process.wait()
 
     def _count(self, what: str) -> None:
         self.deaths += 1
@@ -149,13 +198,14 @@ class Link:
         root = json.dumps(str((self._keys / keys.AUTHORITY).absolute()))
         text = (
             f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\n'
-            f'address = "{self._address}"\nroot-certificates = {root}\n'
+            f'address = "{self.address}"\nroot-certificates = {root}\n'
         )
         (home / "config.toml").write_text(text)
         write_app(self._folder / "app")
 
     @property
-    def _address(self) -> str:
+    def address(self) -> str:
+        """``HOST:PORT`` that nodes dial."""
         return f"{self._host}:{self._port}"
 
     def _serve(self) -> None:
@@ -166,7 +216,7 @@ class Link:
             "--enable-supernode-auth", "--ssl-ca-certfile", str(secret / keys.AUTHORITY),
             "--ssl-certfile", str(secret / keys.CERTIFICATE), "--ssl-keyfile", str(secret / keys.SECRET),
         ]  # fmt: skip
-        self._process = self._children.start("superlink", command, rank=1, env=self._home)
+        self._process = self.children.start("superlink", command, rank=1, env=self._home)
         until = time.monotonic() + UP
         while not answers(self._host, self._port, self._keys / keys.AUTHORITY):
             if self._process.died or time.monotonic() > until:
@@ -179,7 +229,7 @@ class Link:
         Raises:
             GaveUp: It failed.
         """
-        done = self._children.run([processes.program("flwr"), *words, "--format", "json"], self._home)
+        done = self.children.run([processes.program("flwr"), *words, "--format", "json"], self._home)
         with contextlib.suppress(ValueError):
             answer = json.loads(done.stdout)
             if answer.get("success"):
@@ -199,7 +249,7 @@ class Link:
         return {name: hashlib.sha256(self._public(name).read_bytes()).hexdigest() for name in names}
 
     def _public(self, name: str) -> Path:
-        return self._keys / keys.PARTIES / f"{name}.pub"
+        return self._known / keys.PARTIES / f"{name}.pub"
 
     def _register(self, names: Sequence[str]) -> dict[str, int]:
         """Make the parties' keys known; which node is whose is ours to keep."""

@@ -115,7 +115,7 @@ class Node:
         command = [
             processes.program("flower-supernode"), "--superlink", self._server,
             "--root-certificates", str(mine / keys.AUTHORITY), "--auth-supernode-private-key", str(mine / keys.KEY),
-            "--port", str(_free_port()), "--node-config", f'socket="{self._door}"',
+            "--port", str(free_port()), "--node-config", f'socket="{self._door}"',
         ]  # fmt: skip
         self._home.mkdir(parents=True, exist_ok=True)
         env = {"FLWR_HOME": str(self._home), "HOME": str(self._home)}
@@ -133,7 +133,7 @@ class Node:
         return self._home
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """One that nobody has now; the SuperNode talks there with the processes it starts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from etils import epy
@@ -12,10 +12,15 @@ from etils import epy
 from shoal.core import types
 from shoal.runtimes.federated import audit, beginning, channels, rounds, server, telling, terms, working
 
+if TYPE_CHECKING:
+    from shoal.runtimes.federated import Config
+
 with epy.lazy_imports():
     import jax
 
     from shoal.core import prng
+
+SHORTEST_S = 240.0  # of a deadline that nobody gave: a job that the carrier lost is handed out again within it
 
 
 class Opening(NamedTuple):
@@ -41,7 +46,13 @@ class Opening(NamedTuple):
 
 
 def opened(
-    config: Any, parts: types.Parts, seed: int, run: bytes, more: Mapping[str, Any], *, begin: bool = True
+    config: Config,
+    parts: types.Parts,
+    seed: int,
+    run: bytes,
+    more: Mapping[str, types.Scalar | str | None],
+    *,
+    begin: bool = True,
 ) -> Opening:
     """What a run is made of.
 
@@ -56,6 +67,8 @@ def opened(
     agent, crossing = parts.agent, channel(config, parts, seed)
     rules = terms.rules_of(config)._replace(
         env_steps=config.environments * agent.about.rollout_length * config.local_updates
+    rules = beginning._rules(config)._replace(
+        shortest_s=SHORTEST_S, env_steps=config.environments * agent.about.rollout_length * config.local_updates
     )
     if config.exchange == "gradient":
         rules = rules._replace(optimiser=terms.numbers(agent))
@@ -69,14 +82,14 @@ def opened(
     return Opening(names, crossing, rules, run, theta, about, agent)
 
 
-def channel(config: Any, parts: types.Parts, seed: int) -> channels.Channel:
+def channel(config: Config, parts: types.Parts, seed: int) -> channels.Channel:
     """What crosses."""
     found = beginning.channel_of(config, parts, seed)
     assert found is not None, "refused before: parties that exchange nothing need no server"
     return found
 
 
-def first(config: Any, parts: types.Parts, crossing: channels.Channel, seed: int) -> np.ndarray:
+def first(config: Config, parts: types.Parts, crossing: channels.Channel, seed: int) -> np.ndarray:
     """The global part that the first party's learner begins with, ``[d]``, to the bit.
 
     Args:

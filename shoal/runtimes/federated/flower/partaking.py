@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from shoal.runtimes.federated import accounts, keeping, leaving, message
 from shoal.runtimes.federated import ledger as ledgers
 from shoal.runtimes.federated import party as parties
 from shoal.runtimes.federated.flower import door as doors
+
+if TYPE_CHECKING:
+    from shoal.runtimes.federated import Config
 
 WAITING = types.Stage("waiting for the server")
 FAREWELL = b"farewell"  # what is answered to the last message of a run
@@ -45,7 +48,7 @@ class Saved(NamedTuple):
 class Partaking:
     """A `types.Runtime` that does what a server far away asks for."""
 
-    def __init__(self, config: Any, seat: Seat | None = None) -> None:
+    def __init__(self, config: Config, seat: Seat | None = None) -> None:
         """Args: `config`, of the federation; `seat`, None where nothing is run but a policy is looked at."""
         self._config, self._seat = config, seat
 
@@ -93,7 +96,7 @@ class Partaking:
         return parties.Party(parts, terms, leaves(config, folder), log)
 
 
-def leaves(config: Any, folder: Path | None) -> parties.Leaves:
+def leaves(config: Config, folder: Path | None) -> parties.Leaves:
     """What is done to an update before it leaves: what the owner agreed to, with noise from the system's source.
 
     Args:
@@ -104,8 +107,10 @@ def leaves(config: Any, folder: Path | None) -> parties.Leaves:
     if not config.clip or folder is None:
         return parties.as_it_is
     settings = leaving.Settings(config.clip, noise, config.unit)
-    kept = {"delta": config.delta, "max_epsilon": config.max_epsilon, "unit": config.unit}
-    return leaving.Leaving(settings, leaving.Secure(), ledgers.Ledger(folder, **kept) if noise else None)
+    if not noise:
+        return leaving.Leaving(settings, leaving.Secure(), None)
+    ledger = ledgers.Ledger(folder, delta=config.delta, max_epsilon=config.max_epsilon, unit=config.unit)
+    return leaving.Leaving(settings, leaving.Secure(), ledger)
 
 
 class _Life:

@@ -9,7 +9,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from shoal.core import errors, types
 from shoal.runtimes.crew import beside
 from shoal.runtimes.federated import audit, message, rounds, server, tally, telling
 from shoal.runtimes.federated.flower import carrier, deploying
+from shoal.runtimes.federated.flower import link as links
 from shoal.runtimes.federated.flower import opening as openings
 
 LOOK = 0.5  # seconds between two looks of the observer
@@ -73,7 +73,9 @@ class Serving:
 
 
 @contextlib.contextmanager
-def _opened(place: deploying.Place, names: Sequence[str], look: beside.Look) -> Iterator[Any]:
+def _opened(
+    place: deploying.Place, names: Sequence[str], look: beside.Look
+) -> Iterator[tuple[carrier.Carrier, links.Link]]:
     beside.asked(look, types.Stage("starting the Flower server"))
     with deploying.opened(place, names) as opened:
         yield opened
