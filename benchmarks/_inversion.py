@@ -7,7 +7,9 @@ searched whose gradients of both global layers are those that were sent; the hea
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import tempfile
 from typing import Any, NamedTuple
 
 import jax
@@ -67,7 +69,8 @@ def experience(owners: int, steps: int, seed: int) -> dict[str, np.ndarray]:
 
     rng, lives = np.random.default_rng(seed), []
     for owner in range(owners):
-        simulator = gymnasium.make(ENV).unwrapped
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # where MuJoCo leaves its log
+            simulator = gymnasium.make(ENV).unwrapped
         obs, _ = simulator.reset(seed=seed + owner)
         rows = []
         for _ in range(BURN_IN + int(rng.integers(BURN_IN)) + steps):

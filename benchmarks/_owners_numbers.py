@@ -11,6 +11,7 @@ import numpy as np
 RANDOM = {"CartPole": 22.0, "Acrobot": -500.0, "MountainCar": -200.0}  # return of random actions
 SOLVED = {"CartPole": 475.0, "Acrobot": -100.0, "MountainCar": -110.0}  # Gymnasium's
 RESAMPLES = 10_000
+LAST = 3  # evaluations that make a return at the end, or one on the way that counts as reached
 
 
 def kind(env: str) -> str:
@@ -28,6 +29,14 @@ def area(steps: Sequence[float], returns: np.ndarray, env: str) -> np.ndarray:
     """Mean height of scaled curves ``[..., E]`` over the steps, by the trapezoid rule: ``[...]``."""
     x = np.asarray(steps, float)
     return np.trapezoid(scaled(returns, env), x, axis=-1) / (x[-1] - x[0])
+
+
+def smoothed(steps: Sequence[float], returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of three evaluations on end, at the last of them: one alone is of a few episodes, and may be luck."""
+    if len(steps) < LAST:
+        return np.asarray(steps, float), np.asarray(returns, float)
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(returns, float), LAST, axis=-1)
+    return np.asarray(steps, float)[LAST - 1 :], windows.mean(axis=-1)
 
 
 def reached(steps: Sequence[float], returns: np.ndarray, bar: float) -> np.ndarray:
@@ -86,6 +95,7 @@ def told(course: Any, env: str, scored: Sequence[int] | None = None) -> dict[str
     return {
         "steps": course.steps.tolist(),
         "curve": _rounded(mean.mean(axis=0), 2),
+        "curves": [_rounded(one, 1) for one in mean],
         "worst_curve": _rounded(returns.min(axis=1).mean(axis=0), 2),
         "area": _rounded(area(course.steps, mean, env), 5),
         "area_by_party": _rounded(area(course.steps, returns, env).mean(axis=0), 5),
@@ -94,7 +104,8 @@ def told(course: Any, env: str, scored: Sequence[int] | None = None) -> dict[str
         "final_by_party": [_rounded(row, 2) for row in last],
         "solved_parties": (last >= SOLVED[kind(env)]).sum(axis=1).tolist(),
         "steps_to_solved": [
-            None if math.isinf(one) else round(one) for one in reached(course.steps, mean, SOLVED[kind(env)]).tolist()
+            None if math.isinf(one) else round(one)
+            for one in reached(*smoothed(course.steps, mean), SOLVED[kind(env)]).tolist()
         ],
         "params": list(course.params),
         "rounds": int(course.rounds.max(initial=0)),
@@ -107,7 +118,7 @@ def told(course: Any, env: str, scored: Sequence[int] | None = None) -> dict[str
 
 def final(returns: np.ndarray) -> np.ndarray:
     """Return at the end: the mean of the last three evaluations, ``[S, N]``; one alone is of a few episodes."""
-    return returns[..., -3:].mean(axis=-1)
+    return returns[..., -LAST:].mean(axis=-1)
 
 
 def _rounded(values: np.ndarray, digits: int) -> list[float]:

@@ -22,7 +22,7 @@ from shoal.core import types
 from shoal.environments import _owners_compiled, _owners_sets
 from shoal.experiment import presets
 from shoal.networks import scopes
-from shoal.runtimes.federated import axis, beginning, server, together
+from shoal.runtimes.federated import axis, beginning, compiled, server, terms, together
 from shoal.runtimes.members import dispatch
 
 PATIENCE = 1.0
@@ -124,13 +124,13 @@ class Study:
         self.pooled = bool(arm.settings.get("runtime", {}).get(POOLED))
         self.learners = seeds if self.pooled else seeds * arm.parties
         began = time.monotonic()
-        channel = None if arm.frozen else beginning.channel_of(self.config, self.parts.agent)
+        channel = None if arm.frozen else beginning.channel_of(self.config, self.parts, 0)
         if channel is None:
             updates = beginning.by_themselves(self.config, self.parts, arm.parties, arm.parties * arm.steps)
         else:
             updates = self.config.local_updates
         shape = together.Shape(self.learners, self.config.environments, updates)
-        self.programs = axis.Programs(self.parts, shape, channel)
+        self.programs = compiled.Programs(self.parts, shape, channel)
         plan = axis.Plan(
             names=tuple(map(str, range(self.learners))), environments=shape.environments, updates=updates,
             paces=tuple(self.config.paces) * seeds, apart=self.config.asynchronous or bool(self.config.paces),
@@ -142,7 +142,7 @@ class Study:
             homes = homes._replace(members=homes.members._replace(state=learners))
             thetas = thetas if given is None else given
         self.axis = axis.Axis(self.programs, dispatch.Way("vmap", self.learners), plan, 0, homes)
-        self.axis.compile()
+        self.axis.compile(1, lambda _: True, choose=False)
         self.servers = self._served(thetas) if channel else []
         self._measure = jax.jit(self._measuring())
         self.compile_s = time.monotonic() - began
@@ -156,11 +156,11 @@ class Study:
         return np.asarray(jax.jit(jax.vmap(channel.beginning))(first), np.float32)
 
     def _served(self, thetas: np.ndarray) -> list[server.Server]:
-        rules = beginning._rules(self.config)._replace(
+        rules = terms.rules_of(self.config)._replace(
             env_steps=self.programs.per_update * self.config.local_updates,
         )
         if self.config.exchange == "gradient":
-            rules = rules._replace(optimiser=beginning.numbers(self.parts.agent))
+            rules = rules._replace(optimiser=terms.numbers(self.parts.agent))
         names = tuple(map(str, range(self.arm.parties)))
         spec = self.programs.channel.spec  # type: ignore[union-attr]
         return [

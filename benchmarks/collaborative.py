@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import _common
@@ -28,10 +28,10 @@ import numpy as np
 SEEDS, QUICK_SEEDS = 10, 2
 EVALUATIONS, EPISODES = 25, 5
 BLANK = 0.75  # of alone: what steps to the score are to be at most
-HEADS = {  # parts that other scripts measure: their keys
-    "consensus": ("auc_ratio_d2", "auc_ratio_d5", "worst"),
-    "hostile": ("robust_fraction", "mean_fraction"),
-    "inversion": ("open_cosine", "private_cosine", "chance_cosine"),
+HEADS = {  # what other benches measure: which, and the numbers that are told here too
+    "consensus": ("consensus", ("auc_ratio_d2", "auc_ratio_d5", "worst")),
+    "hostile": ("federation_threats", ("robust_fraction", "mean_fraction")),
+    "inversion": ("inversion", ("open_cosine", "private_cosine", "chance_cosine")),
 }
 STUDIED = (*_owners_arms.PARTS, "newcomer", "spaces", "time")
 QUICK = {"same": ("A", "independent")}
@@ -40,7 +40,7 @@ KEYS = (
     *(f"same.{key}" for key in ("auc_ratio_independent", "low", "high")),
     *(f"similar.{key}" for key in ("auc_ratio_independent", "low", "high", "final_vs_shared")),
     *(f"forms.{form}.{key}" for form in _owners_arms.FORMS for key in ("auc", "final", "worst", "bytes")),
-    *(f"{part}.{key}" for part, keys in HEADS.items() for key in keys),
+    *(f"{part}.{key}" for part, (_, keys) in HEADS.items() for key in keys),
     *("worst_party_ratio", "bytes_per_round", "round_ms_per_party", "conflict", "scaling", "stranger", "newcomer"),
     *("spaces", "gap_closed", "parts"),
 )  # fmt: skip
@@ -159,7 +159,7 @@ def conclude(kept: Mapping[str, Arms], seeds: int) -> dict[str, Any]:
             "conflict": conflict(kept.get("conflict_dqn", {})),
         },
         "baselines": {name: ends(one) for name, one in kept.get("baselines", {}).items()},
-        **others(kept),
+        **{part: elsewhere(*of) for part, of in HEADS.items()},
     }
     worst = [found["similar"][name]["worst_party_ratio"] for name in ("lengths", "links")]
     known = [one for one in (*worst, found["same"]["worst_party_ratio"]) if one is not None]
@@ -181,13 +181,11 @@ def complete(part: str, kept: Mapping[str, Arms], seeds: int) -> bool:
     return all(name in there and there[name].get("seeds", seeds) >= seeds for name in names)
 
 
-def others(kept: Mapping[str, Arms]) -> dict[str, dict[str, Any]]:
-    """What is measured elsewhere."""
-    return {
-        part: {key: kept.get(part, {}).get(part, {}).get(key) for key in keys}
-        | {"measured": kept.get(part, {}).get(part)}
-        for part, keys in HEADS.items()
-    }
+def elsewhere(bench: str, keys: Sequence[str]) -> dict[str, Any]:
+    """Numbers from the committed record of another bench; null where there is none."""
+    path = _common.RESULTS / f"{bench}.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+    return {key: found.get(key) for key in keys} | {"bench": bench}
 
 
 def beside(arms: Arms, lead: str, env: str) -> dict[str, Any]:

@@ -19,15 +19,19 @@ from typing import Any
 import _common
 from _tables import (
     acting,
+    agreeing,
     asynchrony,
     engines,
     linear,
     lines,
     map_propagation,
+    owners,
     population,
+    privacy,
     scores,
     several,
     speed,
+    threats,
     tuning,
 )
 
@@ -55,6 +59,11 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "several": several.several,
     "population": population.population,
     "pbt": population.pbt,
+    "inversion": privacy.inversion,
+    "dp_utility": privacy.dp_utility,
+    "consensus": agreeing.consensus,
+    "collaborative": owners.collaborative,
+    "federation_threats": threats.federation_threats,
     "flower": speed.flower,
 }
 

@@ -66,7 +66,7 @@ def train(
         workers: Worker processes, for runtimes that have them.
         members: Of a population.
         parties: Owners that train together: how many, or a parties file, or its tables as mappings (``name``, ``env``,
-            and settings of ``environment`` and ``network``).
+            and settings of ``environment``, ``network`` and ``optimiser``).
         runtime: Overrides the preset's runtime: a name, or settings (``{"name": "host", "environments": 16}``; the
             name may be left out).
         corrector: Likewise, one of `shoal list correctors`.

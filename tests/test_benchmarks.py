@@ -23,7 +23,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
     "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several", "tune", "population", "pbt",
-    "flower",
+    "collaborative", "federation_threats", "consensus", "inversion", "dp_utility", "flower",
 )  # fmt: skip
 
 
@@ -764,6 +764,31 @@ def test_methods_of_pbt_have_the_same_steps_and_at_least_200_rounds():
         assert pbt.words(env, pbt.ALONE)[-1] * pbt.MEMBERS == words["pbt"][-1]
 
 
+def test_consensus_tells_the_papers_numbers_and_those_at_equal_steps():
+    bench = _load("consensus")
+    quick, slow = np.array([100.0, 300.0]), np.array([10.0, 30.0])
+    found = bench.numbers([quick, slow])
+    assert (found["area"], found["worst"], found["steps_each"], found["episodes"]) == (110.0, 20.0, 40.0, 2)
+    run = found | {"owners": [bench._decimated(one) for one in (quick, slow)], "bytes_up": 8}
+    # within 40 steps the quick owner has what it had until its first episode, the slow one both of its own
+    assert bench.area_at([run], 40.0) == [pytest.approx((100.0 + 20.0) / 2)]
+    kept = {name: {} for name in bench.ARMS} | {"alone": {"0": run}, "d5": {"0": run | {"area": 165.0}}}
+    told = bench.conclude(kept, 1)
+    assert told["auc_ratio_d5"] == 1.5
+    assert told["auc_ratio_d2"] is None
+    assert told["monotone"] is None
+    assert "1.5 (1.33)" in _load("_tables.agreeing").consensus(told)
+
+
+def test_arms_of_consensus_differ_in_what_is_agreed_on_alone():
+    bench = _load("consensus")
+    alone = set(map(str, bench.words("alone")))
+    for arm in ("d2", "d5", "d20", "d80"):
+        more = set(map(str, bench.words(arm))) - alone
+        assert more >= {"outputs", "--runtime.distil-every"}
+        assert all(word.startswith("--runtime") or not word.startswith("--") for word in more)
+
+
 @pytest.mark.parametrize("bench", BENCHES)
 def test_every_benchmark_has_keys_a_table_and_a_place_on_the_page(bench):
     assert _load(bench).KEYS
@@ -940,3 +965,153 @@ def test_a_search_is_recorded_with_what_fresh_seeds_say():
     told = tables.tune(made["results"])
     assert "| `tpe` | 3 | 300 | 4 | 1 | 9 | 1.5 [1, 2] | 1.5 [1, 2] | 0 [-1, 1] | – |" in told
     assert "by `tpe` 0 (-1 to 1)" in _load("_tables.lines").tune(made["results"])
+
+
+def _course(numbers, level, seeds=3):
+    """Three owners who rise to a level, the last one half as far."""
+    steps = np.array([0, 100, 200, 300])
+    curve = 22.0 + np.array([0.0, 0.5, 1.0, 1.0]) * (level - 22.0)
+    returns = np.stack([np.stack([curve, curve, 22.0 + (curve - 22.0) / 2])] * seeds)
+    returns += 3.0 * (np.arange(seeds) - (seeds - 1) / 2)[:, None, None]
+    study = _load("_owners_study")
+    course = study.Course(
+        steps=steps, returns=returns, bytes=np.full((seeds, 2), 600), rounds=np.full(seeds, 4),
+        lags=np.array([[8, 1]] * seeds), params=(10, 2), simulated_s=np.zeros(seeds), seconds=1.0, compile_s=1.0,
+        kept=None,
+    )  # fmt: skip
+    return numbers.told(course, "owners:CartPole-same") | {"command": "", "seeds": seeds, "commit": "c"}
+
+
+def test_areas_go_from_random_to_solved_and_steps_to_the_score_lie_between_evaluations():
+    numbers = _load("_owners_numbers")
+    assert numbers.area([0, 1, 2], np.array([22.0, 475.0, 475.0]), "owners:CartPole-lengths") == pytest.approx(0.75)
+    assert numbers.area([0, 2], np.array([-500.0, -100.0]), "owners:Acrobot-links") == pytest.approx(0.5)
+    found = numbers.reached([0, 100, 200], np.array([[0.0, 400.0, 500.0], [0.0, 1.0, 2.0]]), 475.0)
+    assert found.tolist() == [175.0, np.inf]
+    steps, means = numbers.smoothed([0, 1, 2, 3], np.array([[9.0, 0.0, 0.0, 3.0]]))
+    assert (steps.tolist(), means.tolist()) == ([2, 3], [[3.0, 1.0]])
+    assert numbers.median([100.0, np.inf, 300.0]) == 300.0
+    assert numbers.median([np.inf, np.inf, 1.0]) is None
+
+
+def test_seeds_are_resampled_in_pairs():
+    numbers = _load("_owners_numbers")
+    theirs = np.array([10.0, 20.0, 40.0, 80.0])
+    found = numbers.ratio(theirs + 1.0, theirs)
+    assert found["difference_low"] == found["difference_high"] == pytest.approx(1.0), "what pairs share is no spread"
+    assert found["low"] < found["ratio"] < found["high"]
+    assert numbers.ratio([1.0], [2.0])["low"] is None
+    assert numbers.ratio([], [])["ratio"] is None
+
+
+def test_form_a_is_held_against_independent_shared_and_pooled():
+    bench, numbers = _load("collaborative"), _load("_owners_numbers")
+    arms = {name: _course(numbers, level) for name, level in
+            (("A", 480.0), ("independent", 251.0), ("shared", 475.0), ("pooled", 709.0))}  # fmt: skip
+    results = bench.conclude({"same": arms, "conflict": {"shared": arms["A"]}}, 3)
+    same = results["same"]
+    assert same["auc_ratio_independent"] == pytest.approx(2.0, abs=0.01)
+    assert same["gap_closed"] == pytest.approx(0.5, abs=0.01)
+    assert same["final_vs_shared"] == pytest.approx(3.47, abs=0.1), "means of the last three evaluations"
+    assert same["final_not_below_shared"] is True
+    assert same["worst_party_ratio"] > 1.0
+    assert results["conflict"]["shared"]["solved_parties"] == [0, 0, 0]
+    assert results["parts"]["same"]["complete"] is False, "eight parties are missing"
+    shown = _load("table").TABLES["collaborative"](results)
+    assert "pooled (breaks the boundary)" in shown
+    assert "Not measured yet, or not all of it: same," in shown
+
+
+def test_the_bench_of_owners_of_nothing_has_every_key_and_goes_on_where_it_was(tmp_path):
+    bench, table, arms = _load("collaborative"), _load("table"), _load("_owners_arms")
+    record = _record("collaborative", bench.conclude({}, 10))
+    assert table.problems(record) == []
+    assert "–" in _load("_tables.owners").line(record["results"])
+    numbers = _load("_owners_numbers")
+    done = _course(numbers, 400.0) | {"command": bench.command(arms.PARTS["same"]["A"])}
+    other = _course(numbers, 400.0) | {"command": "shoal train something else"}
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"results": bench.conclude({"same": {"A": done, "shared": other}}, 10)}))
+    given = argparse.Namespace(quick=False, json=path, fresh=False, arms=None)
+    assert list(bench.earlier(given)["same"]) == ["A"], "what was asked for otherwise is measured again"
+
+
+def test_arms_of_owners_differ_in_what_is_exchanged_and_nothing_else():
+    arms, study = _load("_owners_arms"), _load("_owners_study")
+    for part in ("same", "similar", "conflict", "forms"):
+        for name, arm in arms.PARTS[part].items():
+            assert set(arm.settings) <= {"network", "runtime"}, name
+            assert set(arm.settings.get("network", {})) <= {"form"}, name
+            known = {"exchange", "local_updates", "asynchronous", study.POOLED, "environments"}
+            assert set(arm.settings.get("runtime", {})) <= known, name
+            assert arm.steps == (100_000 if "Acrobot" in arm.env else 50_000), name
+            assert arm.draw == 0
+    assert {arm.env for arm in arms.NEWCOMER.values()} == {"owners:CartPole-lengths"}
+    assert arms.NEWCOMER["scratch"].draw >= 1000, "an owner whom the teachers never met"
+
+
+def test_seeds_of_owners_share_a_program_and_nothing_else():
+    study, arms = _load("_owners_study"), _load("_owners_arms")
+    arm = arms.arm("owners:CartPole-lengths", 2, steps=128)
+    both = study.Study(arm, 2).run(1, 1)
+    assert both.returns.shape == (2, 2, 2)
+    assert both.steps.tolist() == [0, 128]
+    assert both.bytes[0].tolist() == both.bytes[1].tolist()
+    assert both.rounds.tolist() == [2, 2], "64 steps of a party each"
+    assert not np.array_equal(both.kept[1][0], both.kept[1][1]), "a global part of their own"
+
+
+def _threats(**runs):
+    wire = {"of": 10, "faults": {"NaN": "rejected:not_finite"}, "turned_away": 11, "accepted": 0, "crashes": 0}
+    kept = {"wire": wire | {"reasons": {"not_finite": 11}, "unchanged": True}, "cost": None, "runs": runs}
+    return _load("federation_threats").conclude(kept)
+
+
+def _scored(*scores):
+    return {str(seed): {"score": float(score)} for seed, score in enumerate(scores)}
+
+
+def test_what_attackers_leave_is_a_share_of_the_same_seeds_without_them():
+    threats = _load("federation_threats")
+    runs = {threats.CLEAN: _scored(100, 200), "nearest_mixing, zero": _scored(90), "mean, zero": _scored(50, 100)}
+    runs |= {"nearest_mixing, scaling": _scored(100, 150), "median": _scored(80, 190)}
+    found = _threats(**runs)
+    zero = found["attacks"]["zero"]
+    assert (zero["robust_fraction"], zero["robust_fractions"]) == (0.9, [0.9])
+    assert (zero["mean_fraction"], zero["mean_fractions"]) == (0.5, [0.5, 0.5])
+    assert found["attacks"]["scaling"]["robust_fraction"] == pytest.approx(250 / 300)
+    assert found["attacks"]["nan"]["mean_fraction"] is None
+    assert found["rules"]["median"]["fraction"] == 0.9
+    assert (found["robust_fraction"], found["mean_fraction"]) == (pytest.approx(250 / 300), 0.5)
+    assert not found["complete"]
+    table = _load("_tables.threats").federation_threats(found)
+    assert "| zero | 90% | 50% (50% to 50%) |" in table
+    assert "Times: not measured yet." in table
+    assert "83%" in _load("_tables.lines").federation_threats(found)
+
+
+def test_threats_are_measured_seed_by_seed_and_nothing_twice():
+    threats = _load("federation_threats")
+    first = list(threats.due({threats.CLEAN: {"0": {}}}, 2, quick=False))
+    assert [seed for _, seed in first] == sorted(seed for _, seed in first)
+    assert (threats.CLEAN, 0) not in first
+    assert (threats.CLEAN, 1) in first
+    assert len(first) == 2 * len(threats.names()) - 1
+    told = threats.settings("nearest_mixing, nan")
+    assert (told["aggregator"], told["hostile"], told["attack"]) == ("nearest_mixing", 3, ("7:nan", "8:nan", "9:nan"))
+    assert "attack" not in threats.settings("median")
+    assert "hostile" not in threats.settings("mean, nan")
+
+
+def test_times_of_a_busy_machine_are_not_taken(monkeypatch):
+    threats = _load("federation_threats")
+    monkeypatch.setattr(threats.os, "getloadavg", lambda: (50.0, 0.0, 0.0))
+    found = threats.cost(1)
+    assert found["default_ms"] is None
+    assert "busy" in _load("_tables.threats")._cost(found)
+
+
+def test_nothing_gets_through_the_wire_of_the_bench():
+    found = _load("federation_threats").wire(50)
+    assert (found["accepted"], found["crashes"], found["unchanged"]) == (0, 0, True)
+    assert found["turned_away"] == 50 + len(found["faults"])

@@ -161,6 +161,7 @@ WRONG = {
 RUNTIMES = {
     "host": ("a2c",),
     "population": ("random_search", "--members", "2"),
+    "federated": ("a2c", "--runtime", "federated", "--parties", "2"),
     "actor_learner": ("a2c", "--runtime", "actor_learner"),
     "hogwild": ("a3c", "--workers", "1"),
     "parameter_server": ("gorila", "--workers", "1"),

@@ -1,8 +1,6 @@
-"""Parties as one axis of a compiled program: what collaboration reduces to where theory says so, and what stays home."""
+"""Parties as one axis of a compiled program: what collaboration reduces to where theory says so; what stays home."""
 
 from __future__ import annotations
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +8,11 @@ import numpy as np
 import pytest
 
 from shoal import experiment
-from shoal.core import tree
+from shoal.core import seeds, tree
 from shoal.experiment import presets
 from shoal.networks import scopes
 from shoal.runtimes import on_device
-from shoal.runtimes.federated import beginning, message, running, together
+from shoal.runtimes.federated import beginning, running, together
 from shoal.runtimes.members import dispatch, learning, loop
 from tests.conformance.test_runtimes import Observer
 
@@ -61,7 +59,7 @@ def party(saved, at):
 def alone(rule, updates, number=0, form="none", **settings):
     """One learner under `on_device`, begun and drawn for as one party is."""
     built = made(rule, runtime="on_device", form=form, **settings)
-    init, runs = (jax.random.fold_in(beginning.seeds.key(0, purpose), number) for purpose in ("init", "run"))
+    init, runs = (jax.random.fold_in(seeds.key(0, purpose), number) for purpose in ("init", "run"))
     begun = loop.start(built.parts, loop.Shape(2, 1), lambda state, _: state)(init[None])
     members = jax.tree.map(lambda leaf: leaf[0], begun.members)
     if field := built.parts.agent.about.fields.memory:
@@ -72,8 +70,7 @@ def alone(rule, updates, number=0, form="none", **settings):
     return chunk(on_device.Loop(members.state, members.actors, jnp.uint32(0)), runs)[0]
 
 
-@pytest.mark.parametrize("form", ["none", "A"])
-@pytest.mark.parametrize("rule", ["rmsprop", "adam"])
+@pytest.mark.parametrize(("form", "rule"), [("none", "adam"), ("A", "rmsprop")])
 def test_gradients_of_one_party_come_to_ordinary_training(form, rule):
     built = made(form=form, parties=1, optimiser={"rule": rule})
     _, result = run(built)
@@ -107,7 +104,7 @@ def test_parties_that_exchange_nothing_come_to_ordinary_training(rule):
     assert result.final.subsystems["federation"]["bytes_up"] == 0
 
 
-@pytest.mark.parametrize("rule", ["a2c", "dqn"])
+@pytest.mark.parametrize("rule", ["dqn"])
 def test_one_after_the_other_parties_that_exchange_nothing_are_alone_bit_for_bit(rule):
     built = made(rule, exchange="none", dispatch="sequential")
     axis = axis_of(built)
@@ -141,8 +138,7 @@ def asked(axis, active, theta=None):
     return one
 
 
-@pytest.mark.parametrize("way", ["vmap", "sequential", "map"])
-@pytest.mark.parametrize("rule", ["a2c", "dqn"])
+@pytest.mark.parametrize(("rule", "way"), [("a2c", "map"), ("dqn", "vmap"), ("a2c", "sequential")])
 def test_who_is_not_at_work_keeps_every_bit(rule, way):
     axis = axis_of(made(rule, parties=4, exchange="delta", dispatch=way))
     whole, some = [True] * 4, [True, False, True, False]
@@ -160,7 +156,7 @@ def test_who_is_not_at_work_keeps_every_bit(rule, way):
     assert tree.sha256(jax.device_get(other.homes)) == tree.sha256(after)
 
 
-@pytest.mark.parametrize(("rule", "form"), [("a2c", "A"), ("dqn", "C"), ("td3", "A")])
+@pytest.mark.parametrize(("rule", "form"), [("dqn", "C"), ("td3", "A")])
 def test_a_download_changes_the_global_part_and_nothing_else(rule, form):
     built = made(rule, form=form, exchange="delta")
     axis = axis_of(built)
@@ -176,7 +172,7 @@ def test_a_download_changes_the_global_part_and_nothing_else(rule, form):
     assert tree.sha256(state._replace(params=())) == tree.sha256(after._replace(params=()))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["dqn", "td3"])
 def test_nothing_of_a_party_is_in_the_servers_state(rule):
     built = made(rule, form="A", exchange="delta")
     _, result = run(built, steps=100)
@@ -195,12 +191,10 @@ def test_nothing_of_a_party_is_in_the_servers_state(rule):
 
 
 WAYS_TO_GO_ON = {  # few programs, many ways to use them: what is compiled for one is found by the others
-    "rounds": ("a2c", {}),
     "partial": ("dqn", {"participation": 0.5}),
     "asynchronous": ("a2c", {"asynchronous": True, "paces": (1.0, 2.0, 5.0), "max_lag": 2}),
     "slow": ("a2c", {"paces": (1.0, 1.0, 4.0), "deadline": 2.0}),
     "late": ("a2c", {"join": ("2:80",)}),
-    "fedprox": ("a2c", {"exchange": "delta", "local_updates": 2, "mu": 0.1, "server": "adam"}),
     "buffered": ("a2c", {"asynchronous": True, "buffer": 2, "exchange": "delta", "local_updates": 2, "mu": 0.1}),
     "alone": ("a2c", {"exchange": "none"}),
 }
@@ -213,12 +207,11 @@ def test_a_run_goes_on_with_the_same_bits(name, monkeypatch):
     built = made(rule, form="A", **given)
     observer, whole = run(built)
     reports = [told.env_steps for told in observer.told if told.stage is None]
-    for stop in reports[len(reports) // 2 :][:2]:
-        _, first = run(built, stop_at=stop)
-        assert 0 < first.final.env_steps < whole.final.env_steps
-        saved = jax.tree.map(np.copy, first.final.save())
-        _, second = run(built, saved=saved)
-        assert tree.sha256(second.final.save()) == tree.sha256(whole.final.save())
+    _, first = run(built, stop_at=reports[len(reports) // 2])
+    assert 0 < first.final.env_steps < whole.final.env_steps
+    saved = jax.tree.map(np.copy, first.final.save())
+    _, second = run(built, saved=saved)
+    assert tree.sha256(second.final.save()) == tree.sha256(whole.final.save())
 
 
 def test_slow_parties_lag_and_are_weighted_down_but_never_beyond_the_limit():

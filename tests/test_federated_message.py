@@ -173,6 +173,11 @@ def test_outputs_that_are_no_distributions_are_turned_away():
         assert guard.check(spec, body, expected)[1] == reason
 
 
+def test_an_outcome_that_is_none_is_turned_away_even_without_tensors():
+    body = message.encode_up(SPEC, UP._replace(vector=np.zeros(11, np.float32)))
+    assert guard.check(SPEC, body[:-1] + b"\x03", EXPECTED) == (None, "outcome")
+
+
 def test_a_failed_job_may_name_no_round():
     up = message.Up(HEADER._replace(round=0, base=0), np.zeros(11, np.float32), outcome=message.FAILED)
     assert guard.check(SPEC, message.encode_up(SPEC, up), EXPECTED)[1] == ""
@@ -213,6 +218,7 @@ def test_a_hostile_server_gets_nothing_past_the_decoder():
         (44, bytes(32), "spec"),
         (len(good) - 32, struct.pack("<d", np.nan), "settings"),  # the clip
         (len(good) - 24, struct.pack("<d", -1.0), "settings"),  # the noise
+        (len(good) - 16, struct.pack("<d", np.inf), "settings"),  # the server's step
         (len(good) - 40, struct.pack("<q", -5), "settings"),  # the local updates
     ):
         with pytest.raises(message.Malformed) as raised:

@@ -119,6 +119,8 @@ def test_who_has_nothing_to_say_is_no_zero_in_the_mean():
     closed = one.close(0.0)
     assert (closed.why, closed.failed, one.version) == ("skipped", False, 1)
     assert (one.theta == 2.0).all()
+    held(one, [None] * 4)
+    assert one.close(1e9).why == "quorum"  # nobody said so in this round
 
 
 # ------------------------------------------------------------------------------------------------ quorum, deadline
@@ -382,6 +384,15 @@ def test_a_release_takes_the_place_of_the_rule_and_may_abort():
     assert (closed.why, closed.failed) == ("aborted", True)
     assert (one.theta == 1.0).all()
     assert seen == [((0, 2, 3), (0, 1, 2, 3), 1, (3, 6)), ((0, 1, 2, 3), (0, 1, 2, 3), 2, (4, 6))]
+
+
+def test_an_empty_cohort_fails_but_where_noise_alone_is_a_release():
+    for release, why in ((None, "quorum"), (lambda came: came.updates.sum(axis=0) + np.ones(6, np.float32), "")):
+        one = made(PLAIN._replace(participation=1e-9), release=release)
+        assert one.idle(0.0) == []
+        assert one.due(0.0)
+        assert one.close(0.0).why == why
+        assert (one.theta == (0.0 if why else 1.0)).all()
 
 
 def test_masked_updates_are_whole_numbers_both_ways_of_the_release():

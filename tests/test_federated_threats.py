@@ -2,11 +2,15 @@
 
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
+from shoal import experiment
 from shoal.core import errors
+from shoal.experiment import presets
 from shoal.runtimes.federated import applying, guard, hostile, message, network, server
+from tests.conformance import test_runtimes
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 SPEC = message.Spec((("policy/head/bias", (4,)), ("policy/trunk/kernel", (4, 4))))
@@ -248,3 +252,21 @@ def test_lies_of_the_whole_round_and_of_chance():
 def test_attacks_that_are_none_are_refused(given, words):
     with pytest.raises(errors.Refused, match=words):
         hostile.parsed(given, 10)
+
+
+# ------------------------------------------------------------------------------------------------ a whole run
+
+
+def test_a_run_whose_parties_attack_counts_what_was_turned_away_and_ends_finite():
+    experiment.cache()
+    runtime = {"parties": 5, "hostile": 1, "attack": ("4:nan",), "environments": 1}
+    settings = {"runtime": runtime, "network": {"hidden": (8,), "form": "A"}}
+    request = presets.Request("a2c", "probe:match", 100, runtime="federated", settings=settings)
+    built = experiment.build(presets.resolve(request)[0])
+    result = built.runtime.run(built.parts, 0, 100, None, test_runtimes.Observer(), None)
+    told = result.final.subsystems["federation"]
+    assert (told["aggregator"], told["simulated"]) == ("nearest_mixing", ["attacks (4:nan)"])
+    assert told["rejected"] == {"not_finite": told["rounds"]}
+    assert told["took"] == [told["rounds"]] * 4 + [0]
+    assert told["failed_rounds"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.policies))

@@ -95,7 +95,9 @@ def test_rules_of_a_single_choice_name_the_presets_that_fit(preset):
 
 def test_those_that_fit_are_actor_critic_and_ppo():
     alone = ["a2c", "a3c", "a3c_lstm", "a3c_continuous", "ppo", "impala", "accerl"]
-    assert [*alone, "pbt_ppo", "mf_pbt", "random_search", "collab_a2c", "consensus"] == LEARNERS
+    populations = ["pbt_ppo", "mf_pbt", "random_search"]
+    owners = ["collab_a2c", "consensus", "independent", "shared", "pooled"]
+    assert [*alone, *populations, *owners] == LEARNERS
 
 
 def test_a_worker_that_decides_in_numpy_writes_its_choices_down_and_how_likely_they_were():

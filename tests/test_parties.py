@@ -59,8 +59,8 @@ def asked(text, tmp_path, **given):
 
 def test_a_file_names_the_parties(tmp_path):
     first, second = parties.read(filed(FILE, tmp_path))
-    assert first == ("clinic", "probe:match", {}, {})
-    assert second == ("office", "probe:truncated", {"time_limit": 5}, {"adapter": 8})
+    assert first == parties.Owner("clinic", "probe:match", {}, {})
+    assert second == parties.Owner("office", "probe:truncated", {"time_limit": 5}, {"adapter": 8})
     made, opened = asked(FILE, tmp_path)
     assert (made.env, made.configs["runtime"].parties, opened.spec.id) == ("probe:match", 2, "probe:match")
 
@@ -264,17 +264,17 @@ def test_decisions_that_are_agreed_on_are_of_the_same_actions():
 
 
 def test_baselines_differ_from_collaboration_in_what_they_say_they_do():
-    found = {name: resolved(name)[0] for name in ("collab_dqn", "independent", "shared", "pooled")}
+    found = {name: resolved(name)[0] for name in ("collab_a2c", "independent", "shared", "pooled")}
     runtimes = {name: made.configs["runtime"] for name, made in found.items()}
     assert {name: made.steps for name, made in found.items()} == dict.fromkeys(found, 250_000)
-    assert found["independent"].configs["network"] == found["collab_dqn"].configs["network"], "as many parameters"
-    assert runtimes["independent"] == dataclasses.replace(runtimes["collab_dqn"], exchange="none")
-    assert runtimes["shared"] == runtimes["collab_dqn"]
+    assert found["independent"].configs["network"] == found["collab_a2c"].configs["network"], "as many parameters"
+    assert runtimes["independent"] == dataclasses.replace(runtimes["collab_a2c"], exchange="none")
+    assert runtimes["shared"] == runtimes["collab_a2c"]
     assert found["shared"].configs["network"].form == "none"
     for kind in ("algorithm", "optimiser"):
-        assert len({str(found[name].configs[kind]) for name in ("collab_dqn", "independent", "shared")}) == 1
+        assert len({str(found[name].configs[kind]) for name in ("collab_a2c", "independent", "shared")}) == 1
     assert found["pooled"].runtime == "on_device"
-    assert runtimes["pooled"].environments == 5
+    assert runtimes["pooled"].environments == 5 * runtimes["collab_a2c"].environments
     assert "BREAKS THE BOUNDARY" in presets.find("pooled").summary
 
 

@@ -30,7 +30,7 @@ def settings(**changes):
     fields = {
         "parties": 8, "exchange": "delta", "local_updates": 1, "asynchronous": False, "aggregator": "auto",
         "hostile": 0, "participation": 1.0, "max_norm": 0.0, "clip": 0.0, "noise": 0.0, "privacy": "none",
-        "unit": "party", "max_epsilon": 0.0, "delta": 1e-5, "secure_sum": False,
+        "unit": "party", "max_epsilon": 0.0, "delta": 1e-5, "secure_sum": False, "placement": "auto",
     }  # fmt: skip
     return python_types.SimpleNamespace(**fields | changes)
 

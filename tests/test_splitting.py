@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shoal import networks
-from shoal.core import tree
+from shoal import algorithms, networks
+from shoal.core import errors, registry, tree
+from shoal.experiment import presets
 from shoal.formulas import optimise, rules, splitting
 from shoal.networks import scopes
 
@@ -154,3 +155,42 @@ def test_an_owners_own_layers_may_have_a_pace_of_their_own(make):
         wanted = 0.0 if make == "split" else -0.1 * times
         np.testing.assert_allclose(after["dense"]["bias"], wanted, rtol=1e-6)
     assert splitting.paced(made, networks.is_global, 1.0) is made
+
+
+def test_a_pace_of_its_own_is_refused_where_all_gradients_meet_one_set_of_parameters():
+    settings = {"optimiser": {"local_rate": 2.0}}
+    with pytest.raises(errors.Refused, match=r"optimiser\.local_rate=2 is for parties"):
+        presets.resolve(presets.Request("a3c", "CartPole-v1", 100, settings=settings))
+    made, _ = presets.resolve(presets.Request("a2c", "probe:match", 100, settings=settings))
+    assert made.configs["optimiser"].local_rate == 2.0
+
+
+def test_a_rule_that_is_split_learns_what_it_learns_alone(env_spec, rollout):
+    """One owner, and a server that steps by the same rule at the count that the learner had: the same bits."""
+    spec, config = env_spec((4,), choices=2), optimise.Config(rule="adam")
+    module, correct = registry.load("algorithm", "actor_critic"), registry.load("corrector", "none")
+
+    def agent(optimiser):
+        network = networks.Config(hidden=(8,), form="D")
+        given = algorithms.Ingredients(spec, network, optimiser, correct.build(correct.Config()), streams=4)
+        return module.build(module.Config(), given)
+
+    alone = agent(optimise.local(config, STEPS))
+    owner = agent(splitting.split(config, STEPS, networks.is_global))
+    state, mine = (jax.jit(each.init)(jax.random.key(0)) for each in (alone, owner))
+    server = optimise.local(dataclasses.replace(config, max_norm=0.0), STEPS)
+    kept = server.init(scopes.split(mine.params)[0])
+
+    @jax.jit
+    def serve(state, kept, env_steps):
+        shared, own = scopes.split(state.params)
+        shared, kept, _ = server.update(state.optimiser.gradient, kept, shared, env_steps)
+        return state._replace(params=scopes.join(shared, own)), kept
+
+    updates = [jax.jit(each.update) for each in (alone, owner)]
+    for i in range(2):
+        lesson, before = rollout(spec, alone.about.rollout_length, 4, seed=i), mine.env_steps
+        state, _ = updates[0](state, lesson, jax.random.key(i))
+        mine, _ = updates[1](mine, lesson, jax.random.key(i))
+        mine, kept = serve(mine, kept, before)
+        assert tree.sha256(mine.params) == tree.sha256(state.params)

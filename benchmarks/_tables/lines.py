@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from _tables import map_propagation, scores, show
+from _tables import map_propagation, owners, privacy, scores, show
 
 
 class Line(NamedTuple):
@@ -207,6 +207,28 @@ def pbt(results: Mapping[str, Any]) -> str:
     )
 
 
+def federation_threats(results: Mapping[str, Any]) -> str:
+    """The worst attack under the default rule, and under the mean."""
+    worst = {key: results[f"{key}_fraction"] for key in ("robust", "mean")}
+    told = {key: "–" if value is None else f"{value:.0%}" for key, value in worst.items()}
+    wire = results["wire"]
+    accepted = "–" if wire is None else f"{wire['accepted']} of {wire['of']:,}"
+    return (
+        f"with {results['hostile']} of {results['parties']} parties hostile the honest keep {told['robust']} of their "
+        f"return at worst, with the plain mean {told['mean']}; mutated messages that got in: {accepted}"
+    )
+
+
+def consensus(results: Mapping[str, Any]) -> str:
+    """Agreement beside being alone."""
+    ratios = [f"{show.number(results[f'auc_ratio_{d}'])} times at d = {d[1:]}" for d in ("d2", "d5")]
+    worst = " to ".join(show.number(results["arms"][name]["worst"]) for name in ("alone", "d5"))
+    return (
+        "ten owners with ten networks that agree on decisions every d episodes, mean return over that of each alone: "
+        f"{', '.join(ratios)} (published: 1.45 and 1.33); the worst owner goes from {worst} at d = 5"
+    )
+
+
 LINES = (
     Line("A3C", "hogwild", "a3c-in-processes", hogwild),
     Line("A3C until solved", "cartpole", "learning", cartpole),
@@ -226,6 +248,11 @@ LINES = (
     Line("Tuning", "tune", "tuning", tune),
     Line("Populations", "population", "populations", population),
     Line("Population based training", "pbt", "population-based-training", pbt),
+    Line("Training across owners", "collaborative", "training-across-owners", owners.line),
+    Line("Hostile parties", "federation_threats", "hostile-parties", federation_threats),
+    Line("Consensus", "consensus", "consensus", consensus),
+    Line("Inversion", "inversion", "inversion", privacy.inversion_line),
+    Line("Privacy of owners", "dp_utility", "privacy-of-owners", privacy.dp_line),
     Line("MAP propagation", "map_propagation", "map-propagation", team),
     Line("Linear ancestors", "linear", "linear-ancestors", linear),
     Line("Start-up", "startup", "start-up", startup),

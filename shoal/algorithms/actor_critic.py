@@ -45,6 +45,9 @@ class Config:
     """Rewards are multiplied by this before learning; logged returns are not."""
     reward_clip: float = options.number(0.0, low=0.0)
     """Scaled rewards are clipped to plus-minus this; 0 turns it off (the paper's Atari runs use 1)."""
+    normalise_advantages: bool = False
+    """Shift and scale the advantages of an update to mean 0 and deviation 1. With value_cost 0 and a rollout of one
+    episode that is REINFORCE whose returns are whitened, the baseline without a critic."""
     normalise_observations: bool = False
     """Shift and scale observations by their running mean and variance."""
 
@@ -187,7 +190,8 @@ def loss(rule: _values.Rule, params: types.Params, state: State, rollout: types.
         counts=counts,
     )
     corrected = _values.correct(rule, seen)
-    actor = losses.policy_gradient(log_prob, corrected.advantage)
+    advantage = whitened(corrected.advantage, counts) if rule.config.normalise_advantages else corrected.advantage
+    actor = losses.policy_gradient(log_prob, advantage)
     critic = losses.squared_error(value, corrected.target)
     each = actor + hyper.value_cost * critic - hyper.entropy_cost * entropy
     each, counts = _values.weighed(rule, each, corrected.weight), _values.accepted(rule, counts, corrected.weight)
@@ -195,6 +199,12 @@ def loss(rule: _values.Rule, params: types.Params, state: State, rollout: types.
     metrics = {name: losses.mean(values, counts) for name, values in told.items()}
     total = losses.total(each, counts) if rule.config.reduction == "sum" else metrics["loss"]
     return total, {**metrics, **importance.told(rule.corrector, seen, corrected)}
+
+
+def whitened(advantage: Any, counts: Any) -> Any:
+    """Advantages ``[T, B]`` of mean 0 and deviation 1 over the steps that count."""
+    centred = advantage - losses.mean(advantage, counts)
+    return centred / (jnp.sqrt(losses.mean(jnp.square(centred), counts)) + 1e-5)
 
 
 def _decider(rule: _values.Rule, state: State, generator: Any) -> Any:

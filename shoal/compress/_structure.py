@@ -40,7 +40,7 @@ def links(spec: types.NetworkSpec) -> list[Link]:
     found, standing = [], [*spec.heads.values(), *(term for terms in spec.terms.values() for term in terms)]
     for trunk, layers in spec.trunks.items():
         joined = trunk in {name for sees in spec.inputs.values() for name in sees}  # read beside others: no unit may go
-        found += list(_links(layers, [()] if joined else [rest for stood_on, rest in standing if stood_on == trunk]))
+        found += list(_links(layers, [] if joined else [rest for stood_on, rest in standing if stood_on == trunk]))
     for _, layers in standing:
         found += list(_links(layers, []))
     return found

@@ -430,10 +430,11 @@ class Ways(NamedTuple):
     fits: Callable[[Agent], None] | None = None  # refuses what it cannot train with these settings; None: takes all
     parties: int = 0  # owners that train together, each with an environment and a private part of its own; 0: it is
     # one learner's, or workers'
-    spread: bool = False  # whether parties that no file names have networks and rates of their own, one unlike the other
+    spread: bool = False  # whether parties that no file names have networks and rates of their own, each another
     captures: bool = False  # True: gradients are left in the state, for the runtime to apply (`optimise.capture`)
     splits: bool = False  # True: those of global layers are, those of local ones are applied (`optimise.split`)
     proximal: bool = False  # True: global layers are drawn to where they were at the last download (FedProx)
+    apart: float = 0.0  # > 0: the gradient of each stream is clipped to this norm by itself (`streams.apart`)
     rules: tuple[str, ...] | None = None  # of optimisers, those that it applies; None: all
     pads: bool = False  # whether rollouts may end in padding (`Rollout.used`)
     seeds: bool = False  # whether it runs several seeds in one program (`ManySeeds`)

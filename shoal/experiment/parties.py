@@ -9,8 +9,8 @@ A parties file is TOML, one table a party:
     network = { adapter = 32 }
     optimiser = { learning_rate = 5e-4 }
 
-``environment``, ``network`` and ``optimiser`` are settings as the command line has them, for this party alone; what they leave out is
-as the experiment has it.
+``environment``, ``network`` and ``optimiser`` are settings as the command line has them, for this party alone; what
+they leave out is as the experiment has it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from etils import epy
 from shoal import algorithms, environments, networks
 from shoal.core import compilation, errors, options, programs, registry, types
 from shoal.experiment import correcting, counting, parties, scheduled, starting
-from shoal.formulas import optimise, splitting
+from shoal.formulas import optimise, splitting, streams
 from shoal.runtimes.actor_learner import precision
 from shoal.runtimes.crew import threads
 
@@ -246,6 +246,11 @@ def _check_pace(experiment: Experiment) -> None:
 
 def _check_evaluations(experiment: Experiment) -> None:
     every, episodes = experiment.evaluate_every, experiment.evaluate_episodes
+    if every is not None and ways(experiment.runtime, experiment.configs["runtime"]).parties:
+        raise errors.Refused(
+            f"--evaluate-every {every} is for one policy, and parties have one each; use --runtime.evaluate-every, "
+            "which counts the steps of a party and evaluates all of them where they live"
+        )
     if every is None and episodes is not None:
         raise errors.Refused(
             f"--evaluate-episodes {episodes} is for evaluations while it trains; give --evaluate-every as well, or "
@@ -515,7 +520,8 @@ def _optimiser(config: optimise.Config, steps: int, how: types.Ways) -> optimise
     if how.captures:
         return optimise.capture(config, steps)
     if how.splits:
-        return splitting.split(config, steps, networks.is_global)
+        split = splitting.split(config, steps, networks.is_global)
+        return streams.apart(split, how.streams, how.apart) if how.apart else split
     made = splitting.paced(optimise.local(config, steps), networks.is_global, config.local_rate)
     return splitting.proximal(made, networks.is_global) if how.proximal else made
 

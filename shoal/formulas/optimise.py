@@ -80,6 +80,7 @@ class OptimiserState(NamedTuple):
     rates: Any = ()  # left with the gradient: what the step of each leaf is multiplied by; () where all are alike
     mu: Any = ()  # scalar f32: how strongly global parameters are drawn to the anchor (`splitting`); () if they are not
     anchor: Any = ()  # what they are drawn to, like the parameters with () in place of local ones
+    noise: Any = ()  # of a `streams.apart` optimiser: what is added to the sum over streams, [parameters]
 
 
 class Step(NamedTuple):

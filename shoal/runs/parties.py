@@ -92,9 +92,7 @@ def _as_owner(env: types.Env, at: int, key: types.Key) -> tuple[types.Tree, type
     return env.init_as(key, np.int32(at))
 
 
-def evaluate(
-    built: experiment.Built, policies: Sequence[types.Policy], episodes: int, seed: int, **how: Any
-) -> Found:
+def evaluate(built: experiment.Built, policies: Sequence[types.Policy], episodes: int, seed: int, **how: Any) -> Found:
     """Play whole episodes with every party's policy in its own environment.
 
     Args:

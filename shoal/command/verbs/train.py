@@ -44,7 +44,7 @@ class TrainOptions:
     parties: int | None = None
     """Owners that train together (short for --runtime.parties); the steps are divided between them."""
     parties_file: Path | None = None
-    """Owners of your own, in TOML: a table [[party]] each, with name, env, and settings of environment and network."""
+    """Owners of your own, in TOML: a table [[party]] each: name, env, settings of environment, network, optimiser."""
     replayable: bool = False
     """Record the order of the workers' updates, for `shoal replay` (short for --runtime.replayable)."""
     runtime: str | None = None

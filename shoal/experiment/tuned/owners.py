@@ -15,18 +15,19 @@ SHI = "Shi 2021, arXiv:2109.14998"
 FEDAVG = "McMahan et al. 2017, arXiv:1602.05629"
 FEDHPD = "Kong et al. 2025, arXiv:2502.00870"
 PARTIES = 5
+STREAMS = 4  # environments of a party that learns by A2C
 
 DQN: Settings = {
     "algorithm": {
-        "rollout_length": 4, "updates": 1, "n_step": 3, "batch": 64, "target_period": 200, "capacity": 50_000,
-        "epsilon_steps": 10_000, "epsilon_end": 0.02,
+        "rollout_length": 4, "updates": 1, "n_step": 3, "batch": 64, "target_period": 500, "capacity": 50_000,
+        "epsilon_steps": 5_000, "epsilon_end": 0.02,
     },
     "optimiser": {**ADAM, "learning_rate": 1e-3, "max_norm": 10.0},
     "network": {"hidden": (64, 64), "activation": "relu", "form": "A"},
 }  # fmt: skip
 A2C: Settings = {
-    "algorithm": {"rollout_length": 16, "entropy_cost": 0.0, "value_cost": 0.5, "reward_scale": 0.05},
-    "optimiser": {**ADAM, "learning_rate": 2e-3, "max_norm": 40.0},
+    "algorithm": {"rollout_length": 8, "entropy_cost": 0.0, "value_cost": 0.5, "reward_scale": 0.05},
+    "optimiser": {**ADAM, "learning_rate": 3e-3, "max_norm": 40.0},
     "network": {"form": "A"},
 }
 TD3: Settings = {  # as alone
@@ -58,15 +59,11 @@ SETS = {  # the sets of environments: how many owners, and how long
     "owners:Hopper-legs": _tuned(PARTIES, 1_000_000),
 }
 GRADIENT = {"parties": PARTIES, "exchange": "gradient", "environments": 1}
-ALONE = {**GRADIENT, "exchange": "none"}
 
 
 def _all_at_once(parties: int) -> Settings:
     """One learner that makes as many gradient steps as a party would, each from as much as all parties learn from."""
-    algorithm = DQN["algorithm"]
-    counts = ("batch", "capacity", "epsilon_steps")
-    more = {name: parties * algorithm[name] for name in counts} | {"learning_starts": parties * 1_000}
-    return {"algorithm": more, "environment": {"parties": parties}, "runtime": {"environments": parties}}
+    return {"environment": {"parties": parties}, "runtime": {"environments": parties * STREAMS}}
 
 
 def _pooled(one: Tuned) -> Tuned:
@@ -95,7 +92,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "collab_a2c": _preset(
         "A2C of several owners: global layers are everybody's, each has local heads; gradients are pushed",
-        SHI, "actor_critic", A2C, environments=4,
+        SHI, "actor_critic", A2C, environments=STREAMS,
     ),
     "collab_td3": _preset(
         "TD3 of several owners: changes of global layers are averaged, each has local heads",
@@ -103,24 +100,25 @@ PRESETS: dict[str, Preset] = {
     )._replace(env="owners:Pendulum-lengths", steps=4 * 20_000),
     "consensus": _preset(
         "owners with networks of their own that agree on decisions over public states; no weight is exchanged",
-        FEDHPD, "actor_critic", _with(A2C, network={"form": "none"}), exchange="outputs", environments=4,
+        FEDHPD, "actor_critic", _with(A2C, network={"form": "none"}), exchange="outputs", environments=STREAMS,
     )._replace(env="owners:CartPole-same", steps=4 * 50_000),
     "independent": _preset(
-        "baseline: each owner alone, with the networks of collab_dqn, all of them its own", SHI, "dqn", DQN,
-        exchange="none",
+        "baseline: each owner alone, with the networks of collab_a2c, all of them its own", SHI, "actor_critic", A2C,
+        exchange="none", environments=STREAMS,
     ),
     "shared": _preset(
-        "baseline: owners with one network for all and nothing of their own",
-        f"{FEDAVG}; Jin et al. 2022, arXiv:2204.02634", "dqn", _with(DQN, network={"form": "none"}),
+        "baseline: owners with one network for all and nothing of their own; gradients are pushed",
+        f"{SHI}; Jin et al. 2022, arXiv:2204.02634", "actor_critic", _with(A2C, network={"form": "none"}),
+        environments=STREAMS,
     ),
     "pooled": Preset(
-        summary="upper bound, BREAKS THE BOUNDARY between owners: one DQN learner sees everybody's raw experience",
+        summary="upper bound, BREAKS THE BOUNDARY between owners: one A2C learner sees everybody's raw experience",
         source=SHI,
-        algorithm="dqn",
+        algorithm="actor_critic",
         runtime=None,
         env="owners:CartPole-lengths",
         steps=PARTIES * 50_000,
-        settings=_with(DQN, network={"form": "none"}, **_all_at_once(PARTIES)),
+        settings=_with(A2C, network={"form": "none"}, **_all_at_once(PARTIES)),
         tuned=MappingProxyType({env: _pooled(one) for env, one in SETS.items() if env != "owners:Spaces"}),
     ),
 }  # fmt: skip

@@ -47,10 +47,9 @@ def _form(run: run_folders.Run) -> str:
 def form(run: run_folders.Run) -> str:
     """How global and local layers are put together."""
     given = str(told.setting(run, "form", "network") or told.text(run, "form"))
-    if given in told.FORMS:
-        return f"form {given}"
-    alone = "nothing global" if not told.exchanges(run) else "everything global"
-    return alone if given == "none" else given
+    if not told.exchanges(run):
+        return "nothing global"
+    return f"form {given}" if given in told.FORMS else "everything global" if given == "none" else given
 
 
 class Levels(NamedTuple):

@@ -3,21 +3,21 @@
 Shi 2021, "A Privacy-preserving Distributed Training Framework for Cooperative Multi-agent Deep Reinforcement Learning",
 arXiv:2109.14998: global weights are updated by all collaborators, local weights by the agent they belong to. How the
 two are composed and what is sent is not published; here every composition is data (`networks.forms`), and gradients or
-weights are sent, all at once or as they come (McMahan et al. 2017, arXiv:1602.05629; Xie et al. 2019, arXiv:1903.03934).
+weights are sent, in rounds or as they come (McMahan et al. 2017, arXiv:1602.05629; Xie et al. 2019, arXiv:1903.03934).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
 
 from etils import epy
 
 from shoal.core import options, types
 
 with epy.lazy_imports():
-    from shoal.runtimes.federated import beginning, placing, privacy
+    from shoal.runtimes.federated import beginning, placing, privacy, terms, trajectories
     from shoal.runtimes.federated.flower import opening, partaking, serving
 
 
@@ -110,13 +110,21 @@ class Config:
     distil_steps: int = options.number(5, low=1)
     """Steps that a party takes towards what was agreed on (outputs)."""
 
-
     spread: bool = True
     """Whether parties that no file names have networks, activations and rates of their own, ten unlike ones in turn, as
     in FedHPD (outputs)."""
     segment: Literal["fixed", "episode"] = "fixed"
     """Whether a rollout has always its full length, or ends with its episode (turns and processes, one environment of
     pure JAX): with rollouts as long as the longest episode, every update is of one episode, as REINFORCE has it."""
+
+
+class Asked(Protocol):
+    """What is read of an experiment."""
+
+    @property
+    def configs(self) -> Mapping[str, types.Tree]:
+        """The settings of its parts, by kind."""
+        ...
 
 
 def ways(config: Config) -> types.Ways:
@@ -128,10 +136,12 @@ def ways(config: Config) -> types.Ways:
         holds_memory=True, compiles=True, pads=config.segment == "episode",
         spread=config.exchange == "outputs" and config.spread,
         rules=RULES if config.exchange == "gradient" else None,
+        apart=config.clip if privacy.by_trajectory(config) else 0.0,
+        fits=trajectories.fits if privacy.by_trajectory(config) else None,
     )  # fmt: skip
 
 
-def check(config: Config, experiment: Any, opened: Any) -> None:
+def check(config: Config, experiment: Asked, opened: object) -> None:
     """Refuse settings that do not fit together.
 
     Raises:
@@ -139,7 +149,7 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
     """
     privacy.check(config)
     placing.check(config, experiment, opened)
-    beginning.check(config, experiment)
+    terms.check(config, experiment)
 
 
 def build(config: Config) -> types.Runtime:

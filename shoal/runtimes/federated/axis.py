@@ -8,21 +8,23 @@ that answer in any order still share one call. Every vector really becomes a mes
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epy
 
-from shoal.core import programs, seeds, types
-from shoal.runtimes.experience import finite
-from shoal.runtimes.federated import channels, desk, message, network, together
+from shoal.core import types
+from shoal.runtimes.crew import beside
+from shoal.runtimes.experience import finite, rollouts
+from shoal.runtimes.federated import compiled, desk, message, network, together
 from shoal.runtimes.members import dispatch
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
+
+    from shoal.runtimes.federated import choosing
 
 UP, DOWN = "up", "down"
 Wire = Callable[[str, int, bytes], bytes | None]  # (direction, party, body) -> what arrives; None: it is lost
@@ -59,81 +61,17 @@ class Plan:
     apart: bool = False  # replies come one by one (`desk.takes`)
     leaves: Leaves = as_it_is
     masked: message.Spec | None = None  # of what is sent, where it is not the channel's
+    before: Callable[[together.Homes, Mapping[int, int]], together.Homes] | None = None
+    # (parties, party -> its round) -> parties as they are to begin with it
     wire: Wire = untouched
-
-
-class Programs:
-    """What is compiled for an axis of parties; each program when it is first asked for."""
-
-    def __init__(self, parts: types.Parts, shape: together.Shape, channel: together.Channel) -> None:
-        self._parts, self.shape, self.channel = parts, shape, channel
-        self._shelf: types.Programs = parts.programs or programs.Shelf()
-        self._what = f"federated {shape} {channel.kind if channel else None}"
-        self._looks: dict[str, Callable] = {}
-        self.size = channel.spec.size if channel else 0
-        self.per_update = shape.environments * parts.agent.about.rollout_length
-
-    @functools.cached_property
-    def begins(self) -> programs.Compiled:
-        """(keys ``[N]``) -> where parties begin."""
-        made: programs.Compiled = self._shelf.compiled(
-            f"{self._what} start", together.begin(self._parts, self.shape), self.keys(0, "init")
-        )
-        return made
-
-    @property
-    def like(self) -> together.Homes:
-        """Of that the shapes."""
-        homes: together.Homes = self.begins.returns
-        return homes
-
-    def keys(self, seed: int, *place: str | int) -> types.Key:
-        """One a party, ``[N]``."""
-        return together.keys(seeds.key(seed, *place), self.shape.parties)
-
-    def asked(self) -> together.Asked:
-        """What a call may be asked, as zeros."""
-        count = self.shape.parties
-        return together.Asked(
-            np.zeros((count, self.size), np.float32), np.zeros(count, np.int32), np.zeros(count, np.float32),
-            np.zeros(count, bool),
-        )  # fmt: skip
-
-    def work(self, way: dispatch.Way, *, whole: bool) -> Callable:
-        """(homes, keys, asked) -> (homes, told); homes are given away."""
-        made = together.work(self._parts, self.shape, self.channel, way, whole=whole)
-        what = f"{self._what} {way} {whole}"
-        examples = self.like, self.keys(0, "run"), self.asked()
-        return self._shelf.compiled(what, made, *examples, donate=True).load()
-
-    def _look(self, what: str, make: Callable[[], Callable]) -> Callable:
-        if what not in self._looks:
-            self._looks[what] = jax.jit(make())
-        return self._looks[what]
-
-    def policies(self, homes: together.Homes, theta: np.ndarray) -> types.Policy:
-        """Every party's, leaves ``[N, ...]``, on the host."""
-        look = self._look("policies", lambda: together.policies(self._parts, self.channel))
-        found: types.Policy = jax.device_get(look(homes.members.state, theta))
-        return found
-
-    def measure(self, homes: together.Homes, theta: np.ndarray, keys: types.Key, episodes: int) -> np.ndarray:
-        """Returns of greedy episodes, ``[N, episodes]``."""
-        look = self._look(f"measure {episodes}", lambda: together.measure(self._parts, self.channel, episodes))
-        return np.asarray(look(homes.members.state, theta, keys))
-
-    def beginning(self, homes: together.Homes) -> np.ndarray:
-        """The global part that the first party's learner began with, ``[d]``: where a run begins."""
-        first = jax.tree.map(lambda leaf: leaf[0], homes.members.state)
-        if self.channel is None:
-            return np.zeros(0, np.float32)
-        return np.array(self._look("beginning", lambda: self.channel.beginning)(first), np.float32)  # type: ignore[union-attr]
 
 
 class Axis:
     """A `network.Network` and its `network.Beside`."""
 
-    def __init__(self, made: Programs, way: dispatch.Way, plan: Plan, seed: int, homes: together.Homes) -> None:
+    def __init__(
+        self, made: compiled.Programs, way: dispatch.Way, plan: Plan, seed: int, homes: together.Homes
+    ) -> None:
         """Parties at their beginning, or as they were saved (`resume`).
 
         Args:
@@ -164,9 +102,18 @@ class Axis:
         """Messages go through `wire` from here on."""
         self._plan = dataclasses.replace(self._plan, wire=wire)
 
-    def compile(self) -> None:
-        """Make the program of a call in which all are at work."""
-        self._calls[True] = self._made.work(self._way, whole=True)
+    def compile(self, rounds: int, look: beside.Look, *, choose: bool) -> None:
+        """Make the program of a call in which all are at work.
+
+        Args:
+            rounds: That are to come, about.
+            look: Told how far it is.
+            choose: Whether the fastest way is looked for.
+        """
+        if choose:
+            self._way, self._calls[True] = choosing.fastest(self._made, self.homes, self._keys, rounds, look)
+        else:
+            self._calls[True] = beside.done(lambda: self._made.work(self._way, whole=True), beside.COMPILING, look)
 
     def beginning(self) -> np.ndarray:
         """The global part that a run begins with, ``[d]``."""
@@ -225,6 +172,8 @@ class Axis:
                 continue
             asked.theta[party], asked.base[party] = down.vector, down.header.base
             asked.mu[party], asked.active[party] = down.settings.mu, True
+        if self._plan.before is not None:
+            self.homes = self._plan.before(self.homes, {party: down.header.round for party, down in downs.items()})
         told = self.advance(asked)
         for party, down in downs.items():
             up = self._up(party, down, told.vector[party], good=bool(told.finite[party]))
@@ -299,7 +248,7 @@ class Axis:
         self.desk = desk.Desk(*(np.array(leaf) for leaf in saved.desk))
 
 
-def episodes(ended: Any, before: int, active: np.ndarray) -> list[types.Episode]:
+def episodes(ended: rollouts.Ended, before: int, active: np.ndarray) -> list[types.Episode]:
     """Finished episodes of a call in the order of steps; a party is their worker.
 
     Args:

@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from etils import epy
 
-from shoal.core import errors, types
-from shoal.formulas import optimise, rules
+from shoal.core import types
+from shoal.formulas import streams
 from shoal.runtimes.crew import beside
 from shoal.runtimes.federated import (
-    applying,
     audit,
     axis,
     channels,
+    compiled,
     consensus,
+    hostile,
     message,
     placing,
+    privacy,
     promises,
-    robust,
     running,
     server,
     telling,
+    terms,
     together,
 )
 from shoal.runtimes.members import dispatch
 
+if TYPE_CHECKING:
+    from shoal.runtimes.federated import Config
+
 with epy.lazy_imports():
     import jax
-
-    from shoal.networks import scopes
 
 
 class Opening(NamedTuple):
@@ -43,92 +47,15 @@ class Opening(NamedTuple):
 
     names: tuple[str, ...]
     envs: tuple[str, ...]
-    programs: axis.Programs
+    programs: compiled.Programs
     rules: server.Rules
     run: bytes  # [16]
-
-
-# ------------------------------------------------------------------------------------------------ refused
-
-
-def check(config: Any, experiment: Any) -> None:
-    """Refuse settings that do not fit together.
-
-    Raises:
-        Refused: Says what to change.
-    """
-    if config.exchange == "none":
-        return
-    aggregator = robust.chosen(config.aggregator, config.hostile)
-    if aggregator not in robust.RULES:
-        raise errors.unknown("value of runtime.aggregator", config.aggregator, [*robust.RULES, "auto"])
-    rule = experiment.configs["optimiser"].rule
-    if config.exchange == "gradient" and rule not in applying.RULES:
-        raise errors.Refused(
-            f"optimiser.rule={rule}, but the server knows {', '.join(applying.RULES)}; use one of them, or "
-            "--runtime.exchange delta"
-        )
-    server.check(_rules(config), config.parties)
-    joins(config, tuple(str(at) for at in range(config.parties)))
-    if config.exchange == "gradient" and config.mu > 0.0:
-        raise errors.Refused(
-            f"runtime.mu={config.mu:g} draws local updates of the global part to what was downloaded, and with "
-            "runtime.exchange=gradient there are none; use --runtime.exchange delta, or leave it out"
-        )
-
-
-def joins(config: Any, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Who joins late: (party, environment steps of the others).
-
-    Raises:
-        Refused: It does not say PARTY:STEPS.
-    """
-    try:
-        return running.joins(config.join, names)
-    except ValueError as error:
-        raise errors.Refused(
-            f"runtime.join={' '.join(config.join)}: {error} names no party and its steps; give e.g. "
-            f"{config.parties - 1}:20000"
-        ) from None
 
 
 # ------------------------------------------------------------------------------------------------ made
 
 
-def _rules(config: Any) -> server.Rules:
-    """How rounds are held, but for what only the agent knows."""
-    mode = config.exchange if config.exchange != "none" else "delta"
-    numbers = applying.Numbers()
-    if mode == "delta" and config.server == "adam":
-        numbers = applying.FED_ADAM._replace(learning_rate=config.server_rate)
-    return server.Rules(
-        mode=mode, asynchronous=config.asynchronous, aggregator=config.aggregator, hostile=config.hostile,
-        max_norm=config.max_norm, participation=config.participation, quorum=config.quorum,
-        deadline_s=config.deadline, max_lag=config.max_lag, buffer=config.buffer, optimiser=numbers, eta=config.eta,
-        alpha=config.alpha,
-        settings=message.Settings(
-            local_updates=config.local_updates, clip=config.clip, noise=config.noise, mu=config.mu
-        ),
-        updates=config.local_updates,
-    )  # fmt: skip
-
-
-def numbers(agent: types.Agent) -> applying.Numbers:
-    """The experiment's own optimiser, for the server to apply gradients with; read from a learner's state.
-
-    Args:
-        agent: Whose optimiser it is; its first.
-    """
-    state = jax.eval_shape(agent.init, jax.random.key(0)).optimiser
-    kept = type(state.rule)
-    name = next(name for name, rule in rules.RULES.items() if rule.kept is kept)
-    hyper: optimise.Hyper = jax.device_get(jax.jit(lambda: agent.init(jax.random.key(0)).optimiser.hyper)())
-    return applying.Numbers(
-        name, float(hyper.learning_rate), float(hyper.anneal_steps), float(hyper.decay), float(hyper.epsilon)
-    )
-
-
-def channel_of(config: Any, parts: types.Parts, seed: int) -> channels.Channel | None:
+def channel_of(config: Config, parts: types.Parts, seed: int) -> channels.Channel | None:
     """What crosses."""
     if config.exchange == "none":
         return None
@@ -141,7 +68,7 @@ def channel_of(config: Any, parts: types.Parts, seed: int) -> channels.Channel |
     return channels.delta(agent, params, reset=config.reset_moments)
 
 
-def opened(config: Any, parts: types.Parts, seed: int, steps: int = 1) -> Opening:
+def opened(config: Config, parts: types.Parts, seed: int, steps: int = 1) -> Opening:
     """What a run is made of.
 
     Args:
@@ -160,21 +87,24 @@ def opened(config: Any, parts: types.Parts, seed: int, steps: int = 1) -> Openin
         consensus.check(parts.agent)
         updates = placing.longest(config, parts)
     shape = together.Shape(len(named), config.environments, updates)
-    made = axis.Programs(parts, shape, channel_of(config, parts, seed))
-    held = _rules(config)._replace(
-        env_steps=made.per_update * updates, updates=updates,
+    if privacy.by_trajectory(config):
+        parts = parts._replace(agent=streams.mapped(parts.agent, config.environments))
+    made = compiled.Programs(parts, shape, channel_of(config, parts, seed))
+    held = terms.rules_of(config)._replace(
+        env_steps=made.per_update * updates,
+        updates=updates,
         coins=hashlib.sha256(f"coins of run {seed}".encode()).digest(),  # secret in a deployment, repeatable here
     )
     held = held._replace(settings=held.settings._replace(local_updates=updates))
     if config.exchange == "outputs":
         held = held._replace(choices=parts.spec.action.n)
     if config.exchange == "gradient":
-        held = held._replace(optimiser=numbers(parts.agent))
+        held = held._replace(optimiser=terms.numbers(parts.agent))
     run = hashlib.sha256(f"run {seed}".encode()).digest()[:16]
     return Opening(tuple(one.name for one in named), tuple(one.env for one in named), made, held, run)
 
 
-def by_themselves(config: Any, parts: types.Parts, count: int, steps: int) -> int:
+def by_themselves(config: Config, parts: types.Parts, count: int, steps: int) -> int:
     """Updates in a call of parties that exchange nothing: calls are about alike, and none is longer than a report."""
     each = config.environments * parts.agent.about.rollout_length * count
     updates = math.ceil(steps / each)
@@ -198,7 +128,7 @@ def served(
 
 
 def carrier(
-    config: Any,
+    config: Config,
     opening: Opening,
     seed: int,
     homes: together.Homes,
@@ -220,57 +150,73 @@ def carrier(
     if way is None:
         way = dispatch.of(block, count) if block >= 0 else dispatch.Way("vmap", count)
     plan = axis.Plan(
-        names=opening.names, environments=config.environments, updates=opening.programs.shape.updates, paces=config.paces,
-        apart=config.asynchronous or bool(config.paces),
+        names=opening.names, environments=config.environments, updates=opening.programs.shape.updates,
+        paces=config.paces, apart=config.asynchronous or bool(config.paces),
         leaves=promised.leaves if promised else axis.as_it_is, masked=promised.masked if promised else None,
+        before=promised.noised if promised else None,
     )  # fmt: skip
     return axis.Axis(opening.programs, way, plan, seed, homes)
 
 
-def like(config: Any, parts: types.Parts, seed: int) -> running.Saved:
+def like(config: Config, parts: types.Parts, seed: int) -> running.Saved:
     """The checkpoint tree as arrays or ShapeDtypeStructs."""
     opening = opened(config, parts, seed)
     made, count = opening.programs, len(opening.names)
     begun = served(opening, np.zeros(made.size, np.float32))
-    if placing.chosen(config, parts) != "axis":
-        apart = placing.like(config, parts, opening.run, seed, made.shape.updates)
+    if (where := placing.chosen(config, parts)) != "axis":
+        how = placing.plan(config, parts, opening.run, seed, made.shape.updates)
+        apart = placing.like(where, parts, how)
         return running.Saved(apart, begun.kept(), running.fresh(count))
     desk = carrier(config, opening, seed, made.like, -1).desk
     return running.Saved(axis.Saved(made.like, desk), begun.kept(), running.fresh(count))
 
 
-def policies(config: Any, parts: types.Parts, seed: int, saved: running.Saved) -> tuple[types.Policy, ...]:
+def policies(config: Config, parts: types.Parts, seed: int, saved: running.Saved) -> tuple[types.Policy, ...]:
     """Of every party in a checkpoint tree: the server's global part with what is its own."""
     opening = opened(config, parts, seed)
     made = opening.programs
     if placing.chosen(config, parts) != "axis":
-        return placing.policies(config, parts, opening.run, seed, saved.parties, saved.server["theta"])
+        how = placing.plan(config, parts, opening.run, seed, made.shape.updates)
+        return placing.policies(parts, how, saved.parties, saved.server["theta"])
     every = made.policies(saved.parties.homes, saved.server["theta"])
     return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in range(made.shape.parties))
 
 
-def about(config: Any, parts: types.Parts, opening: Opening, promised: promises.Promises) -> telling.About:
+def about(config: Config, parts: types.Parts, opening: Opening, promised: promises.Promises) -> telling.About:
     """What is told of the run besides its rounds."""
     params = jax.eval_shape(parts.agent.init, jax.random.key(0)).params
     own = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) - opening.programs.size
     more: dict[str, Any] = {"simulated": promised.simulated(), "alike": parts.alike}
     if config.paces:
         more["simulated"].append("how slow each party is")
-    form = "none" if config.exchange == "none" else form_of(params)
+    if config.attack:
+        more["simulated"].append(f"attacks ({' '.join(config.attack)})")
+    form = form_of(next(iter(parts.agent.about.networks.values())).spec)
     return telling.About(opening.names, opening.envs, form, config.exchange, opening.programs.size, own, more)
 
 
-def form_of(params: types.Params) -> str:
-    """Whether parameters are split at all; which form it is the network's settings say."""
-    counts = scopes.counts(params)
-    return "split" if counts.own and counts.shared else "none"
+def form_of(spec: types.NetworkSpec) -> str:
+    """The form of a network (`networks.forms`), from its layers: "A" to "F"; "none": all of it is everybody's."""
+    if spec.vectors or spec.terms:
+        return "F" if spec.vectors else "D"
+    if any(len(seen) > 1 for seen in spec.inputs.values()):
+        return "E"
+    first = any(layer.name and layer.scope == "local" for layers in spec.trunks.values() for layer in layers)
+    last = any(layer.scope == "local" for _, layers in spec.heads.values() for layer in layers)
+    return {(True, True): "C", (True, False): "B", (False, True): "A", (False, False): "none"}[first, last]
+
+
+def _lies(config: Config, opening: Opening, seed: int) -> Sequence[Callable]:
+    """What some parties make of their replies; nothing where nobody attacks."""
+    attacks = hostile.parsed(config.attack, len(opening.names))
+    return [functools.partial(hostile.lies, spec_of(opening), attacks, seed=seed)] if attacks else []
 
 
 # ------------------------------------------------------------------------------------------------ run
 
 
 def trained(
-    config: Any,
+    config: Config,
     parts: types.Parts,
     seed: int,
     steps: int,
@@ -294,12 +240,15 @@ def trained(
     made = opening.programs
     promised = promises.Promises(config, seed, spec_of(opening))
     where = placing.chosen(config, parts)
+    privacy.placed(config, where)
     done = placing.steps(saved.parties) if saved is not None else 0
     look = beside.first(observe, done, done // made.per_update)
 
     def make() -> running.Carrier:
         if where != "axis":
-            apart = placing.opened(where, config, parts, opening.run, seed, made.shape.updates, observe.fault, wire)
+            how = placing.plan(config, parts, opening.run, seed, made.shape.updates)
+            how = how._replace(wire=wire, leaving=promised.leaving)
+            apart = placing.opened(where, parts, how, observe.fault)
             if saved is not None:
                 apart.resume(saved.parties)
             return apart
@@ -308,10 +257,13 @@ def trained(
         one.use(wire)
         if saved is not None:
             one.resume(saved.parties)
-        one.compile()
         return one
 
     carried = beside.done(make, beside.COMPILING, look)
+    if isinstance(carried, axis.Axis):
+        block = int(saved.standing.block) if saved is not None else -1
+        rounds = math.ceil(max(0, steps - done) / len(opening.names) / made.per_update / made.shape.updates)
+        carried.compile(max(1, rounds), look, choose=config.dispatch == "auto" and block < 0)
     serving = served(opening, carried.beginning(), log, promised)
     now = running.fresh(len(opening.names))
     if saved is not None:
@@ -321,7 +273,8 @@ def trained(
         now = saved.standing
     plan = running.Plan(
         steps, made.per_update, config.evaluate_every, config.episodes, config.asynchronous,
-        joins(config, opening.names), config.exchange == "none",
+        terms.joins(config, opening.names), config.exchange == "none",
+        *_lies(config, opening, seed),
     )  # fmt: skip
     life = running.Running(carried, serving, plan, seed, about(config, parts, opening, promised), log, promised)
     with contextlib.closing(carried):

@@ -15,6 +15,7 @@ settings  down: local_updates i64 · clip f64 · noise f64 · server_step f64 ·
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import struct
@@ -60,11 +61,7 @@ class Spec(NamedTuple):
     @property
     def digest(self) -> bytes:
         """32 bytes that differ where a name, a shape, the order or the dtype differs."""
-        told = hashlib.sha256(f"shoal federation {PROTOCOL} {self.dtype} {len(self.tensors)}".encode())
-        for name, shape in self.tensors:
-            told.update(struct.pack("<Q", len(name.encode())) + name.encode())
-            told.update(struct.pack(f"<Q{len(shape)}Q", len(shape), *shape))
-        return told.digest()
+        return _digest(self)
 
     @property
     def bytes_up(self) -> int:
@@ -75,6 +72,15 @@ class Spec(NamedTuple):
     def bytes_down(self) -> int:
         """Length of every message of the server."""
         return _HEADER.size + np.dtype(self.dtype).itemsize * self.size + _SETTINGS.size
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(spec: Spec) -> bytes:
+    told = hashlib.sha256(f"shoal federation {PROTOCOL} {spec.dtype}".encode())
+    for name, shape in spec.tensors:
+        told.update(struct.pack("<Q", len(name.encode())) + name.encode())
+        told.update(struct.pack(f"<Q{len(shape)}Q", len(shape), *shape))
+    return told.digest()
 
 
 class Settings(NamedTuple):

@@ -10,6 +10,7 @@ from etils import epy
 
 from shoal.core import errors, types
 from shoal.runtimes.federated import axis, consensus, party, processes, turns
+from shoal.runtimes.members import fitness
 
 with epy.lazy_imports():
     import jax
@@ -29,18 +30,32 @@ def check(config: Any, experiment: Any, opened: Any) -> None:
             )
         if config.environments != 1 or opened.device is None:
             raise errors.Refused(
-                f"runtime.segment=episode is of one environment that is pure JAX, but there are {config.environments} of "
-                f"{experiment.env}; use --runtime.environments 1 and an id that begins with gymnax:, or leave it at fixed"
+                f"runtime.segment=episode is of one environment that is pure JAX, but there are {config.environments} "
+                f"of {experiment.env}; use --runtime.environments 1 and an id that begins with gymnax:, or leave it at "
+                "fixed"
             )
     if config.exchange == "outputs" and config.asynchronous:
         raise errors.Refused(
-            "runtime.exchange=outputs agrees in rounds; leave --runtime.asynchronous out, or use --runtime.exchange delta"
+            "runtime.exchange=outputs agrees in rounds; leave --runtime.asynchronous out, or use --runtime.exchange "
+            "delta"
         )
-    secret = config.secure_sum or config.privacy != "none" or config.clip > 0.0
-    if secret and config.placement == "processes":
+    if config.exchange == "outputs" and (config.clip > 0.0 or config.noise > 0.0 or config.secure_sum):
         raise errors.Refused(
-            "runtime.placement=processes has no ledger that all processes share, so neither clip nor noise nor masks; "
-            "use --runtime.placement axis or turns, or the deployment (shoal federate)"
+            "runtime.exchange=outputs sends distributions, which a clip, noise or masks would make none; leave them "
+            "out, or use --runtime.exchange delta"
+        )
+    if config.placement != "auto":
+        _check_promises(config, config.placement)
+
+
+def _check_promises(config: Any, where: str) -> None:
+    """Refuse what only parties of one program can keep here (`promises`); a deployment can keep it everywhere."""
+    inside = config.secure_sum or (config.privacy == "local" and config.unit == "trajectory")
+    local = config.clip > 0.0 and config.privacy != "central"
+    if (where != "axis" and inside) or (where == "processes" and local):
+        raise errors.Refused(
+            f"parties in {where} cannot clip, noise or mask what they send as these settings want; use "
+            "--runtime.placement axis, or the deployment (shoal federate)"
         )
 
 
@@ -55,19 +70,18 @@ def chosen(config: Any, parts: types.Parts) -> str:
         Refused: An axis was asked for, and one program cannot serve all.
     """
     placement, outputs = config.placement, config.exchange == "outputs"
-    if placement == "auto":
-        if outputs or config.segment == "episode":
-            return "turns" if parts.device_env is not None else "processes"
-        if parts.alike and parts.device_env is not None:
-            return "axis"
-        return "turns" if parts.device_env is not None else "processes"
-    if placement == "axis" and (outputs or not parts.alike or parts.device_env is None):
+    one = parts.alike and parts.device_env is not None and not outputs and config.segment == "fixed"
+    if placement == "axis" and not one:
         raise errors.Refused(
             "runtime.placement=axis, but one compiled program cannot serve these parties: their networks or "
             "environments differ, are Python simulators, or agree on outputs; use --runtime.placement turns or "
             "processes"
         )
-    return placement
+    where = placement
+    if placement == "auto":
+        where = "axis" if one else "turns" if parts.device_env is not None else "processes"
+    _check_promises(config, where)
+    return where
 
 
 def terms(config: Any, parts: types.Parts, run: bytes, seed: int, updates: int) -> party.Terms:
@@ -102,28 +116,20 @@ def agreement(config: Any, parts: types.Parts, seed: int) -> consensus.Agreement
 def longest(config: Any, parts: types.Parts) -> int:
     """Updates in which so many episodes have ended for certain; those of a round of outputs at most.
 
-    Raises:
-        Refused: The environment has no time limit, so nobody can tell.
+    Args:
+        config: Of the runtime.
+        parts: The parties.
     """
     if config.segment == "episode":
         return config.distil_every
-    limit = parts.spec.time_limit
-    if limit is None:
-        raise errors.Refused(
-            f"runtime.exchange=outputs agrees after so many episodes, and {parts.spec.id} has no time limit; give it "
-            "one (--environment.time-limit), or use --runtime.exchange delta"
-        )
+    limit = parts.spec.time_limit or fitness.LONGEST_FREE  # without a limit a round ends there, whatever has ended
     each = parts.agent.about.rollout_length * config.environments
     return -(-(config.distil_every + config.environments) * limit // each)
 
 
-def plan(config: Any, given: party.Terms) -> turns.Plan:
-    """How parties work.
-
-    Args:
-        config: Of the runtime.
-        given: What they know of the run.
-    """
+def plan(config: Any, parts: types.Parts, run: bytes, seed: int, updates: int) -> turns.Plan:
+    """How parties work; arguments as in `terms`."""
+    given = terms(config, parts, run, seed, updates)
     return turns.Plan(given, config.paces, config.asynchronous or bool(config.paces), given.most)
 
 
@@ -131,37 +137,25 @@ Saved = turns.Saved | tuple[party.Kept, ...] | axis.Saved
 
 
 def opened(
-    where: str,
-    config: Any,
-    parts: types.Parts,
-    run: bytes,
-    seed: int,
-    updates: int,
-    fault: Callable[[str, str], None],
-    wire: axis.Wire = axis.untouched,
+    where: str, parts: types.Parts, how: turns.Plan, fault: Callable[[str, str], None]
 ) -> turns.Turns | processes.Processes:
     """Parties in turn, or in processes that are being started.
 
     Args:
         where: "turns" or "processes".
-        config: Of the runtime.
         parts: The parties.
-        run: The run's name, ``[16]``.
-        seed: Of the run.
-        updates: Local updates of a round.
+        how: They work.
         fault: Told of what went wrong at one, and of processes that died.
-        wire: What happens to messages on their way.
     """
-    how = plan(config, terms(config, parts, run, seed, updates))._replace(wire=wire)
     if where == "turns":
         return turns.Turns(parts.parties, how, fault)
     return processes.Processes(parts.parties, how, turns.like(parts.parties, how).parties, fault)
 
 
-def like(config: Any, parts: types.Parts, run: bytes, seed: int, updates: int) -> Saved:
+def like(where: str, parts: types.Parts, how: turns.Plan) -> Saved:
     """What a checkpoint holds of the parties, as ShapeDtypeStructs or arrays; arguments as in `opened`."""
-    found = turns.like(parts.parties, plan(config, terms(config, parts, run, seed, updates)))
-    return found if chosen(config, parts) == "turns" else found.parties
+    found = turns.like(parts.parties, how)
+    return found if where == "turns" else found.parties
 
 
 def kepts(saved: Saved) -> Sequence[party.Kept]:
@@ -179,22 +173,18 @@ def steps(saved: Saved) -> int:
     return sum(int(kept.counts[party.COUNTS.index("env_steps")]) for kept in kepts(saved))
 
 
-def policies(
-    config: Any, parts: types.Parts, run: bytes, seed: int, saved: Saved, theta: np.ndarray
-) -> tuple[types.Policy, ...]:
+def policies(parts: types.Parts, how: turns.Plan, saved: Saved, theta: np.ndarray) -> tuple[types.Policy, ...]:
     """Of every party in a checkpoint: the server's global part with what is its own.
 
     Args:
-        config: Of the runtime.
         parts: The parties.
-        run: The run's name, ``[16]``.
-        seed: Of the run.
+        how: They work.
         saved: What the checkpoint holds of them.
         theta: The global part, ``[d]``.
     """
-    given, found = terms(config, parts, run, seed, config.local_updates), []
+    found = []
     for one, kept in zip(parts.parties, kepts(saved), strict=True):
         agent = one.rebuild().agent
-        state = party.channel_of(agent, given).install(kept.home.members.state, theta)
+        state = party.channel_of(agent, how.terms).install(kept.home.members.state, theta)
         found.append(jax.device_get(agent.snapshot(state)))
     return tuple(found)

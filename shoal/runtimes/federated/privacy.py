@@ -25,8 +25,31 @@ def check(config: Config) -> None:
     Raises:
         Refused: Names both settings, and what to change.
     """
-    for rule in (_noise, _epsilon, _central, _trajectory, _secure_sum, _outputs):
+    for rule in (_noise, _epsilon, _central, _trajectory, _secure_sum, _outputs, _placement):
         rule(config)
+
+
+def by_trajectory(config: Config) -> bool:
+    """Whether the noise hides one trajectory within a party, not all that the party sends."""
+    return config.privacy == "local" and config.unit == "trajectory"
+
+
+def placed(config: Config, where: str) -> None:
+    """Refuse what only an axis of parties does.
+
+    Args:
+        config: Of the runtime.
+        where: Where parties are, e.g. "axis", "turns".
+
+    Raises:
+        Refused: It is something else.
+    """
+    if where != "axis":
+        why = f"runtime.placement={where}: only parties on one axis of one program do that so far; use ones that are alike"
+        if config.secure_sum:
+            raise _never("runtime.secure_sum", "true", why)
+        if by_trajectory(config):
+            raise _never("runtime.unit", "trajectory", why)
 
 
 def aggregator(config: Config) -> str:
@@ -107,7 +130,7 @@ def _central(config: Config) -> None:
 
 def _trajectory(config: Config) -> None:
     """The update of each stream apart is there only where one gradient is what leaves."""
-    if config.unit != "trajectory" or config.privacy != "local":
+    if not by_trajectory(config):
         return
     if config.exchange != "gradient":
         raise _never(
@@ -149,6 +172,11 @@ def _secure_sum(config: Config) -> None:
     for is_so, why in others:
         if is_so:
             raise _never("runtime.secure_sum", "true", why)
+
+
+def _placement(config: Config) -> None:
+    if config.placement != "auto":
+        placed(config, config.placement)
 
 
 def _outputs(config: Config) -> None:

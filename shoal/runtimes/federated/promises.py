@@ -13,12 +13,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shoal.core import types
-from shoal.runtimes.federated import agreement, leaving, ledger, masks, message, privacy, rounds, unmasking
+from shoal.runtimes.federated import (
+    agreement,
+    leaving,
+    ledger,
+    masks,
+    message,
+    privacy,
+    rounds,
+    trajectories,
+    unmasking,
+)
 
 if TYPE_CHECKING:
-    from shoal.runtimes.federated import Config
+    from shoal.runtimes.federated import Config, party, together
 
 WIDE = 6.0  # standard deviations of noise that a masked number has room for
+
+
+def at_home(config: Config, seed: int) -> leaving.Leaving:
+    """What is done to updates of any party before they leave, but for masks; the runtime charges the ledger.
+
+    Args:
+        config: Of the runtime, checked.
+        seed: Of the run.
+    """
+    inside = privacy.by_trajectory(config)  # then all of it was done within the update (`trajectories`)
+    noise = config.noise if config.privacy == "local" and not inside else 0.0
+    return leaving.Leaving(leaving.Settings(0.0 if inside else config.clip, noise), leaving.Seeded(seed), None)
 
 
 class Promises:
@@ -38,15 +60,14 @@ class Promises:
         self.ledger = (
             ledger.Ledger(None, delta=config.delta, max_epsilon=config.max_epsilon, unit=unit) if config.noise else None
         )
-        draws, local = leaving.Seeded(seed), config.privacy == "local" and unit == ledger.PARTY
-        clips = self._settings if local else self._settings._replace(noise=0.0)
-        self._leaving = leaving.Leaving(clips, draws, None)
+        draws = leaving.Seeded(seed)
+        self._leaving, self._draws = at_home(config, seed), draws
         self._central = (
             leaving.Central(self._settings, max(1, round(config.participation * config.parties)), draws, self.ledger)
             if self.ledger and config.privacy == "central"
             else None
         )
-        bound = config.clip * (1.0 + WIDE * clips.noise)
+        bound = config.clip * (1.0 + WIDE * (config.noise if config.privacy == "local" else 0.0))
         self._sums = unmasking.Simulated(seed, spec.size, bound) if config.secure_sum else None
         self.masked = spec._replace(dtype=masks.TYPES[32]) if config.secure_sum else None
 
@@ -75,10 +96,25 @@ class Promises:
 
     # ---------------------------------------------------------------- at a party
 
+    def noised(self, homes: together.Homes, rounds: Mapping[int, int]) -> together.Homes:
+        """Parties that are about to learn, with the noise of their next update where it is added within.
+
+        Args:
+            homes: Of all.
+            rounds: Party -> its round.
+        """
+        if not privacy.by_trajectory(self._config):
+            return homes
+        return trajectories.noised(homes, rounds, self._config.clip * self._config.noise, self._draws)
+
+    @property
+    def leaving(self) -> party.Leaves:
+        """What a party by itself does to an update, without masks (`party.Leaves`)."""
+        return self._leaving
+
     def leaves(self, party: int, vector: np.ndarray, down: message.Down) -> np.ndarray:
         """An update as it leaves its party, ``[d]`` of the dtype of what is sent."""
-        if self._config.unit != ledger.TRAJECTORY or self._config.privacy != "local":  # else it was done inside
-            vector = self._leaving(vector, party=party, turn=down.header.round - 1)
+        vector = self._leaving(vector, party=party, turn=down.header.round - 1)
         if self._sums is None:
             return vector
         return self._sums.masked(down.header.round, party, vector)
@@ -129,8 +165,13 @@ class Promises:
             "releases": total.releases if total else None,
             "secure_sum": config.secure_sum,
             "privacy_warning": privacy.warning(config) or None,
-            **(self._leaving.told() if config.clip else {"clip_fraction": None}),
+            **self._told(),
         }
+
+    def _told(self) -> dict[str, float | None]:
+        """Of the norms before the clip, where they were seen: parties in processes of their own keep them."""
+        told = self._leaving.told()
+        return told if told["clip_fraction"] is not None and self._config.clip else {"clip_fraction": None}
 
     def simulated(self) -> list[str]:
         """What of it is only played here."""

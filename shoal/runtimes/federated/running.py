@@ -194,7 +194,7 @@ class Running:
         self._now = self._now._replace(
             evaluated_at=np.int64(steps), returns=np.where(measured, found, 0.0), measured=measured
         )
-        self._lines.add(steps, self._each, found)
+        self._lines.add(steps, self._each, found.tolist())
         self._telling.evaluating_s += time.monotonic() - began
 
     def _progress(self) -> types.Progress:
@@ -206,7 +206,7 @@ class Running:
             updates=self._steps // self._plan.per_update,
             train_s=spent,
             episodes=told.episodes(),
-            metrics=told.metrics(now.returns[now.measured]),
+            metrics=told.metrics(now.returns[now.measured], self._server),
             split={"on_device": spent},
             workers={},
             faults=faults,

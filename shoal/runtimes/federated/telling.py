@@ -55,20 +55,25 @@ class Telling:
         found, self._episodes = self._episodes, []
         return found
 
-    def metrics(self, evaluated: Sequence[float]) -> dict[str, float]:
-        """Means over parties of what they measured last, and of the last round.
+    def metrics(self, evaluated: Sequence[float], served: server.Server | None = None) -> dict[str, float]:
+        """Means over parties of what they measured last, and of rounds.
 
         Args:
             evaluated: Returns of the last evaluation on the way.
+            served: The server; None: rounds are not told of.
         """
         there = [one for one in self._metrics if one]
         names = there[0] if there else ()
         told = {name: float(np.mean([one[name] for one in there if name in one])) for name in names}
-        if self._closed is not None:
-            told["federation.version"] = float(self._closed.version)
-            told["federation.took_part"] = float(len(self._closed.took))
-            if self._closed.norms:
-                told["federation.update_norm"] = float(np.median(self._closed.norms))
+        if self._closed is not None and served is not None:
+            counted, closed = served.tally.told(), self._closed
+            told |= {f"federation.{name}": float(counted[name]) for name in ("rounds", "bytes_up", "bytes_down")}
+            told["federation.version"] = float(closed.version)
+            told["federation.participation"] = len(closed.took) / len(self._about.names)
+            told["federation.rejected"] = float(sum(counted["rejected"].values()))
+            if closed.took:
+                told["federation.update_norm"] = float(np.median(closed.norms)) if len(closed.norms) else math.nan
+                told["federation.staleness"] = float(np.mean(closed.lags))
         if len(evaluated):
             told |= {"federation.mean": float(np.mean(evaluated)), "federation.worst": float(np.min(evaluated))}
         return {name: value for name, value in told.items() if math.isfinite(value)}

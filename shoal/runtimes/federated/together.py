@@ -43,6 +43,7 @@ class Asked(NamedTuple):
     base: types.Array  # [N] i32, the version it is of
     mu: types.Array  # [N] f32
     active: types.Array  # [N] bool, who is at work
+    force: types.Array  # [N] bool: learns, ready or not; to measure how long it takes
 
 
 class Told(NamedTuple):
@@ -136,7 +137,7 @@ def _working(parts: types.Parts, shape: Shape, channel: Channel, lift: Callable)
         homes, gathered = down(before, asked)
 
         def once(at: tuple[Homes, types.Tree], _: None) -> Any:
-            homes, new = update(at[0], keys)
+            homes, new = update(at[0], keys, asked.force)
             return (homes, lift(channel.gather)(at[1], homes.members.state) if channel else ()), new
 
         (homes, gathered), told = jax.lax.scan(once, (homes, gathered), None, shape.updates)  # [K, ...] or [K, N, ...]
@@ -149,7 +150,7 @@ def _working(parts: types.Parts, shape: Shape, channel: Channel, lift: Callable)
 
 
 def _update(parts: types.Parts, lift: Callable) -> Callable:
-    """(homes, keys) -> (homes, (metrics, ended))."""
+    """(homes, keys, force) -> (homes, (metrics, ended))."""
     agent, env, learn = parts.agent, parts.device_env, loop.learn(parts, lift)
     assert env is not None
 
@@ -159,11 +160,11 @@ def _update(parts: types.Parts, lift: Callable) -> Callable:
 
     act, own = lift(acting), lift(jax.random.fold_in)
 
-    def update(homes: Homes, keys: types.Key) -> Any:
+    def update(homes: Homes, keys: types.Key, force: types.Array) -> Any:
         members, common = homes
         actors, rollout, ended, learn_keys = act(members.state, members.actors, own(keys, common.update))
         acted = members._replace(actors=actors)
-        members, common, metrics = learn(acted, common, rollout, learn_keys, jnp.bool_(False))
+        members, common, metrics = learn(acted, common, rollout, learn_keys, force)
         return loop.Loop(members, common), (metrics, ended)
 
     return update

@@ -146,6 +146,8 @@ class Simulated:
         Raises:
             Aborted: There are too few of them.
         """
+        if round_ not in self._open:
+            raise masks.Aborted("nobody was asked; the round fails")
         settings, members, server = self._open.pop(round_)
         for party, vector in sorted(sent.items()):
             server.take(party, vector)

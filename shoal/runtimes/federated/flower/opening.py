@@ -10,7 +10,7 @@ import numpy as np
 from etils import epy
 
 from shoal.core import types
-from shoal.runtimes.federated import audit, beginning, channels, rounds, server, telling, working
+from shoal.runtimes.federated import audit, beginning, channels, rounds, server, telling, terms, working
 
 if TYPE_CHECKING:
     from shoal.runtimes.federated import Config
@@ -65,16 +65,17 @@ def opened(
         begin: Whether the first global part is wanted; zeros otherwise, as they have its shape.
     """
     agent, crossing = parts.agent, channel(config, parts, seed)
-    rules = beginning._rules(config)._replace(
+    rules = terms.rules_of(config)._replace(
         shortest_s=SHORTEST_S, env_steps=config.environments * agent.about.rollout_length * config.local_updates
     )
     if config.exchange == "gradient":
-        rules = rules._replace(optimiser=beginning.numbers(agent))
+        rules = rules._replace(optimiser=terms.numbers(agent))
     params = jax.eval_shape(agent.init, prng.key(0)).params
     own = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) - crossing.spec.size
     names, envs = tuple(one.name for one in parts.parties), tuple(one.env for one in parts.parties)
     told = {"epsilon": None, "delta": None, "privacy_unit": None, **more}
-    about = telling.About(names, envs, beginning.form_of(params), config.exchange, crossing.spec.size, own, told)
+    form = beginning.form_of(next(iter(agent.about.networks.values())).spec)
+    about = telling.About(names, envs, form, config.exchange, crossing.spec.size, own, told)
     theta = first(config, parts, crossing, seed) if begin else np.zeros(crossing.spec.size, np.float32)
     return Opening(names, crossing, rules, run, theta, about, agent)
 
