@@ -128,9 +128,11 @@ def test_turns_go_on_with_the_same_bits(monkeypatch):
     _, whole = trained(made)
     saved = trained(made, stop_after=3)[0].saved
     like = made.runtime.like(made.parts, 0)
+    assert 0 < saved.parties.desk.env_steps.sum() < whole.final.env_steps
     assert {k: tree.describe(v) for k, v in tree.paths(saved).items()} == {
         k: tree.describe(v) for k, v in tree.paths(like).items()
     }
+    assert saved.parties.desk.status.any(), "a reply is on its way"
     rest = trained(made, saved=saved)[1]
     assert [tree.sha256(p) for p in rest.policies] == [tree.sha256(p) for p in whole.policies]
 
@@ -282,13 +284,14 @@ def planted(state, numbers):
 
 
 def telling(env, numbers):
-    """An environment whose observations, rewards and parameters are canaries."""
+    """An environment whose observations and rewards are canaries, and whose episodes never end."""
     private = jnp.asarray(numbers)
 
     def step(state, action, key):
         state, obs, outcome = env.step(state, action, key)
         shown = jnp.resize(private, obs.shape)
-        return state, shown, outcome._replace(reward=private[0], next_obs=shown)
+        outcome = outcome._replace(reward=private[0], next_obs=shown, discount=jnp.ones_like(outcome.discount))
+        return state, shown, outcome._replace(truncated=jnp.zeros_like(outcome.truncated))
 
     def init(key):
         state, obs = env.init(key)
@@ -329,3 +332,4 @@ def test_nothing_local_interferes_with_what_crosses():
         body = down(mine.spec, number)
         assert quiet.handle(body) == loud.handle(body) == other.handle(body)
     assert tree.sha256(quiet.kept().home) != tree.sha256(loud.kept().home)
+    assert len(quiet.told.episodes) > len(other.told.episodes)

@@ -148,7 +148,7 @@ def check(config: Config, experiment: Asked, opened: object) -> None:
         Refused: Says what to change.
     """
     privacy.check(config)
-    placing.check(config, experiment, opened)
+    placing.check(config, experiment.env, compiled=opened.device is not None)
     terms.check(config, experiment)
 
 

@@ -12,7 +12,7 @@ owner, who must agree to that; drawn from declared bounds, they are nobody's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epy
@@ -105,7 +105,9 @@ def log_chances(agent: types.Agent, policy: types.Policy, params: types.Params, 
     return jax.nn.log_softmax(jax.vmap(one)(jnp.asarray(states)), axis=-1)
 
 
-def divergence(agent: types.Agent, policy: types.Policy, params: types.Params, states: Any, mean: Any) -> types.Scalar:
+def divergence(
+    agent: types.Agent, policy: types.Policy, params: types.Params, states: types.Obs, mean: types.Array
+) -> types.Scalar:
     """KL(mean ‖ own) in nats, the mean over public states; arguments as in `log_chances`, and `mean` ``[S, A]``."""
     own = log_chances(agent, policy, params, states)
     known = jnp.where(mean > 0.0, mean, 1.0)

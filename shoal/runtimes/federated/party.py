@@ -10,57 +10,19 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from etils import epy
 
 from shoal.core import types
 from shoal.runtimes.federated import channels, consensus, keeping, message, simulated, working
+from shoal.runtimes.federated.given import Leaves, Log, Terms, as_it_is, nowhere, still
 
 with epy.lazy_imports():
     import jax
 
     from shoal.core import prng
-
-Log = Callable[[str, str], None]  # (what, traceback or a line): the party's own
-
-
-class Terms(NamedTuple):
-    """What a party knows of the run before its first round; plain numbers, so all of it can be pickled."""
-
-    run: bytes  # [16], the name of the run
-    party: int  # its number
-    seed: int  # of the run
-    environments: int = 1  # B, of each party
-    exchange: str = "gradient"  # or "delta", "none" (it is alone), "outputs" (`consensus`)
-    most: int = 1  # local updates of a round (H): no more are done, whatever a server asks
-    reset_moments: bool = False  # whether statistics of the optimiser begin anew with each download
-    agreement: consensus.Agreement | None = None  # of the exchange of outputs
-    padded: bool = False  # whether a rollout ends with its episode
-
-
-class Leaves(Protocol):
-    """What is done to an update before it leaves (`leaving.Leaving`): clipped, noised, and written down."""
-
-    def __call__(self, vector: np.ndarray, *, party: int, turn: int) -> np.ndarray:
-        """The update as it may leave, ``[d]`` f32; `turn` counts the releases of this party."""
-        ...
-
-
-def as_it_is(vector: np.ndarray, *, party: int, turn: int) -> np.ndarray:
-    """Nothing is done to it: neither a clip nor noise was asked for."""
-    del party, turn
-    return vector
-
-
-def nowhere(what: str, story: str) -> None:
-    """A log that nobody keeps."""
-    del what, story
-
-
-def still() -> None:
-    """Nobody asks for signs of life."""
 
 
 class Refused(Exception):
@@ -76,16 +38,8 @@ class Kept(NamedTuple):
     counts: np.ndarray  # [8] i64: `COUNTS`
 
 
-COUNTS = (
-    "round",
-    "base",
-    "env_steps",
-    "updates",
-    "releases",
-    "refused",
-    "failed",
-    "lives",
-)  # of a party, as they are saved
+# Of a party, as they are saved.
+COUNTS = ("round", "base", "env_steps", "updates", "releases", "refused", "failed", "lives")
 
 
 class Party:
@@ -314,3 +268,9 @@ def channel_of(agent: types.Agent, terms: Terms) -> channels.Channel:
     if terms.exchange == "gradient":
         return channels.gradient(agent, params)
     return channels.delta(agent, params, reset=terms.reset_moments)
+
+
+__all__ = [
+    "COUNTS", "Kept", "Leaves", "Log", "Party", "Refused", "Terms", "as_it_is", "channel_of", "like", "nowhere",
+    "place_of", "still",
+]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from etils import epy
@@ -15,9 +15,17 @@ from shoal.runtimes.members import fitness
 with epy.lazy_imports():
     import jax
 
+if TYPE_CHECKING:
+    from shoal.runtimes.federated import Config
 
-def check(config: Any, experiment: Any, opened: Any) -> None:
+
+def check(config: Config, env: str, *, compiled: bool) -> None:
     """Refuse settings that do not fit where parties are.
+
+    Args:
+        config: Of the runtime.
+        env: The environment's id.
+        compiled: Whether it is pure JAX.
 
     Raises:
         Refused: Says what to change.
@@ -28,10 +36,10 @@ def check(config: Any, experiment: Any, opened: Any) -> None:
                 f"runtime.segment=episode is for runtime.exchange outputs or none, in turns or processes, but it is "
                 f"{config.exchange}, {config.placement}; leave it at fixed"
             )
-        if config.environments != 1 or opened.device is None:
+        if config.environments != 1 or not compiled:
             raise errors.Refused(
                 f"runtime.segment=episode is of one environment that is pure JAX, but there are {config.environments} "
-                f"of {experiment.env}; use --runtime.environments 1 and an id that begins with gymnax:, or leave it at "
+                f"of {env}; use --runtime.environments 1 and an id that begins with gymnax:, or leave it at "
                 "fixed"
             )
     if config.exchange == "outputs" and config.asynchronous:
@@ -48,7 +56,7 @@ def check(config: Any, experiment: Any, opened: Any) -> None:
         _check_promises(config, config.placement)
 
 
-def _check_promises(config: Any, where: str) -> None:
+def _check_promises(config: Config, where: str) -> None:
     """Refuse what only parties of one program can keep here (`promises`); a deployment can keep it everywhere."""
     inside = config.secure_sum or (config.privacy == "local" and config.unit == "trajectory")
     local = config.clip > 0.0 and config.privacy != "central"
@@ -59,7 +67,7 @@ def _check_promises(config: Any, where: str) -> None:
         )
 
 
-def chosen(config: Any, parts: types.Parts) -> str:
+def chosen(config: Config, parts: types.Parts) -> str:
     """What was asked for; of "auto", an axis where one program serves all, processes for Python simulators, else turns.
 
     Args:
@@ -84,7 +92,7 @@ def chosen(config: Any, parts: types.Parts) -> str:
     return where
 
 
-def terms(config: Any, parts: types.Parts, run: bytes, seed: int, updates: int) -> party.Terms:
+def terms(config: Config, parts: types.Parts, run: bytes, seed: int, updates: int) -> party.Terms:
     """What parties know of the run.
 
     Args:
@@ -101,7 +109,7 @@ def terms(config: Any, parts: types.Parts, run: bytes, seed: int, updates: int) 
     )  # fmt: skip
 
 
-def agreement(config: Any, parts: types.Parts, seed: int) -> consensus.Agreement:
+def agreement(config: Config, parts: types.Parts, seed: int) -> consensus.Agreement:
     """What parties agree on (form G).
 
     Args:
@@ -113,7 +121,7 @@ def agreement(config: Any, parts: types.Parts, seed: int) -> consensus.Agreement
     return consensus.Agreement(states, parts.spec.action.n, config.distil_steps, config.distil_every)
 
 
-def longest(config: Any, parts: types.Parts) -> int:
+def longest(config: Config, parts: types.Parts) -> int:
     """Updates in which so many episodes have ended for certain; those of a round of outputs at most.
 
     Args:
@@ -127,7 +135,7 @@ def longest(config: Any, parts: types.Parts) -> int:
     return -(-(config.distil_every + config.environments) * limit // each)
 
 
-def plan(config: Any, parts: types.Parts, run: bytes, seed: int, updates: int) -> turns.Plan:
+def plan(config: Config, parts: types.Parts, run: bytes, seed: int, updates: int) -> turns.Plan:
     """How parties work; arguments as in `terms`."""
     given = terms(config, parts, run, seed, updates)
     return turns.Plan(given, config.paces, config.asynchronous or bool(config.paces), given.most)
