@@ -43,11 +43,12 @@ def pooled(env: str, parties: int, preset: str = "collab_a2c") -> Arm:
         "runtime": {"exchange": "none", _owners_study.POOLED: True},
     }
     if preset == "collab_a2c":
-        settings["runtime"]["environments"] = 4 * parties
+        settings["runtime"]["environments"] = owners.STREAMS * parties
     else:
-        more = owners._all_at_once(parties)
-        settings["algorithm"] = more["algorithm"]
-        settings["runtime"]["environments"] = more["runtime"]["environments"]
+        counts = {"batch", "capacity", "epsilon_steps"}
+        settings["algorithm"] = {name: parties * owners.DQN["algorithm"][name] for name in counts}
+        settings["algorithm"]["learning_starts"] = parties * 1_000
+        settings["runtime"]["environments"] = parties
     return arm(env, parties, settings, preset)
 
 
@@ -98,7 +99,7 @@ PARTS: dict[str, dict[str, Arm]] = {
     },
     "forms": forms(),
     "baselines": {
-        "at_the_end": arm(LENGTHS, 5, {**SHARED, "runtime": {"exchange": "delta", "local_updates": 781}}),
+        "at_the_end": arm(LENGTHS, 5, {**SHARED, "runtime": {"exchange": "delta", "local_updates": 1562}}),
         "frozen_random": arm(LENGTHS, 5, frozen=True),
     },
     "same_dqn": four(CART, 4, "collab_dqn"),

@@ -72,9 +72,13 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
         return blank
     drawn = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
     above, below = a[drawn].mean(axis=1), b[drawn].mean(axis=1)
-    found = {"ratio": float(a.mean() / b.mean()), "difference": float((a - b).mean())}
+    found: dict[str, Any] = {"difference": float((a - b).mean())}
+    divides = bool((below > 0).all())  # of what never left the bottom there is no ratio
+    if divides:
+        found["ratio"] = float(a.mean() / b.mean())
     if len(a) > 1:
-        for name, values in (("", above / below), ("difference_", above - below)):
+        both = (("", above / below),) if divides else ()
+        for name, values in (*both, ("difference_", above - below)):
             low, high = np.percentile(values, [2.5, 97.5])
             found |= {f"{name}low": float(low), f"{name}high": float(high)}
     return blank | found

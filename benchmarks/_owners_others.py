@@ -84,7 +84,7 @@ def _spaced(name: str, seed: int) -> list[float]:
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         out = Path(folder) / "run"
         shoal.train(
-            "collab_dqn", SPACES, steps=len(TASKS) * EACH, seed=seed, out=out, quiet=True, eval_episodes=0,
+            "collab_a2c", SPACES, steps=len(TASKS) * EACH, seed=seed, out=out, quiet=True, eval_episodes=0,
             network={"form": "C"},
             runtime={"evaluate_every": EACH // EVALUATIONS, "episodes": EPISODES, **SPACED[name]},
         )  # fmt: skip

@@ -1002,6 +1002,8 @@ def test_seeds_are_resampled_in_pairs():
     assert found["low"] < found["ratio"] < found["high"]
     assert numbers.ratio([1.0], [2.0])["low"] is None
     assert numbers.ratio([], [])["ratio"] is None
+    none = numbers.ratio([0.0, 0.1], [0.0, 0.0])
+    assert (none["ratio"], none["difference"]) == (None, pytest.approx(0.05)), "nobody left the bottom"
 
 
 def test_form_a_is_held_against_independent_shared_and_pooled():

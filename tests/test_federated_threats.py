@@ -119,6 +119,28 @@ def test_a_declared_bound_turns_away_and_the_automatic_one_scales_down():
     assert one.tally.told()["bounded_fraction"] == 0.25
 
 
+def test_nothing_is_no_update_where_parties_may_be_hostile():
+    random = np.random.default_rng(0)
+    one = made(10, hostile=3)
+    for party in one.idle(0.0):
+        said = np.zeros(20) if party == 2 else np.full(20, 1e-4) if party == 5 else 1.0 + random.standard_normal(20)
+        assert one.take(party, answer(one.job(party), said), 0.0) == "ok"
+    closed = one.close(0.0)
+    assert (closed.took, closed.silent, closed.why) == ((0, 1, 3, 4, 6, 7, 8, 9), 2, "")
+    assert one.tally.told()["silent"] == 2
+    for party in one.idle(0.0):
+        one.take(party, answer(one.job(party), np.zeros(20) if party < 4 else np.ones(20)), 0.0)
+    assert one.close(0.0).why == "quorum"  # six cannot withstand three
+    for party in one.idle(0.0):
+        one.take(party, answer(one.job(party), np.zeros(20)), 0.0)
+    assert one.close(0.0).why == "skipped"
+    trusting = made(2)
+    for party in trusting.idle(0.0):
+        trusting.take(party, answer(trusting.job(party), np.full(20, party)), 0.0)
+    assert trusting.close(0.0).took == (0, 1)  # where nobody is hostile a zero counts
+    assert (trusting.theta == 0.5).all()
+
+
 def test_a_bound_follows_honest_updates_that_grow():
     one = made(hostile=1)
     for value in (1.0, 2.0, 8.0, 30.0, 100.0, 300.0):

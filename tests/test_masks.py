@@ -11,6 +11,7 @@ from shoal.runtimes.federated import agreement, masks, shares, unmasking
 
 COHORT = (0, 2, 3, 5, 6)
 
+
 def fixed():
     """Keys as in a deployment, with secrets that are the same in every run of the tests."""
     rng = np.random.default_rng(11)
@@ -139,6 +140,23 @@ def test_a_wrong_share_aborts_the_round_and_no_wrong_sum_is_told():
         going.server.shown(one, shown._replace(keys={5: shown.keys[5] ^ (one == 0)}))
     with pytest.raises(masks.Aborted, match="missing or wrong"):
         going.server.total()
+
+
+def test_a_party_that_shared_another_key_than_it_showed_aborts_the_round_it_drops_out_of():
+    class Lies(agreement.Pretended):
+        def __init__(self, secret):
+            super().__init__(secret)
+            self.secret = bytes(32)  # what is cut into shares
+
+    def kit(one):
+        honest = agreement.simulated(7, one, 4)
+        return honest._replace(keys=Lies) if one == 5 else honest
+
+    going, given = Round(kit, settings()), updates()
+    for one in (0, 2, 3, 6):
+        going.server.take(one, going.sent(one, given[one]))
+    with pytest.raises(masks.Aborted, match="missing or wrong"):
+        going.total()
 
 
 def test_what_is_not_finite_does_not_leave():

@@ -44,7 +44,7 @@ def apart(gradients, noise, most):
 
 def test_each_stream_is_clipped_by_itself_and_the_sum_is_noised():
     left = apart([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], [0.5, -0.5], 1.0)
-    expected = (np.array([0.6, 0.8]) + [0.3, 0.4] + [0.5, -0.5]) / 3
+    expected = np.sum([[0.6, 0.8], [0.3, 0.4], [0.5, -0.5]], axis=0) / 3
     np.testing.assert_allclose(left, [expected] * 3, rtol=1e-6)
 
 
@@ -144,7 +144,7 @@ def test_a_run_ends_before_its_budget_also_when_it_is_resumed(privacy, tmp_path)
             return not self.stops
 
         def fault(self, kind, message):
-            raise AssertionError(message)
+            raise AssertionError(f"{kind}: {message}")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shoal.runtimes.federated.running.REPORT", 300)

@@ -17,7 +17,8 @@ SUMMARY = {
     "rounds": 4, "failed_rounds": 1, "participation": {"min": 0.5, "mean": 0.75}, "form": "A", "mode": "gradient",
     "aggregator": "trimmed_mean", "bytes_up": 6000, "bytes_down": 9000, "global_params": 4482, "local_params": 130,
     "staleness": {"median": 0, "max": 2}, "dropped_stale": 1, "rejected": {"norm": 2, "not_finite": 1},
-    "clip_fraction": 0.25, "update_norm": {"median": 0.5, "max": 4.25}, "epsilon": 3.189, "delta": 1e-5,
+    "clip_fraction": 0.25, "update_norm": {"median": 0.5, "max": 4.25}, "epsilon": 3.189, "epsilon_rdp": 3.5,
+    "privacy_warning": "four owners are few", "delta": 1e-5,
     "privacy_unit": "trajectory", "max_epsilon": 8.0,
     "parties": [
         {"name": "north", "env": "owners:CartPole-lengths/0", "env_steps": 4000, "return": 90.0, "evaluation": 100.0},
@@ -46,7 +47,7 @@ def make(path, *, summary=SUMMARY, runtime=RUNTIME, preset="collab_dqn", seed=0,
             dict(zip(("direction", "party", "round", "outcome", "lag"), one, strict=True)) for one in audit
         ],
         "parties.jsonl": [{"env_steps": at, "returns": list(each)} for at, *each in returns],
-        "ledger.jsonl": [{"party": 0, "turn": at, "epsilon": 0.5 * at} for at in range(1, 7)],
+        "ledger.jsonl": [{"party": 0, "turn": at, "epsilon": 0.5 * (at + 1)} for at in range(6)],
     }
     for name, lines in files.items():
         (path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -63,16 +64,28 @@ def test_one_federation_shows_what_its_files_hold(one, tmp_path):
     for shown in (
         federation.TITLE, "Parties 2 form A, 4,482 global and 130 local parameters",
         "Mean over the parties 75 greedy episodes of every party", "Worst party 50 party south",
-        "Rounds 4 gradient, asynchronous, trimmed mean, 75 % take part, 1 failed",
+        "Rounds 4 gradient, asynchronous, trimmed mean, 1 failed",
         "Sent up 6 kB 1 kB a party and round", "Sent down 9 kB 1.5 kB a party and round",
-        "Epsilon spent 3.189 4.811 of 8 left; at delta 1e−5; unit: one trajectory",
+        "Epsilon spent 3.189 4.5 of 8 left; at delta 1e−5; unit: one trajectory", "Four owners are few.",
         "Messages rejected 3 2 norm, 1 not finite", cards.SENTENCE,
         "north owners:CartPole-lengths/0 4,000 90 100 4 0 0 0", "south owners:CartPole-lengths/1 4,000 40 50 1 1 1 1",
         "Who took part in which round", "Staleness of the updates applied", "budget 8",
         "(simulated DP, no protection)", "Simulated: how slow each party is", "updates that were clipped 25 %",
-        "norm of an update, most 4.25", "share of the parties in a round, least 50 %", "environment steps of a party",
+        "norm of an update, most 4.25", "job of each party", "environment steps of a party",
     ):  # fmt: skip
         assert shown in page.said, shown
+
+
+def test_of_rounds_it_is_told_who_took_part(tmp_path):
+    _, page = written(tmp_path, make(tmp_path / "one", runtime={**RUNTIME, "asynchronous": False}))
+    assert "Rounds 4 gradient, trimmed mean, 75 % take part, 1 failed" in page.said
+    assert "share of the parties in a round, least 50 %" in page.said
+    counted = {**SUMMARY, "participation_min": 1, "participation_mean": 1.5}
+    del counted["participation"]
+    _, page = written(
+        tmp_path / "more", make(tmp_path / "two", summary=counted, runtime={**RUNTIME, "asynchronous": False})
+    )
+    assert "75 % take part" in page.said, "as the server counts them"
 
 
 def test_curves_are_those_of_every_party_their_mean_and_whichever_is_worst(one):
@@ -128,7 +141,7 @@ def test_staleness_is_counted_of_what_was_applied(one, tmp_path):
 
 def test_what_was_spent_is_of_the_party_that_spent_most(one):
     with (one / "ledger.jsonl").open("a") as file:
-        file.write(json.dumps({"party": 1, "turn": 2, "epsilon": 1.75}) + "\n" + '{"party": 1, "tu')
+        file.write(json.dumps({"party": 1, "turn": 1, "epsilon": 1.75}) + "\n" + '{"party": 1, "tu')
     releases, spent = told.spending(run_folders.read(one))
     assert (releases.tolist(), spent.tolist()) == ([1, 2, 3, 4, 5, 6], [0.5, 1.75, 1.75, 2.0, 2.5, 3.0])
 
@@ -141,7 +154,7 @@ def test_parties_of_different_kinds_have_no_mean_and_a_chart_each(tmp_path):
     assert cards.levels(run) is None
     _, page = written(tmp_path, path)
     assert "Mean and worst party not measured parties have environments of different kinds" in page.said
-    assert re.findall(r"<h3>(north|south)</h3>", str(courses.returns(run)[0])) == ["north", "south"]
+    assert re.findall(r"<h3>(north|south): return</h3>", str(courses.returns(run)[0])) == ["north", "south"]
 
 
 def test_parties_that_send_nothing_have_no_rounds(tmp_path):

@@ -94,7 +94,7 @@ def _mode(run: run_folders.Run) -> str:
     parts = [mode.replace("_", " "), told.text(run, "aggregator").replace("_", " ")]
     if told.setting(run, "asynchronous"):
         parts.insert(1, "asynchronous")
-    share = told.share(run, "mean")
+    share = None if told.setting(run, "asynchronous") else told.share(run, "mean")
     parts.append(f"{words.percent(share)} take part" if share is not None and share < 1 else "")
     return ", ".join(filter(None, parts))
 
@@ -117,9 +117,11 @@ def _epsilon(run: run_folders.Run) -> tuple[str, str]:
     if spent is None:
         return "none", "no noise was added, so nothing is guaranteed and there is no epsilon"
     unit = told.text(run, "privacy_unit")
-    left = f"{words.number(max(0.0, most - spent))} of {words.number(most)} left" if most else "without a budget"
+    held = told.number(run, "epsilon_rdp")  # what the budget is held against, a little more
+    left = max(0.0, most - (spent if held is None else held)) if most else None
+    said = f"{words.three(left)} of {words.number(most)} left" if left is not None else "without a budget"
     at = f"at delta {delta:.0e}".replace("e-0", "e−") if delta is not None else ""
-    noted = "; ".join(filter(None, (left, at, f"unit: one {unit}" if unit else "")))
+    noted = "; ".join(filter(None, (said, at, f"unit: one {unit}" if unit else "")))
     return words.number(spent), noted
 
 
@@ -134,7 +136,9 @@ def boundary(runs: Sequence[run_folders.Run]) -> markup.Markup:
     """What stays at home, what that does not give, and what was only simulated."""
     lines = [markup.tag("li", SENTENCE)]
     simulated = dict.fromkeys(one for run in runs for one in told.simulated(run))
-    lines += [markup.tag("li", f"Simulated: {one}.", class_="not") for one in simulated]
+    said = [one if one.startswith("simulated") else f"simulated: {one}" for one in simulated]
+    said += dict.fromkeys(warned for run in runs if (warned := told.text(run, "privacy_warning")))
+    lines += [markup.tag("li", f"{one[:1].upper()}{one[1:]}.", class_="not") for one in said]
     return markup.tag("ul", *lines, class_="findings")
 
 
@@ -183,7 +187,11 @@ def _exchange(run: run_folders.Run) -> markup.Markup | None:
         ("staleness, most", told.measure(run, "staleness", "max"), words.number),
         ("dropped as too stale", told.number(run, "dropped_stale"), words.number),
     ]
+    if told.setting(run, "asynchronous"):
+        numbers = [one for one in numbers if not one[0].startswith("share of the parties")]
     rows += [(name, tables.shown(show(value))) for name, value, show in numbers if run.summary]
+    relation = told.text(run, "privacy_relation")
+    rows += [("what epsilon promises to hide", relation)] if relation else []
     return _card("Exchange", rows, ("setting or measure", "value")) if rows and told.exchanges(run) else None
 
 

@@ -35,6 +35,7 @@ def returns(run: run_folders.Run) -> list[markup.Markup]:
     title = "Evaluation of every party" if evaluated else "Return of every party"
     caption = f"{GREEDY if evaluated else TRAINING} {STEPS}"
     if not told.comparable(run):
+        caption = f"{GREEDY.partition(' The worst')[0] if evaluated else TRAINING} {STEPS}"
         return [_apart(names, curves, run), markup.tag("p", caption, class_="note")]
     return [figures.figure(title, _together(names, curves), caption)]
 
@@ -77,8 +78,10 @@ def _apart(
     charts = []
     for name, owner, (x, y) in zip(names, told.owners(run), curves, strict=True):
         series = [figures.Series(name, *svg.thin(x, y, figures.POINTS // 2), 0, 0, "bold", legend=name)]
-        chart = figures.Chart("each", "return", (figures.SMALL,))
-        charts.append(figures.figure(name, figures.plot(series, chart), None if owner.env == name else owner.env))
+        chart = figures.Chart("each", "", (figures.SMALL,))
+        charts.append(
+            figures.figure(f"{name}: return", figures.plot(series, chart), None if owner.env == name else owner.env)
+        )
     return markup.tag("div", *charts, class_="multiples")
 
 

@@ -58,9 +58,11 @@ def figure(run: run_folders.Run) -> markup.Markup | None:
     few = taken(sent, len(names), COLUMNS[NARROW.name])
     if found is None or few is None:
         return None
-    pictures = [_picture(names, found, WIDE), _picture(names, few, NARROW)]
+    late = bool(told.setting(run, "asynchronous"))
+    axis = "job of each party" if late else "round"
+    pictures = [_picture(names, found, WIDE, axis), _picture(names, few, NARROW, axis)]
     stretch = int(np.diff(found.edges).max())
-    caption = "A row is a party, from the first round to the last."
+    caption = f"A row is a party, from the first {'of its jobs' if late else 'round'} to the last."
     if stretch > 1:
         caption += " A cell is a stretch of rounds, its colour the share of them in which the party's update counted."
     else:
@@ -69,11 +71,11 @@ def figure(run: run_folders.Run) -> markup.Markup | None:
     return figures.figure("Who took part in which round", body, caption)
 
 
-def _picture(names: list[str], found: Taken, size: svg.Size) -> markup.Markup:
+def _picture(names: list[str], found: Taken, size: svg.Size, axis: str) -> markup.Markup:
     row = min(ROW, max(LEAST, TALL / len(names)))
     size = size._replace(height=round(size.top + svg.BOTTOM + row * len(names)))
     frame = svg.Frame(size, (float(found.edges[0]), float(found.edges[-1])), (len(names) - 0.5, -0.5))
-    parts = [svg.named(frame, "round")]
+    parts = [svg.named(frame, axis)]
     for value in svg.ticks(*frame.x, size.ticks):
         at, bottom = round(float(frame.px(value)), 1), size.height - svg.BOTTOM
         if float(value).is_integer():

@@ -220,7 +220,7 @@ def spending(run: run_folders.Run) -> tuple[np.ndarray, np.ndarray]:
     """Releases of a party, and epsilon after each, of the party that has spent most."""
     highest: dict[int, float] = {}
     for line in _lines(run, "ledger.jsonl"):
-        at, epsilon = _number(line, "turn"), _number(line, "epsilon")
+        at, epsilon = _number(line, "turn") + 1, _number(line, "epsilon")
         if np.isfinite(at) and np.isfinite(epsilon):
             highest[int(at)] = max(epsilon, highest.get(int(at), 0.0))
     rounds = sorted(highest)

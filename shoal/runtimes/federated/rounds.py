@@ -14,6 +14,7 @@ from shoal.runtimes.federated import applying, message, robust
 
 KINDS = {"gradient": message.GRADIENT, "delta": message.DELTA, "outputs": message.OUTPUTS}
 FACTOR = 3.0  # of a median: that of norms bounds an update, that of rounds a deadline
+SILENT = 0.01  # of the median norm: a shorter update says nothing
 
 
 class Rules(NamedTuple):
@@ -93,6 +94,23 @@ def drawn(rules: Rules, round: int, party: int) -> bool:
         return True
     told = rules.coins + round.to_bytes(8, "little") + party.to_bytes(4, "little")
     return int.from_bytes(hashlib.sha256(told).digest()[:6], "little") < rules.participation * (1 << 48)
+
+
+def spoken(rules: Rules, came: Came) -> Came:
+    """Where hostile parties are allowed for: without the updates that say nothing, by their norm.
+
+    Among noisy updates nothing is nearest to everybody: rules that look for neighbours would find it, and the step
+    would shrink.
+
+    Args:
+        rules: How rounds are held.
+        came: The updates of a step.
+    """
+    if not rules.hostile or not came.norms.size:
+        return came
+    kept = np.flatnonzero(came.norms > SILENT * np.median(came.norms))
+    lags, parties = tuple(came.lags[i] for i in kept), tuple(came.parties[i] for i in kept)
+    return came._replace(updates=came.updates[kept], norms=came.norms[kept], lags=lags, parties=parties)
 
 
 def bound(rules: Rules, past: Sequence[float], norms: np.ndarray) -> float:

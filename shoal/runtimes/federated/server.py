@@ -162,21 +162,16 @@ class Server:
     def close(self, now: float) -> tally.Closed:
         """Aggregate and step; without a quorum, or where the result is not finite, the global part stays as it is."""
         self._seen(now)
-        waiting, cohort, seconds = self._jobs.waiting, sorted(self._jobs.asked), now - self._opened
-        took = sorted(waiting)
-        lags = tuple(self.version - waiting[party][0] for party in took)
-        norms, most, why = np.zeros(0), 0.0, self._missed(len(took))
+        came, seconds, most = self._came(), now - self._opened, 0.0
+        why = self._missed(len(came.parties))
         if not why:
-            updates = np.array([waiting[party][1] for party in took]).reshape(len(took), self.spec.size)
-            norms = robust.norms(updates) if self._up is self.spec else norms
-            most = rounds.bound(self.rules, self.tally.recent("norms", WINDOW - 1).tolist(), norms)
-            came = rounds.Came(updates, norms, lags, tuple(took), tuple(cohort), self.round)
+            most = rounds.bound(self.rules, self.tally.recent("norms", WINDOW - 1).tolist(), came.norms)
             self._global, why = rounds.step(self.rules, self._global, came, most, self._clock, self._release)
         self.version += not why
-        over = int((norms > most).sum()) if most else 0
         told = tally.Closed(
-            self.round, self.version, why, tuple(took), len(cohort), lags, tuple(norms.tolist()), over, seconds
-        )
+            self.round, self.version, why, came.parties, len(came.cohort), came.lags, tuple(came.norms.tolist()),
+            int((came.norms > most).sum()) if most else 0, len(self._jobs.waiting) - len(came.parties), seconds,
+        )  # fmt: skip
         self.tally.closed(told)
         self._next()
         return told
@@ -236,14 +231,11 @@ class Server:
         if job is None:
             return f"rejected:{self._unasked(party, body)}"
         rules = self.rules
-        up, reason = guard.check(
-            self._up,
-            body,
-            guard.Expected(
-                self._run, party, job.round, job.base, self._kind,
-                rules.env_steps, rules.updates, rules.max_norm, rules.choices,
-            ),
+        expected = guard.Expected(
+            self._run, party, job.round, job.base, self._kind,
+            rules.env_steps, rules.updates, rules.max_norm, rules.choices,
         )  # fmt: skip
+        up, reason = guard.check(self._up, body, expected)
         if reason == "late":
             reason = self._unasked(party, body)
         if reason not in STILL_OWED:
@@ -273,6 +265,16 @@ class Server:
         if up.header.round == self._jobs.answered[party]:
             return "duplicate"
         return "late" if up.header.round <= self._jobs.given[party] else "unasked"
+
+    def _came(self) -> rounds.Came:
+        """The updates of this step, by the party's number; who said nothing counts as such."""
+        waiting, took = self._jobs.waiting, sorted(self._jobs.waiting)
+        updates = np.array([waiting[party][1] for party in took]).reshape(len(took), self.spec.size)
+        norms = robust.norms(updates) if self._up is self.spec else np.zeros(0)
+        lags, cohort = tuple(self.version - waiting[party][0] for party in took), tuple(sorted(self._jobs.asked))
+        came = rounds.spoken(self.rules, rounds.Came(updates, norms, lags, tuple(took), cohort, self.round))
+        self._jobs.skipped += len(took) - len(came.parties)
+        return came
 
     def _missed(self, came: int) -> str:
         """Why no step can be taken with so many updates; "" if one can."""

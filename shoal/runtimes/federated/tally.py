@@ -25,6 +25,7 @@ class Closed(NamedTuple):
     lags: tuple[int, ...]  # versions between, of each that took part
     norms: tuple[float, ...]  # of their updates as they came
     bounded: int  # of them scaled down to the bound
+    silent: int  # updates that were left out since they said nothing
     seconds: float  # since its first job
 
     @property
@@ -54,7 +55,7 @@ class Tally:
             "rounds": zeros(3, np.int64),  # closed, failed, without a word
             "present": zeros(2, np.int64),  # the least that took part, and the sum over rounds that stepped
             "bytes": zeros(2, np.int64),  # up, down
-            "updates_seen": zeros(2, np.int64),  # applied, of them scaled down
+            "updates_seen": zeros(3, np.int64),  # applied, of them scaled down; left out since they said nothing
             "norms": zeros(RING, np.float64),  # median of each of the last rounds
             "largest": zeros((), np.float64),
             "seconds": zeros(RING, np.float64),  # of each of the last rounds
@@ -86,13 +87,14 @@ class Tally:
         arrays["rounds"] += (1, int(one.failed), int(one.why == "skipped"))
         arrays["seconds"][at] = one.seconds
         arrays["norms"][at] = float(np.median(one.norms)) if one.norms else 0.0
+        arrays["updates_seen"][2] += one.silent
         arrays["largest"][()] = max(float(arrays["largest"]), *one.norms, 0.0)
         if not one.stepped:
             return
         first = not arrays["present"][1]
         arrays["present"][0] = len(one.took) if first else min(int(arrays["present"][0]), len(one.took))
         arrays["present"][1] += len(one.took)
-        arrays["updates_seen"] += (len(one.took), one.bounded)
+        arrays["updates_seen"][:2] += (len(one.took), one.bounded)
         for party in one.took:
             arrays["took"][party] += 1
         for lag in one.lags:
@@ -130,6 +132,7 @@ class Tally:
             "staleness_max": int(np.flatnonzero(arrays["lags"])[-1]) if applied else None,
             "staleness": arrays["lags"].tolist(),
             "bounded_fraction": float(arrays["updates_seen"][1] / applied) if applied else None,
+            "silent": int(arrays["updates_seen"][2]),
             "update_norm_median": float(np.median(norms)) if norms.size else None,
             "update_norm_max": float(arrays["largest"]) if norms.size else None,
             "took": arrays["took"].tolist(),
