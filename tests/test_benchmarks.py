@@ -23,8 +23,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
     "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several", "tune", "population", "pbt",
-    "collaborative", "federation_threats", "consensus", "inversion", "dp_utility",
-    "flower",
+    "collaborative", "federation_threats", "consensus", "inversion", "dp_utility", "flower",
 )  # fmt: skip
 
 

@@ -172,6 +172,11 @@ class Link:
                 json.dumps(self._settings._asdict()),
             ]
             self._gate = self.children.start("gate", command, rank=1)
+            until = time.monotonic() + UP
+            while not _taken(self._settings.host, self._settings.port):
+                if self._gate.died or time.monotonic() > until:
+                    raise errors.GaveUp(f"the gate did not start ({self._gate.last()}); its log is {self._gate.log}")
+                time.sleep(0.2)
 
     def kill(self) -> None:
         """Kill the server, as a fault would; `watch` starts it again."""

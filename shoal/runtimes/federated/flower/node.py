@@ -119,7 +119,12 @@ class Node:
         ]  # fmt: skip
         self._home.mkdir(parents=True, exist_ok=True)
         env = {"FLWR_HOME": str(self._home), "HOME": str(self._home)}
-        self._process = self._children.start("supernode", command, rank=0, env=env, user=self._user)
+        try:
+            self._process = self._children.start("supernode", command, rank=0, env=env, user=self._user)
+        except PermissionError:
+            raise errors.Refused(
+                f"--node-user: that user cannot execute {command[0]}; install Shoal where that user can read it"
+            ) from None
         self._started, self.restarts = time.monotonic(), self.restarts + 1
 
     def _handed_over(self) -> Path:
