@@ -229,6 +229,14 @@ def consensus(results: Mapping[str, Any]) -> str:
     )
 
 
+def flower(results: Mapping[str, Any]) -> str:
+    """What a round costs before anybody learns."""
+    return (
+        f"an empty round of {results['parties']} parties takes {show.number(results['round_s'])} s over Flower on "
+        "loopback, whatever they learn; a round should carry many times that"
+    )
+
+
 LINES = (
     Line("A3C", "hogwild", "a3c-in-processes", hogwild),
     Line("A3C until solved", "cartpole", "learning", cartpole),
@@ -253,6 +261,7 @@ LINES = (
     Line("Consensus", "consensus", "consensus", consensus),
     Line("Inversion", "inversion", "inversion", privacy.inversion_line),
     Line("Privacy of owners", "dp_utility", "privacy-of-owners", privacy.dp_line),
+    Line("Flower", "flower", "flower-as-a-carrier", flower),
     Line("MAP propagation", "map_propagation", "map-propagation", team),
     Line("Linear ancestors", "linear", "linear-ancestors", linear),
     Line("Start-up", "startup", "start-up", startup),
