@@ -192,7 +192,8 @@ def beside(arms: Arms, lead: str, env: str) -> dict[str, Any]:
     """Form A beside independent, shared and pooled, in one set."""
     ours, alone, shared, pooled = (arms.get(lead + name) for name in ARMS)
     found = numbers.against(ours, alone)
-    worst = numbers.against(ours, alone, "worst")
+    lowest = [numbers.scaled(one["worst"], env) for one in (ours, alone) if one]  # returns of Acrobot are negative
+    worst = numbers.ratio(*lowest) if len(lowest) == 2 else numbers.ratio([], [])
     ended = numbers.not_below(ours, shared, env, "final")
     return {
         "auc_ratio_independent": found["ratio"], "low": found["low"], "high": found["high"],

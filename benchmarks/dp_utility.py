@@ -90,9 +90,8 @@ def words(group: str, arm: str, steps: int = STEPS) -> list[Any]:
     said: list[Any] = [
         "a2c", "--env", ENV, "--runtime", "federated", "--runtime.parties", owners, "--runtime.environments", STREAMS,
         "--algorithm.rollout-length", SEGMENT, "--network.form", FORM, "--network.hidden", HIDDEN,
-        "--optimiser.learning-rate", RATE,
-        "--steps", steps * owners, "--runtime.evaluate-every", EVERY, "--runtime.episodes", EPISODES,
-        "--eval-episodes", 0,
+        "--optimiser.learning-rate", RATE, "--steps", steps * owners, "--runtime.evaluate-every", EVERY,
+        "--runtime.episodes", EPISODES, "--eval-episodes", 0,
     ]  # fmt: skip
     if arm == "independent":
         return [*said, "--runtime.exchange", "none"]

@@ -106,6 +106,35 @@ def test_frames_are_stacked_newest_last():
         np.testing.assert_array_equal(obs, copy)
 
 
+def test_one_small_picture_of_the_field_alone():
+    made = opened("ALE/Pong-v5", size=42, frames=1, crop=(34, 194), noops=1)
+    assert made.spec.observation[:4] == ((42, 42, 1), "uint8", True, 1)
+    assert any("42 by 42 of rows 34 to 193, one at a time" in note for note in made.spec.notes)
+    env, whole = made.make_host(), opened("ALE/Pong-v5", noops=1).make_host()
+    first, steps = play(env, script(6, 40))
+    whole.reset(0)
+    assert first.shape == (42, 42, 1)
+    for (obs, outcome), action in zip(steps, script(6, 40), strict=True):
+        whole.step(action)
+        screen = whole._screens.max(axis=0)
+        np.testing.assert_array_equal(obs[..., 0], cv2.resize(screen[34:194], (42, 42), interpolation=cv2.INTER_AREA))
+        np.testing.assert_array_equal(outcome.next_obs, obs)
+
+
+@pytest.mark.parametrize("rows", [(34, 30), (0, 211), (10, 12), (-1, 100)])
+def test_rows_that_are_not_there_are_refused(rows):
+    with pytest.raises(errors.Refused, match=r"the screen has 210 rows"):
+        opened("ALE/Pong-v5", crop=rows)
+
+
+def test_three_frames_are_stacked_newest_last():
+    env = opened(frames=3).make_host()
+    before, steps = play(env, script(4, 10))
+    for obs, outcome in steps:
+        np.testing.assert_array_equal(outcome.next_obs[..., :2], before[..., 1:])
+        before = obs
+
+
 def test_spec_says_what_is_seen():
     spec = opened().spec
     assert spec.observation[:4] == ((84, 84, 4), "uint8", True, 4)

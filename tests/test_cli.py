@@ -70,7 +70,7 @@ BAD = {  # arguments -> what the one line must say
     "train a3c --algorithm.discount 1.5": ["algorithm.discount=1.5", "between 0 and 1"],
     "train a3c --network.activation swish": ["swish", "tanh", "relu"],
     "train a3c --network.hidden 0": ["network.hidden", "at least 1"],
-    "train a3c --optimiser.rule adam": ["optimiser.rule=adam", "hogwild", "rmsprop"],
+    "train a3c --optimiser.rule optax:adamw": ["optimiser.rule=optax:adamw", "hogwild", "rmsprop", "adam"],
     "train a3c --runtime cluster": ["unknown runtime 'cluster'", "hogwild", "on_device"],
     "train a3c --corrector vtrac": ["unknown corrector 'vtrac'", "did you mean 'vtrace'?"],
     "train a3c --compressor identty": ["unknown compressor 'identty'", "did you mean 'identity'?"],

@@ -19,6 +19,7 @@ NETWORKS = {
     "flat_image": ((5, 4, 3), {"hidden": (8,)}),
     "dqn_2013": ((36, 40, 2), {"torso": "dqn_2013"}),
     "nature": ((40, 36, 1), {"torso": "nature"}),
+    "universe": ((42, 40, 1), {"torso": "universe", "lstm": 4}),
     "lstm": ((4,), {"hidden": (8,), "lstm": 5}),
     "lstm_separate": ((4,), {"hidden": (), "lstm": 5, "shared": False}),
 }

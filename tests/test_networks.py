@@ -46,6 +46,7 @@ def shapes(network):
         ({}, image(5, 4, 2)),
         ({"torso": "dqn_2013"}, image(36, 44, 1)),
         ({"torso": "nature"}, image(44, 36, 1)),
+        ({"torso": "universe", "lstm": 5}, image(42, 42, 1)),
     ],
 )
 def test_outputs_and_recurrent_state_have_the_shapes_promised(config, observation):
@@ -159,7 +160,34 @@ def test_keys_decide_the_parameters():
     assert np.any(one["policy"]["kernel"] != other["policy"]["kernel"])
 
 
-@pytest.mark.parametrize("torso", ["dqn_2013", "nature"])
+def test_the_network_of_universe_has_nothing_between_four_small_convolutions_and_its_cells():
+    network = networks.build(networks.Config(torso="universe", lstm=8), image(42, 42, 1), HEADS)
+    params = jax.jit(network.init)(jax.random.key(0))
+    sides = [params[f"trunk_conv_{i}"]["kernel"].shape for i in range(4)]
+    assert sides == [(3, 3, 1, 32), *[(3, 3, 32, 32)] * 3]
+    assert params["trunk_lstm"]["ii"]["kernel"].shape == (3 * 3 * 32, 8)  # 42, 21, 11, 6, 3
+    pictures = jax.random.uniform(jax.random.key(1), (42, 42, 1))
+    x = jnp.asarray(pictures)[None] / 255.0
+    for i in range(4):
+        layer = params[f"trunk_conv_{i}"]
+        x = jax.lax.conv_general_dilated(
+            x, layer["kernel"], (2, 2), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = jax.nn.elu(x + layer["bias"][None, None, None])
+    plain = networks.build(networks.Config(torso="universe"), image(42, 42, 1), HEADS)
+    outputs, _ = plain.apply(
+        {name: params[name] for name in params if "conv" in name}
+        | {
+            "policy": {"kernel": jnp.eye(288, 3), "bias": jnp.zeros(3)},
+            "value": {"kernel": jnp.eye(288, 1), "bias": jnp.zeros(1)},
+        },
+        pictures,
+        (),
+    )
+    np.testing.assert_allclose(outputs["policy"], x.reshape(-1)[:3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("torso", ["dqn_2013", "nature", "universe"])
 @pytest.mark.parametrize("observation", [vector(), image(35, 84, 4), image(84, 35, 4)])
 def test_convolutions_that_do_not_fit_are_refused(torso, observation):
     with pytest.raises(errors.Refused, match=f"network.torso={torso}.*36x36.*use network.torso=mlp") as caught:

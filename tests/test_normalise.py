@@ -85,6 +85,29 @@ def test_acting_leaves_the_statistics_frozen_and_learning_moves_them(env_spec, b
     jax.tree.map(np.testing.assert_array_equal, policy.normaliser, before)
 
 
+@pytest.mark.parametrize("rule", ["actor_critic", "ppo", "q_learning"])
+def test_pictures_are_shifted_and_scaled_by_the_moments_of_all_pixels(rule, env_spec, build_agent, rollout):
+    spec = env_spec((10, 10, 2), choices=3)
+    spec = spec._replace(observation=spec.observation._replace(low=(0.0,), high=(1.0,)))  # as the wiring gives them
+    small = {"ppo": {"minibatches": 1}}.get(rule, {})
+    agent = build_agent(
+        spec, rule=rule, local=True, streams=2, network={"hidden": (4,)},
+        algorithm={"normalise_observations": True, "rollout_length": 5, **small},
+    )  # fmt: skip
+    experience = rollout(spec, 5, 2, seed=1)
+    if rule in ("actor_critic", "ppo"):
+        state = agent.init(jax.random.key(0))
+        acted = agent.act(agent.snapshot(state), (), experience.transitions.obs[0, 0], jax.random.key(0))[1]
+        like = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (5, 2, *leaf.shape)), acted)
+        experience = experience._replace(transitions=experience.transitions._replace(extras=like))
+    state, _ = jax.jit(agent.update)(jax.jit(agent.init)(jax.random.key(0)), experience, jax.random.key(0))
+    pixels = np.asarray(experience.transitions.obs, np.float64)
+    assert float(state.normaliser.count) == pixels.size
+    assert float(state.normaliser.mean) == pytest.approx(pixels.mean(), rel=1e-4)
+    seen = normalise.apply(state.normaliser, experience.transitions.obs[0, 0])
+    np.testing.assert_allclose(seen, (pixels[0, 0] - pixels.mean()) / pixels.std(), atol=1e-3)
+
+
 def test_a_batch_that_is_not_finite_is_passed_over():
     statistics = normalise.of(jnp.arange(8.0).reshape(4, 2), (2,))
     broken = jnp.array([[1.0, 2.0], [jnp.nan, 0.0]])

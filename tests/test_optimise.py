@@ -147,9 +147,9 @@ def test_adagrad_without_epsilon_leaves_what_never_had_a_gradient():
 
 def in_shared_memory(given):
     """(parameters, statistics) after all the gradients, written in place."""
-    theta, kept = flat(start()).astype(np.float32), np.zeros(6, np.float32)
     state = jax.device_get(optimise.capture(given, STEPS).init(start()))
-    rule = in_place.build(state.rule, 6)
+    rule, room = in_place.build(state.rule, 6), in_place.room(state.rule, 6)
+    theta, kept = flat(start()).astype(np.float32), np.zeros(room, np.float32)
     for gradient in gradients():
         rule.apply(theta, kept, gradient, state.hyper, float(optimise.rate(state.hyper, 0)))
     assert theta.dtype == kept.dtype == np.float32
@@ -163,6 +163,19 @@ def test_the_rule_in_place_is_the_local_rule(rule):
     theta, kept = in_shared_memory(given)
     np.testing.assert_allclose(theta, flat(params), rtol=1e-5)
     np.testing.assert_allclose(kept, statistics(state.rule[0]), rtol=2e-5, atol=1e-6)
+
+
+def test_adam_in_place_is_the_local_rule(lenient):
+    given = config(rule="adam", learning_rate=1e-3, decay=0.995, epsilon=1e-3)
+    with lenient(), jax.enable_x64(True):
+        params, state = walk(optimise.local(given, STEPS), gradients(), jnp.float64)
+        expected, count = flat(params), int(state.rule.count)
+        mu, nu = (statistics(moment) for moment in (state.rule.mu, state.rule.nu))
+    theta, kept = in_shared_memory(given)
+    np.testing.assert_allclose(theta, expected, rtol=1e-5)
+    np.testing.assert_allclose(kept[:6], mu, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(kept[6:12], nu, rtol=1e-4, atol=1e-6)
+    assert kept[12] == count == len(gradients())
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_a_rule_without_a_target_shares_none():
     ("typed", "story"),
     [
         (("--optimiser.rule", "momentum"), "add --runtime.statistics worker"),
-        (("--optimiser.rule", "adam"), "offers rmsprop, momentum, adagrad"),
+        (("--optimiser.rule", "optax:adamw"), "offers rmsprop, momentum, adagrad, adam"),
     ],
 )
 def test_an_optimiser_that_cannot_be_shared_is_refused(typed, story, capsys, tmp_path):

@@ -34,6 +34,8 @@ SPECS = {
     "bytes": {"hidden": (8,), "observation": types.ObservationSpec((3, 2, 2), "uint8", True)},
     "dqn_2013": {"hidden": (), "observation": types.ObservationSpec((84, 84, 4), "uint8", True), "torso": "dqn_2013"},
     "nature": {"hidden": (), "observation": types.ObservationSpec((40, 37, 2), "float32", True), "torso": "nature"},
+    "universe": {"hidden": (), "observation": types.ObservationSpec((42, 42, 1), "uint8", True), "torso": "universe"},
+    "elu": {"hidden": (8,), "activation": "elu"},
     "apart": {
         "hidden": (), "observation": types.ObservationSpec((36, 40, 1), "uint8", True), "torso": "dqn_2013",
         "shared": False,

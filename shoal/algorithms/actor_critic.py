@@ -109,7 +109,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         "value": networks.Head(1, 1.0),
     }
     network = networks.build(given.network, given.spec.observation, heads)
-    shape = given.spec.observation.shape
+    shape = normalise.shape(given.spec.observation)
     rule = _values.Rule(config=config, network=network, head=head, corrector=given.corrector, optimiser=given.optimiser)
 
     def init(key: types.Key) -> State:

@@ -171,7 +171,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
 
     def init(key: types.Key) -> State:
         params = network.init(key)
-        statistics = normalise.init(spec.observation.shape) if config.normalise_observations else ()
+        statistics = normalise.init(normalise.shape(spec.observation)) if config.normalise_observations else ()
         return State(
             params=params,
             target=jax.tree.map(jnp.copy, params),  # two buffers: the state is donated as a whole
@@ -245,7 +245,7 @@ def prepare(rule: Rule, state: State, rollout: types.Rollout) -> tuple[State, ty
     """See `types.Practice`: statistics of observations, and rewards as they are learned from."""
     steps, hyper = rollout.transitions, state.hyper
     if rule.config.normalise_observations:
-        seen = normalise.update(state.normaliser, steps.obs, rule.network.spec.observation.shape)
+        seen = normalise.update(state.normaliser, steps.obs, normalise.shape(rule.network.spec.observation))
         state = state._replace(normaliser=seen)
     reward = jnp.clip(steps.reward * hyper.reward_scale, -hyper.reward_clip, hyper.reward_clip)
     return state._replace(env_steps=state.env_steps + rule.arrive), steps._replace(reward=reward)

@@ -182,7 +182,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
             params["critic"] = value.init(keys[1])
         layers = {which: _layers(config, which, len(rule.kinds[which].names)) for which in params}
         traces = jax.tree.map(lambda leaf: jnp.zeros((streams, *leaf.shape)), params) if config.trace else ()
-        statistics = normalise.init(spec.observation.shape) if config.normalise_observations else ()
+        statistics = normalise.init(normalise.shape(spec.observation)) if config.normalise_observations else ()
         hyper = _hyper.scalars(records.Hyper, config, off=("reward_clip",))
         start = learning.rates(rule, layers, jnp.float32(0.0))
         state = records.State(
@@ -207,7 +207,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
             state, metrics = jax.lax.scan(lambda at, each: step(rule, at, *each), state, (steps, keys))
             metrics = jax.tree.map(jnp.mean, metrics)
         if config.normalise_observations:  # after learning: what was learned from is what was acted on
-            seen = normalise.update(state.normaliser, steps.obs, spec.observation.shape)
+            seen = normalise.update(state.normaliser, steps.obs, normalise.shape(spec.observation))
             state = state._replace(normaliser=seen)
         return state, metrics
 

@@ -149,7 +149,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
 
     def init(key: types.Key) -> State:
         params = network.init(key)
-        statistics = normalise.init(spec.observation.shape) if config.normalise_observations else ()
+        statistics = normalise.init(normalise.shape(spec.observation)) if config.normalise_observations else ()
         paid = normalise.init_returns(given.streams) if config.normalise_returns else ()
         return State(
             params=params,
@@ -184,7 +184,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         lesson, told = prepare(rule, state, rollout, reward)
         state, metrics = study(rule, state, lesson, key)
         if config.normalise_observations:  # after learning: the ratios above are to the policy as it acted
-            seen = normalise.update(state.normaliser, steps.obs, spec.observation.shape)
+            seen = normalise.update(state.normaliser, steps.obs, normalise.shape(spec.observation))
             state = state._replace(normaliser=seen)
         return state._replace(env_steps=state.env_steps + steps.reward.size), {**metrics, **told}
 

@@ -173,7 +173,7 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         params = network.init(network_key)
         # Two buffers: the state is donated as a whole.
         target = types.Target(jax.tree.map(jnp.copy, params), jnp.float32(config.target_period))
-        statistics = normalise.init(spec.observation.shape) if config.normalise_observations else ()
+        statistics = normalise.init(normalise.shape(spec.observation)) if config.normalise_observations else ()
         pending = _nothing(spec, given.streams) if config.target == "sarsa" else ()
         ends = draw(config, given.learners * given.streams, epsilon_key)
         return State(
@@ -210,8 +210,8 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
     def update(state: State, rollout: types.Rollout, key: types.Key) -> tuple[State, types.Metrics]:
         del key
         if config.normalise_observations:
-            counts = losses.counted(rollout)
-            seen = normalise.update(state.normaliser, rollout.transitions.obs, spec.observation.shape, counts)
+            counts, shape = losses.counted(rollout), normalise.shape(spec.observation)
+            seen = normalise.update(state.normaliser, rollout.transitions.obs, shape, counts)
             state = state._replace(normaliser=seen)
         gradient, metrics = jax.grad(functools.partial(loss, rule), has_aux=True)(state.params, state, rollout)
         params, optimiser, norm = given.optimiser.update(gradient, state.optimiser, state.params, state.env_steps)

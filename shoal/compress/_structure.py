@@ -53,6 +53,8 @@ def _links(layers: Sequence[types.Layer], then: Sequence[Sequence[types.Layer]])
             inside = _reader(here, ())
             readers = [inside] if inside else [_reader(head, tuple(here)) for head in then]
             known = [reader for reader in readers if reader is not None and reader.layer.kind in READS]
+            # What a unit gives on average cannot go into the bias of a reader that sees zeros at the border.
+            known = [reader for reader in known if not any(one.kind == "pad" for one in reader.between)]
             if known and len(known) == len(readers):
                 yield Link(layer, tuple(known))
 

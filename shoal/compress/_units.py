@@ -130,7 +130,7 @@ def _means(reader: _structure.Reader, seen: Mapping[str, np.ndarray], bias: np.n
     """Mean output of each unit as a reader sees it, ``[units]`` or ``[places * units]``."""
     if not seen:
         at_zero = jnp.asarray(bias)
-        kinds = {"tanh": jnp.tanh, "relu": jax.nn.relu, "softplus": jax.nn.softplus}
+        kinds = {"tanh": jnp.tanh, "relu": jax.nn.relu, "elu": jax.nn.elu, "softplus": jax.nn.softplus}
         for layer in reader.between:
             at_zero = kinds[layer.kind](at_zero) if layer.kind in kinds else at_zero
         return np.asarray(at_zero, np.float64)

@@ -216,9 +216,10 @@ class Hands(NamedTuple):
 class Layer(NamedTuple):
     """One layer of a network as data."""
 
-    kind: str  # "scale", "flatten", "dense", "gaussian", "dueling", "conv", "lstm", "tanh", "relu", "softplus"
+    kind: str  # "scale", "pad", "flatten", "dense", "gaussian", "dueling", "conv", "lstm", "tanh", "relu", "elu",
+    # "softplus"
     name: str  # path of its parameters in the tree, "" when it has none
-    size: int = 0  # units or channels
+    size: int = 0  # units or channels; rows and columns of zeros on each side (pad)
     kernel: int = 0  # square kernel side (conv)
     stride: int = 0  # (conv)
     gain: float = 1.0  # of the initialiser

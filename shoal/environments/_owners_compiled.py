@@ -75,7 +75,7 @@ def _taken(does: types.ActionSpec, action: Any) -> Any:
     if does.discrete:
         return action
     shape = does.shape if does.own_shape is None else does.own_shape
-    return jnp.clip(action, np.float32(does.low), np.float32(does.high)).reshape(shape)
+    return jnp.clip(action, np.array(does.low, np.float32), np.array(does.high, np.float32)).reshape(shape)
 
 
 def env(of: Simulator, values: Mapping[str, np.ndarray], count: int, owner: int | None) -> types.Env:

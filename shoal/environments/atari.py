@@ -2,6 +2,8 @@
 
 An action is repeated over four frames; the agent sees the last four pictures, each the larger of two successive frames
 (sprites flicker), in grey and 84 by 84 pixels; a game begins with up to 30 frames of doing nothing (Mnih et al. 2015).
+Size, number and rows of the pictures are settings: 42 by 42, one at a time, of the field alone learns sooner with an
+LSTM (openai/universe-starter-agent).
 
 The emulator is driven directly. Gymnasium's `AtariPreprocessing` shows an old picture when a game ends between two
 decisions, ends a step early when a life is lost, and renders every skipped frame in colour.
@@ -41,6 +43,12 @@ class Config(environments.Config):
     """Probability that a raw frame repeats the action of the frame before instead; 0.25 in Machado et al. (2018)."""
     episodic_life: bool = False
     """A lost life ends the episode for learning, and the game goes on; evaluation plays whole games."""
+    size: int = options.number(_frames.SIDE, low=8, high=210)
+    """Pixels a side of the picture; the mean over the area of each is shown."""
+    frames: int = options.number(_frames.STACK, low=1, high=16)
+    """Successive pictures the agent sees at once, the newest last."""
+    crop: tuple[int, int] = (0, 0)
+    """Rows of the screen that are shown, the first and the one after the last; 34 194 is Pong's field. 0 0: all."""
 
 
 ADAPTER = environments.Adapter(prefix=PREFIX, pure_jax=False, extra=EXTRA, config=Config)
@@ -56,7 +64,7 @@ class AtariEnv:
         self._ale = _emulator(config)
         self._actions: list[Any] = []
         self._screens = np.zeros((2, 210, 160), np.uint8)  # the frame before the newest, the newest
-        self._stack = np.zeros(_frames.SPEC.shape, np.uint8)
+        self._stack = np.zeros(spec.observation.shape, np.uint8)
         self._chance = np.random.default_rng()
         self._steps = self._lives = 0
 
@@ -78,16 +86,16 @@ class AtariEnv:
                 ale.reset_game()
         self._steps, self._lives = 0, ale.lives()
         ale.getScreenGrayscale(self._screens[1])
-        return self._begin_episode(_shrink(self._screens[1]))
+        return self._begin_episode(self._shrink(self._screens[1]))
 
     def _begin_episode(self, frame: np.ndarray) -> np.ndarray:
-        self._stack = _frames.first(frame)
+        self._stack = _frames.first(frame, self._config.frames)
         return self._stack
 
     def step(self, action: Any) -> tuple[np.ndarray, types.Outcome]:
         """Act once; after an end the returned observation is the first of the next episode."""
         reward = self._act(self._actions[action])
-        frame = _shrink(self._screens.max(axis=0))
+        frame = self._shrink(self._screens.max(axis=0))
         self._stack = successor = _frames.follow(self._stack, frame)
         self._steps += 1
         if self._ale.game_over(with_truncation=False):
@@ -117,6 +125,12 @@ class AtariEnv:
     def close(self) -> None:
         """Nothing to release but memory."""
 
+    def _shrink(self, screen: np.ndarray) -> np.ndarray:
+        """The rows that are shown, as a square of pixels, each the mean over its area."""
+        top, end = self._config.crop
+        side = self._config.size
+        return cv2.resize(screen[top:end] if end else screen, (side, side), interpolation=cv2.INTER_AREA)
+
 
 def _emulator(config: Config) -> Any:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # or it greets
@@ -126,10 +140,21 @@ def _emulator(config: Config) -> Any:
     return ale
 
 
-def _shrink(screen: np.ndarray) -> np.ndarray:
-    """84 by 84 pixels, each the mean over its area."""
-    side = _frames.SIDE
-    return cv2.resize(screen, (side, side), interpolation=cv2.INTER_AREA)
+def _rows(config: Config, height: int) -> str:
+    """The rows that are shown, for people.
+
+    Raises:
+        Refused: There are no such rows, or fewer than pixels are asked for.
+    """
+    top, end = config.crop
+    if (top, end) == (0, 0):
+        return ""
+    if not 0 <= top < end <= height or end - top < 8:
+        raise errors.Refused(
+            f"environment.crop={top} {end}, but the screen has {height} rows: give the first and the one after the "
+            "last, at least 8 apart, or leave it out"
+        )
+    return f" of rows {top} to {end - 1}"
 
 
 def names() -> list[str]:
@@ -151,10 +176,12 @@ def open(env_id: str, config: environments.Config) -> environments.Opened:
     if env_id not in games:
         raise errors.unknown("environment", env_id, games, "`shoal list envs` shows all.")
     chosen = environments.own(config, Config)
-    layout = _spaces.select(_spaces.Layout(_frames.SPEC), chosen.observe)  # refuses to pick features of a picture
+    seen = _frames.spec(chosen.size, chosen.frames)
+    layout = _spaces.select(_spaces.Layout(seen), chosen.observe)  # refuses to pick features of a picture
     game = games[env_id]
     ale = _emulator(chosen)
     ale.loadROM(ale_py.roms.get_rom_path(game))
+    rows = _rows(chosen, ale.getScreenDims()[0])
     spec = types.EnvSpec(
         id=env_id,
         observation=layout.spec,
@@ -162,8 +189,8 @@ def open(env_id: str, config: environments.Config) -> environments.Opened:
         time_limit=_spaces.time_limit(chosen.time_limit, max(1, _frames.LONGEST // chosen.repeat)),
         solved_at=None,
         on_device=False,
-        notes=_frames.notes(chosen.repeat, chosen.episodic_life),
-        shown=_frames.notes(chosen.repeat, False),
+        notes=_frames.notes(chosen.repeat, chosen.episodic_life, seen, rows),
+        shown=_frames.notes(chosen.repeat, False, seen, rows),
     )
     whole = dataclasses.replace(chosen, episodic_life=False)
     return environments.Opened(

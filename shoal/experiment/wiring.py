@@ -542,6 +542,8 @@ def _as_recorded(experiment: Experiment, spec: types.EnvSpec) -> types.EnvSpec:
     rule = traits(experiment.algorithm, experiment.configs["algorithm"])
     if experiment.schema >= 2 and not rule.normalises:
         return spec
+    if rule.normalises and spec.observation.image:  # its moments are all the scaling there is
+        return spec._replace(observation=spec.observation._replace(low=(0.0,), high=(1.0,)))
     return spec._replace(observation=spec.observation._replace(low=(), high=()))
 
 

@@ -5,12 +5,15 @@ The same formulas as in `shoal.formulas.optimise`, held to them by tests; no JAX
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
 from shoal.formulas import optimise, rules
+
+COUNTED = 2.0**24  # steps of Adam up to which float32 counts; the corrections are 1 long before
 
 
 class Rule(Protocol):
@@ -28,12 +31,17 @@ class Rule(Protocol):
 
         Args:
             theta: ``[size]`` f32 parameters, written.
-            statistics: ``[size]`` f32, zeros before the first step, written.
+            statistics: ``[room]`` f32, zeros before the first step, written.
             gradient: ``[size]`` f32.
             hyper: NumPy scalars.
             eta: The annealed rate (`optimise.rate`), or one for each parameter, ``[size]``.
         """
         ...
+
+
+def room(named: Any, size: int) -> int:
+    """Numbers that a rule keeps, for the same arguments as `build`."""
+    return 2 * size + 1 if isinstance(named, rules.Adam) else size
 
 
 def build(named: Any, size: int) -> Rule:
@@ -47,6 +55,7 @@ def build(named: Any, size: int) -> Rule:
         rules.RMSProp: SharedRMSProp,
         rules.Momentum: Momentum,
         rules.AdaGrad: AdaGrad,
+        rules.Adam: Adam,
     }
     return kinds[type(named)](size)
 
@@ -136,5 +145,47 @@ class AdaGrad:
         np.add(g, hyper.epsilon, out=b)
         np.sqrt(b, out=b)
         np.divide(gradient, b, out=a, where=b > 0)  # elsewhere there was never a gradient, and `a` is 0
+        a *= eta
+        theta -= a
+
+
+class Adam:
+    """Adam in place on a flat vector; its moments may be shared or one's own.
+
+    m ← β₁ m + (1 - β₁) dθ,  v ← β₂ v + (1 - β₂) dθ²,  θ ← θ - η m̂ / (√v̂ + ε), in the form of `rules.adam`. What is kept
+    are both moments and, last, the count of steps: one vector, so that a checkpoint needs to know nothing of it. Where
+    workers share it, an increment of the count may be lost to another's; it matters for the first few steps alone.
+
+    Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1; shared between workers as in ikostrikov/pytorch-a3c.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._a = np.empty(size, np.float32)
+        self._b = np.empty(size, np.float32)
+
+    @property
+    def step(self) -> np.ndarray:
+        """See `Rule`."""
+        return self._a
+
+    def apply(self, theta: np.ndarray, kept: np.ndarray, gradient: np.ndarray, hyper: optimise.Hyper, eta: Any) -> None:
+        """See `Rule`."""
+        a, b = self._a, self._b
+        m, v = kept[: self._size], kept[self._size : -1]
+        t = float(kept[-1]) + 1.0
+        kept[-1] = min(t, COUNTED)
+        np.multiply(gradient, 1.0 - rules.MOMENTUM, out=a)
+        m *= rules.MOMENTUM
+        m += a
+        np.multiply(gradient, gradient, out=a)
+        a *= 1.0 - hyper.decay
+        v *= hyper.decay
+        v += a
+        root = math.sqrt(1.0 - float(hyper.decay) ** t)
+        np.sqrt(v, out=b)
+        b += float(hyper.epsilon) * root
+        np.divide(m, b, out=a)
+        a *= root / (1.0 - rules.MOMENTUM**t)
         a *= eta
         theta -= a

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
+from shoal.core import types
+
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
@@ -25,6 +27,14 @@ class Statistics(NamedTuple):
     m2: Any  # [*obs] f32, sum of squared deviations from the mean
 
 
+def shape(observation: types.ObservationSpec) -> tuple[int, ...]:
+    """Of the moments: one for each number of a vector; of pictures, one for all pixels.
+
+    A pixel that was black so far would otherwise leap out as soon as something moves there.
+    """
+    return () if observation.image else observation.shape
+
+
 def init(shape: tuple[int, ...]) -> Statistics:
     """Statistics of nothing: `apply` leaves observations as they are (mean 0, variance 1)."""
     return Statistics(jnp.zeros(()), jnp.zeros(shape), jnp.zeros(shape))
@@ -33,6 +43,10 @@ def init(shape: tuple[int, ...]) -> Statistics:
 def of(observations: Any, shape: tuple[int, ...], counts: Any = ()) -> Statistics:
     """Statistics of a batch ``[..., *shape]``, or of those of it that count: `counts` ``[...]`` bool."""
     flat = observations.reshape(-1, *shape)
+    if not jnp.issubdtype(flat.dtype, jnp.floating):  # bytes of pictures
+        flat = flat.astype(jnp.float32)
+    if isinstance(counts, jax.Array) and flat.shape[0] != counts.size:  # of pictures, all pixels of one that counts
+        counts = jnp.repeat(counts.reshape(-1), flat.shape[0] // counts.size)
     if not isinstance(counts, tuple):
         weight = counts.reshape(-1, *[1] * len(shape)).astype(jnp.float32)
         count = jnp.maximum(weight.sum(), 1.0)
@@ -60,6 +74,7 @@ def update(statistics: Statistics, observations: Any, shape: tuple[int, ...], co
 def apply(statistics: Statistics, obs: Any) -> Any:
     """One observation, shifted and scaled to about zero mean and unit variance, clipped to ±`CLIP`."""
     variance = jnp.where(statistics.count > 1, statistics.m2 / jnp.maximum(statistics.count, 1.0), 1.0)
+    obs = jnp.asarray(obs, statistics.mean.dtype)
     return jnp.clip((obs - statistics.mean) / jnp.sqrt(variance + EPSILON), -CLIP, CLIP)
 
 

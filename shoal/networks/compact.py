@@ -30,6 +30,8 @@ KINDS = {
     "dense8": ("kernel", "step", "bias"),
     "tanh": (),
     "relu": (),
+    "elu": (),
+    "pad": (),  # zeros around a picture, as many rows and columns as the layer's size
     "softplus": (),
     "lstm": ("input", "recurrent", "bias"),  # [in, 4 n], [n, 4 n], [4 n] f32, gates in the order i f g o
 }
@@ -139,6 +141,8 @@ def multiply_adds(compact: Compact) -> dict[str, int]:
     for trunk in compact.spec.trunks.values():
         shape: tuple[int, ...] = compact.spec.observation.shape
         for layer in trunk:
+            if layer.kind == "pad":
+                shape = (*(side + 2 * layer.size for side in shape[:2]), *shape[2:])
             if layer.kind.startswith("conv"):
                 places = [(side - layer.kernel) // layer.stride + 1 for side in shape[:2]]
                 shape = (*places, layer.size)

@@ -50,6 +50,8 @@ def apply(layer: types.Layer, x: Any, carry: dict[str, Any], initialiser: str) -
         carry[layer.name], x = linen.OptimizedLSTMCell(layer.size, name=layer.name)(carry[layer.name], x)
     elif layer.kind == "scale":
         x = scaling.apply(layer, x)
+    elif layer.kind == "pad":
+        x = jnp.pad(x, [(layer.size, layer.size)] * 2 + [(0, 0)])
     else:
         x = ACTIVATIONS[layer.kind](x)
     return x
@@ -95,6 +97,7 @@ def joined(parts: Sequence[Any]) -> Any:
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "tanh": lambda x: jnp.tanh(x),  # noqa: PLW0108 - naming jnp.tanh here would import JAX with this file
     "relu": lambda x: jax.nn.relu(x),  # noqa: PLW0108
+    "elu": lambda x: jax.nn.elu(x),  # noqa: PLW0108
     "softplus": lambda x: jax.nn.softplus(x),  # noqa: PLW0108
     "flatten": lambda x: x.reshape(-1),
 }

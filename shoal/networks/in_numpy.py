@@ -35,7 +35,7 @@ def fits(spec: types.NetworkSpec, output: str = "policy") -> bool:
     """Whether every layer between the observation and the head `output` is one of these: convolutions, small dense."""
     alone = compact.part(spec, (output,))
     kinds = {layer.kind for layer in compact.layers_of(alone)}
-    if kinds - {"scale", "conv", "dense", "tanh", "relu", "flatten"}:
+    if kinds - {"scale", "pad", "conv", "dense", "tanh", "relu", "elu", "flatten"}:
         return False
     largest = 0
 

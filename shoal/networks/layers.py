@@ -27,11 +27,12 @@ with epy.lazy_imports():
 class Config:
     """The network between an observation and the heads an algorithm asks for."""
 
-    torso: Literal["auto", "mlp", "dqn_2013", "nature"] = "auto"
-    """Convolutions before the hidden layers; auto: nature for images of 36 pixels and more, else mlp."""
+    torso: Literal["auto", "mlp", "dqn_2013", "nature", "universe"] = "auto"
+    """Convolutions before the hidden layers; auto: nature for images of 36 pixels and more, else mlp. universe: four
+    small ones, for pictures of 42 pixels, with nothing between them and an LSTM."""
     hidden: tuple[int, ...] = options.number((64, 64), low=1)
     """Units of the dense hidden layers."""
-    activation: Literal["tanh", "relu", "softplus"] = "tanh"
+    activation: Literal["tanh", "relu", "elu", "softplus"] = "tanh"
     """Non-linearity after every hidden layer."""
     lstm: int = options.number(0, low=0)
     """Cells of an LSTM after the last hidden layer; 0 for a feed-forward network."""
@@ -67,7 +68,10 @@ class Head(NamedTuple):
 CONVOLUTIONS = {  # (channels, kernel, stride), then the dense layer after them
     "dqn_2013": (((16, 8, 4), (32, 4, 2)), (256,)),
     "nature": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), (512,)),
+    "universe": (((32, 3, 2),) * 4, ()),  # openai/universe-starter-agent, model.py
 }
+PADDED = {"universe": 1}  # rows and columns of zeros around what a convolution sees
+ACTIVATION = {"universe": "elu"}  # of convolutions and what follows them; elsewhere relu
 SMALLEST_IMAGE = 36  # pixels a side that both stacks of convolutions can take
 
 
@@ -133,9 +137,10 @@ def _row(config: Config, observation: types.ObservationSpec, name: str) -> forms
         first.append(scaled)
     if torso != "mlp":
         convolutions, hidden = CONVOLUTIONS[torso]
-        then = types.Layer("relu", "")
+        then = types.Layer(ACTIVATION.get(torso, "relu"), "")
+        padding = [types.Layer("pad", "", PADDED[torso])] if torso in PADDED else []
         for i, (channels, kernel, stride) in enumerate(convolutions):
-            first += [types.Layer("conv", f"{name}_conv_{i}", channels, kernel, stride, gain), then]
+            first += [*padding, types.Layer("conv", f"{name}_conv_{i}", channels, kernel, stride, gain), then]
     if observation.image:
         first.append(types.Layer("flatten", ""))
     later: list[types.Layer] = []

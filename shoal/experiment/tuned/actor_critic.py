@@ -14,6 +14,14 @@ PONG: Settings = {  # for two cores and two hours: longer segments; initial weig
     "optimiser": {"learning_rate": 3e-4, "epsilon": 1e-5},
     "network": {"torso": "dqn_2013", "initialiser": "orthogonal"},
 }
+FIELD: Settings = {  # rows of Pong's screen between the score and the border; as openai/universe-starter-agent
+    "environment": {"size": 42, "frames": 1, "crop": (34, 194)},
+    "algorithm": {"reward_clip": 1.0, "rollout_length": 20, "normalise_observations": True},
+    "optimiser": {
+        "rule": "adam", "learning_rate": 1e-4, "decay": 0.999, "epsilon": 1e-8, "anneal": False, "max_norm": 40.0
+    },
+    "network": {"torso": "universe", "lstm": 256, "initialiser": "orthogonal"},
+}  # fmt: skip
 ON_ATARI = {"ALE/*": Tuned(80_000_000, ATARI), "envpool:*-v5": Tuned(80_000_000, ATARI)}
 
 PRESETS: dict[str, Preset] = {
@@ -86,6 +94,7 @@ PRESETS: dict[str, Preset] = {
                     "network": {"hidden": (64,), "lstm": 64, "initialiser": "orthogonal"},
                 },
             ),
+            "ALE/Pong-v5": Tuned(4_000_000, FIELD),
             **ON_ATARI,
         },
     ),

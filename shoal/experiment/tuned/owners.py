@@ -6,6 +6,7 @@ Settings were tuned on `independent`, and are the same in every arm. `pooled` ke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -37,12 +38,12 @@ TD3: Settings = {  # as alone
 }
 
 
-def _with(settings: Settings, **more: dict[str, Any]) -> Settings:
+def _with(settings: Settings, **more: Mapping[str, Any]) -> Settings:
     """Settings with more of them, by kind of part."""
     return {kind: {**settings.get(kind, {}), **more.get(kind, {})} for kind in {**settings, **more}}
 
 
-def _tuned(parties: int, steps: int, **more: dict[str, Any]) -> Tuned:
+def _tuned(parties: int, steps: int, **more: Mapping[str, Any]) -> Tuned:
     """For so many parties, so many steps of each."""
     return Tuned(parties * steps, _with(more, runtime={"parties": parties}))
 

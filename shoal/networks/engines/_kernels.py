@@ -31,8 +31,10 @@ DYNAMIC = 1  # kernel as whole numbers, bias, step [width]
 STATIC = 2  # the same, then low and high
 NORMALISE = 3  # mean [inputs], deviation [inputs]
 SCALE = 4  # what is subtracted [inputs], what is divided by [inputs]
-TANH, RELU, SOFTPLUS = 5, 6, 7  # nothing
-SIMPLE = {"normalise": NORMALISE, "scale": SCALE, "tanh": TANH, "relu": RELU, "softplus": SOFTPLUS}  # by kind of layer
+TANH, RELU, SOFTPLUS, ELU = 5, 6, 7, 10  # nothing; 8 and 9 are of `_bytes`
+SIMPLE = {  # by kind of layer
+    "normalise": NORMALISE, "scale": SCALE, "tanh": TANH, "relu": RELU, "softplus": SOFTPLUS, "elu": ELU
+}  # fmt: skip
 COLUMNS = 9
 
 # tanh x = x P(x^2) / Q(x^2) for |x| < 9, fitted for the least greatest error; in f32 it is off by less than 4e-7, and
@@ -98,6 +100,9 @@ def layer(row: np.ndarray, weights: np.ndarray, work: np.ndarray) -> None:
     elif kind == RELU:
         for j in range(len(y)):
             y[j] = _ZERO if x[j] <= _ZERO else x[j]  # not a number: stays
+    elif kind == ELU:
+        for j in range(len(y)):
+            y[j] = math.expm1(x[j]) if x[j] < _ZERO else x[j]
     else:
         for j in range(len(y)):
             y[j] = (x[j] if x[j] > _ZERO else _ZERO) + math.log1p(math.exp(-abs(x[j])))

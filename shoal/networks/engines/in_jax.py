@@ -191,5 +191,7 @@ _KINDS: Mapping[str, Callable[..., Any]] = {
     "conv8": _conv8,
     "tanh": _plainly(lambda x: jnp.tanh(x)),  # noqa: PLW0108  naming jnp.tanh here would import JAX with this file
     "relu": _plainly(lambda x: jnp.maximum(x, 0.0)),
+    "elu": _plainly(lambda x: jax.nn.elu(x)),  # noqa: PLW0108
+    "pad": lambda layer, arrays, x: jnp.pad(x, [(0, 0), *[(layer.size, layer.size)] * 2, (0, 0)]),  # noqa: ARG005
     "softplus": _plainly(lambda x: jax.nn.softplus(x)),  # noqa: PLW0108
 }

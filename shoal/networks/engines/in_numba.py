@@ -22,7 +22,7 @@ with epy.lazy_imports():
 
 NAME = "numba"
 LARGEST = 2**19  # weights; beyond, they come from far memory, which libraries of matrix products read ahead
-KINDS = ("dense", "dense8", "normalise", "scale", "flatten", "tanh", "relu", "softplus")
+KINDS = ("dense", "dense8", "normalise", "scale", "flatten", "tanh", "relu", "elu", "softplus")
 
 
 def fits(network: compact.Compact, batch: int) -> str:

@@ -82,6 +82,8 @@ class Listed:
                 x, own = self._dense(layer, arrays, x), True
             elif layer.kind.startswith("conv"):
                 x, own = self._conv(layer, arrays, self._entered() if x is None else x), True
+            elif layer.kind == "pad":
+                x, own = self._padded(layer, self._entered() if x is None else x), True
             elif layer.kind in _ELEMENTWISE:
                 out = np.empty(self._shape if x is None else x.shape, np.float32) if x is None or not own else x
                 for ufunc, other in _ELEMENTWISE[layer.kind](layer, arrays, out.shape):
@@ -161,6 +163,13 @@ class Listed:
             self._steps.append(functools.partial(np.add, out, arrays["bias"], out))
         return out.reshape(*under.shape[:3], layer.size)
 
+    def _padded(self, layer: types.Layer, x: np.ndarray) -> np.ndarray:
+        """The same with zeros around, which are written once."""
+        edge, (batch, height, width, channels) = layer.size, x.shape
+        out = np.zeros((batch, height + 2 * edge, width + 2 * edge, channels), np.float32)
+        self._steps.append(functools.partial(np.copyto, out[:, edge:-edge, edge:-edge], x))
+        return out
+
     def _product(self, arrays: Mapping[str, np.ndarray], whole: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
         """(whole numbers @ kernel) times the steps of both, and the bias."""
         kernel, size = arrays["kernel"], out.shape[1]
@@ -205,7 +214,7 @@ def _through(enter: list[Callable[[np.ndarray], Any]], steps: list[Step]) -> Cal
     return run
 
 
-Operation = tuple[np.ufunc, np.ndarray | None]
+Operation = tuple[Any, np.ndarray | None]  # a ufunc, or a function that is called like one
 Shape = tuple[int, ...]
 
 
@@ -223,6 +232,13 @@ def _scale(layer: types.Layer, arrays: Mapping[str, np.ndarray], shape: Shape) -
     return [*([(np.subtract, low)] if low.any() else []), (np.multiply, factor)]
 
 
+def _elu(x: np.ndarray, out: np.ndarray) -> None:
+    """X where it is positive, else e^x - 1: the sum of both parts, one of which is 0."""
+    below = np.minimum(x, np.float32(0.0))
+    np.expm1(below, below)
+    np.add(np.maximum(x, np.float32(0.0)), below, out)
+
+
 def _full(shape: Shape, value: float) -> np.ndarray:
     return np.full(shape, value, np.float32)
 
@@ -232,5 +248,6 @@ _ELEMENTWISE: Mapping[str, Callable[[types.Layer, Mapping[str, np.ndarray], Shap
     "scale": _scale,
     "tanh": lambda layer, arrays, shape: [(np.tanh, None)],  # noqa: ARG005
     "relu": lambda layer, arrays, shape: [(np.maximum, _full(shape, 0.0))],  # noqa: ARG005
+    "elu": lambda layer, arrays, shape: [(_elu, None)],  # noqa: ARG005
     "softplus": lambda layer, arrays, shape: [(np.logaddexp, _full(shape, 0.0))],  # noqa: ARG005
 }

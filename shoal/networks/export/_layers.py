@@ -198,7 +198,20 @@ def _product(
 def _activation(graph: _graph.Graph, layer: types.Layer, arrays: Arrays, x: _graph.Signal) -> _graph.Signal:
     del arrays
     x = _floats(graph, x)
-    return x._replace(name=graph.add({"tanh": "Tanh", "relu": "Relu", "softplus": "Softplus"}[layer.kind], x.name))
+    return x._replace(
+        name=graph.add({"tanh": "Tanh", "relu": "Relu", "elu": "Elu", "softplus": "Softplus"}[layer.kind], x.name)
+    )
+
+
+def _pad(graph: _graph.Graph, layer: types.Layer, arrays: Arrays, x: _graph.Signal) -> _graph.Signal:
+    """Zeros around a picture."""
+    del arrays
+    x = _floats(graph, x)
+    edge = layer.size
+    height, width, channels = x.shape
+    sides = [0, 0, edge, edge] if x.channels_first else [0, edge, edge, 0]
+    name = graph.add("Pad", x.name, graph.constant(np.array(sides * 2, np.int64)))
+    return x._replace(name=name, shape=(height + 2 * edge, width + 2 * edge, channels))
 
 
 def _lstm(graph: _graph.Graph, layer: types.Layer, arrays: Arrays, x: _graph.Signal) -> _graph.Signal:
@@ -229,5 +242,7 @@ _LAYERS: Mapping[str, Callable[..., _graph.Signal]] = {
     "lstm": _lstm,
     "tanh": _activation,
     "relu": _activation,
+    "elu": _activation,
+    "pad": _pad,
     "softplus": _activation,
 }

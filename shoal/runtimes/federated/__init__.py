@@ -149,7 +149,6 @@ def check(config: Config, experiment: Asked, opened: object) -> None:
     """
     privacy.check(config)
     placing.check(config, experiment.env, compiled=opened.device is not None)  # type: ignore[attr-defined]
-    placing.check(config, experiment.env, compiled=opened.device is not None)
     terms.check(config, experiment)
 
 

@@ -45,7 +45,7 @@ def placed(config: Config, where: str) -> None:
         Refused: It is something else.
     """
     if where != "axis":
-        why = f"runtime.placement={where}: only parties on one axis of one program do that so far; use ones that are alike"
+        why = f"runtime.placement={where}: only parties on one axis of one program do that; use ones that are alike"
         if config.secure_sum:
             raise _never("runtime.secure_sum", "true", why)
         if by_trajectory(config):

@@ -13,13 +13,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from etils import epy
 
-from shoal.core import seeds, types
+from shoal.core import errors, seeds, types
 from shoal.runtimes.federated import audit, network, parties, promises, server, telling
 
 with epy.lazy_imports():
     import jax
 
 REPORT = 2048  # environment steps of all parties between two looks of the observer, about
+FRUITLESS = 20  # rounds in a row in which parties failed and nobody got on, after which the run is given up
 PATIENCE = 1.0  # seconds, of the carrier's clock, that are waited for a reply before the time is looked at
 
 
@@ -112,10 +113,18 @@ class Running:
         self._take()
         if self._promised.artefacts:  # the ledger is where it belongs before the first release
             observe(self._progress()._replace(stage=types.Stage("opening the ledger")))
-        reported = self._steps
+        reported, fruitless = self._steps, 0
         while not self._over():
+            before = self._steps, self._server.tally.failures
             self._round()
             self._take()
+            stuck = self._steps == before[0] and (self._plan.alone or self._server.tally.failures > before[1])
+            fruitless = fruitless + 1 if stuck else 0
+            if fruitless >= FRUITLESS:
+                raise errors.GaveUp(
+                    f"no party got on in {FRUITLESS} rounds, for all that were asked failed; what they raised is told "
+                    "above, and in the run's log"
+                )
             self._evaluate()
             if self._steps - reported >= REPORT or self._over():
                 reported = self._steps

@@ -14,6 +14,7 @@ from etils import epy
 
 from shoal.core import seeds, tree, types
 from shoal.formulas import optimise
+from shoal.runtimes.crew import closing
 from shoal.runtimes.experience import finite, rollouts, vectors
 from shoal.runtimes.federated import channels
 from shoal.runtimes.federated.working import Asked, Ended, Home, Place, Told, alone, key, sound, starting, with_state
@@ -73,11 +74,8 @@ class Simulated:
         def end(before: types.State, home: Home, asked: Asked, gathered: types.Tree, means: types.Metrics) -> Any:
             state, updates = home.members.state, asked.updates.astype(jnp.float32)
             vector = channel.end(state, asked.theta, gathered, updates)
-            return (
-                with_state(home, sound(before, state, means)),
-                vector,
-                optimise.skipped(state) - optimise.skipped(before),
-            )
+            kept, good = sound(before, state, means)
+            return with_state(home, kept), vector, optimise.skipped(state) - optimise.skipped(before), good
 
         self._words, self._act, self._update = jax.jit(words), jax.jit(act), jax.jit(update)
         self._begin, self._end = jax.jit(begin), jax.jit(end)
@@ -173,7 +171,7 @@ class Simulated:
                     if outcome.truncated or outcome.discount == 0:
                         break
         finally:
-            env.close()
+            closing.told(env.close, self._fault)
         return total / episodes
 
     def resumed(self, home: Home, life: int) -> Home:
@@ -186,7 +184,7 @@ class Simulated:
         """See `Work`."""
         vector, self._vector = self._vector, None
         if vector is not None:
-            vector.close()
+            closing.told(vector.close, self._fault)
 
 
 def anew(agent: types.Agent, home: Home) -> Home:

@@ -75,6 +75,11 @@ class Tally:
         """A job of a party failed, or its answer never came."""
         self.arrays["failed"][party] += 1
 
+    @property
+    def failures(self) -> int:
+        """Jobs of all parties that failed or were lost."""
+        return int(self.arrays["failed"].sum())
+
     def counted(self, party: int, env_steps: int, updates: int) -> None:
         """What a party said that it did in one round."""
         self.arrays["env_steps"][party] += env_steps

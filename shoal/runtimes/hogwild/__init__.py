@@ -45,7 +45,7 @@ class Config:
     """Apply one gradient at a time and record the order, so that `shoal replay` can repeat the run."""
 
 
-RULES = ("rmsprop", "momentum", "adagrad")  # that apply in place, without locks
+RULES = ("rmsprop", "momentum", "adagrad", "adam")  # that apply in place, without locks
 
 
 def check(config: Config, experiment: Any, opened: Any) -> None:

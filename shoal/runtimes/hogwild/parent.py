@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shoal.core import seeds, tree, types
+from shoal.formulas import in_place
 from shoal.monitor import asynchrony
 from shoal.runtimes.crew import crew, lags, life, messages, observed, sharing
 from shoal.runtimes.experience import finite
@@ -40,7 +41,9 @@ def begin(config: Any, parts: types.Parts, seed: int) -> Begun:
         padded=config.segment == "paper",
     )
     seen = state.normaliser.mean.size if state.normaliser else 0
-    sizes = shared_state.Sizes(flat.size, seen, config.statistics == "worker", target is not None)
+    room = in_place.room(state.optimiser.rule, flat.size)
+    apart = config.statistics == "worker"
+    sizes = shared_state.Sizes(flat.size, seen, apart=apart, target=target is not None, statistics=room)
     first = {"theta": np.asarray(flat.flatten(state.params))}
     if target:
         first["target"] = np.asarray(flat.flatten(target.params))

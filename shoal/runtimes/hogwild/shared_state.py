@@ -19,6 +19,7 @@ class Sizes(NamedTuple):
     observed: int = 0  # numbers in an observation that is normalised; 0 where none is
     apart: bool = False  # whether every worker has optimiser statistics of its own
     target: bool = False  # whether there is a target network
+    statistics: int = 0  # numbers that the optimiser keeps; 0: one a parameter
 
 
 def layout(sizes: Sizes, workers: int) -> sharing.Layout:
@@ -27,9 +28,11 @@ def layout(sizes: Sizes, workers: int) -> sharing.Layout:
     Every slot of a ``[workers]`` array has a single writer, so no count is ever lost.
     """
     size, observed = sizes.params, sizes.observed
+    kept = sizes.statistics or size
     return {
         "theta": ((size,), "f4"),  # parameters
-        "g": ((workers, size) if sizes.apart else (size,), "f4"),  # the optimiser's statistics: mean squares, momentum
+        "g": ((workers, kept) if sizes.apart else (kept,), "f4"),
+        # the optimiser's statistics: mean squares, momentum (`in_place`)
         "target": ((size if sizes.target else 0,), "f4"),  # parameters of the target network
         "copies": ((1,), "i8"),  # multiples of the target's period at which it was copied, or skipped as too late
         "normaliser": ((1 + 2 * observed if observed else 0,), "f8"),  # count, mean, m2
