@@ -17,12 +17,6 @@ class Line(NamedTuple):
     say: Callable[[Mapping[str, Any]], str]
 
 
-def flower(results: Mapping[str, Any]) -> str:
-    """The fixed cost of a round."""
-    round_s, up = show.spread(results, "round_s"), show.number(results["start_s"])
-    return f"a round over Flower on loopback costs {round_s} s without any work, and its server {up} s to start"
-
-
 def hogwild(results: Mapping[str, Any]) -> str:
     """Both tasks over each peer."""
     peers = {"ratio_sb3": "SB3's A2C with its own settings", "ratio_sb3_ours": "with ours", "ratio_pfrl": "PFRL's A3C"}
@@ -259,7 +253,6 @@ LINES = (
     Line("Consensus", "consensus", "consensus", consensus),
     Line("Inversion", "inversion", "inversion", privacy.inversion_line),
     Line("Privacy of owners", "dp_utility", "privacy-of-owners", privacy.dp_line),
-    Line("Deployment", "flower", "flower-as-a-carrier", flower),
     Line("MAP propagation", "map_propagation", "map-propagation", team),
     Line("Linear ancestors", "linear", "linear-ancestors", linear),
     Line("Start-up", "startup", "start-up", startup),
