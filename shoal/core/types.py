@@ -433,7 +433,7 @@ class Ways(NamedTuple):
     # one learner's, or workers'
     spread: bool = False  # whether parties that no file names have networks and rates of their own, each another
     captures: bool = False  # True: gradients are left in the state, for the runtime to apply (`optimise.capture`)
-    splits: bool = False  # True: those of global layers are, those of local ones are applied (`optimise.split`)
+    splits: bool = False  # True: those of global layers are, those of local ones are applied (`splitting.split`)
     proximal: bool = False  # True: global layers are drawn to where they were at the last download (FedProx)
     apart: float = 0.0  # > 0: the gradient of each stream is clipped to this norm by itself (`streams.apart`)
     rules: tuple[str, ...] | None = None  # of optimisers, those that it applies; None: all

@@ -57,7 +57,7 @@ def gradient(agent: types.Agent, params: types.Params) -> Channel:
     """Gradients of the global part at what came down, their mean over the local updates; local layers learn meanwhile.
 
     Args:
-        agent: Its optimiser leaves the gradient of global layers in the state (`optimise.split`).
+        agent: Its optimiser leaves the gradient of global layers in the state (`splitting.split`).
         params: Like the learner's, shapes are enough.
 
     Source: Mnih et al. 2016, arXiv:1602.01783 (gradients to one place); Fan et al. 2021, arXiv:2110.14074.
