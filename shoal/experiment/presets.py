@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from shoal import environments, experiment
 from shoal.core import aliases, errors, options, types
-from shoal.experiment import parties, scheduled
+from shoal.experiment import doubting, parties, scheduled
 from shoal.experiment.tuned import (
     Preset,
     Settings,
@@ -212,6 +212,13 @@ def _unknown_argument(name: str, configs: Mapping[str, Any]) -> errors.Refused:
         return errors.unknown("argument", name, experiment.kinds(), "Settings are given by kind of part.")
     given = f"{kind}={{{field!r}: ...}}" if field else f"{kind}=..."
     return errors.Refused(f"unknown argument {name!r}; did you mean {given}?")
+
+
+def doubts(request: Request, made: experiment.Experiment, spec: types.EnvSpec) -> str | None:
+    """See `doubting.doubts`."""
+    preset = find(request.preset)
+    tuned = tuned_for(preset, made.env)
+    return doubting.doubts(made, spec, tuned.steps if tuned else made.steps)
 
 
 def note(request: Request) -> str | None:

@@ -307,10 +307,6 @@ def _check_algorithm(experiment: Experiment, spec: types.EnvSpec) -> None:
     module = registry.load("algorithm", experiment.algorithm)
     if reason := module.fits(configs["algorithm"], configs["network"], spec):
         raise errors.Refused(f"{experiment.algorithm} on {experiment.env}: {reason}")
-    if rule.normalises and spec.observation.image:
-        raise errors.Refused(
-            f"algorithm.normalise_observations needs vector observations, but {experiment.env} gives images"
-        )
     _check_learning(experiment, rule, how)
     if how.pads and not rule.padded:
         raise errors.Refused(

@@ -285,8 +285,8 @@ def _ready(
     folder = run_folder.free(run_folder.named(made, [one.seed for one in members], out), exact=bool(out))
     built = (builder or _build)(made, opened, start)
     needed = _need(made, built)
-    followed = scheduled.told(made.schedule)
-    notes = lone, crowded, checked(made, built.parts.agent, needed, seeds), presets.note(request), followed
+    followed, doubted = scheduled.told(made.schedule), presets.doubts(request, made, opened.spec)
+    notes = lone, crowded, checked(made, built.parts.agent, needed, seeds), presets.note(request), doubted, followed
     return _Ready(
         members=members, folder=folder, built=built, needed=needed, notes=tuple(filter(None, notes)),
         command=command or _command(), start=start,
