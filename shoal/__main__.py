@@ -3,12 +3,14 @@
 Worker processes import this file too, as the module that was run: it imports nothing before it is asked to.
 """
 
+import gc
 import os
 import sys
 
 
 def main() -> int:
     """Run one command; its exit code."""
+    gc.disable()  # what the start makes is all kept; `arguments.parse` turns it on again
     from shoal.command import cli
 
     code = cli.main()

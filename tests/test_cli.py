@@ -288,6 +288,16 @@ def _processor_seconds(*typed):
     return after.ru_utime - before.ru_utime  # the machine may be busy with other tests
 
 
+@pytest.mark.parametrize("typed", ["list presets", "list nothing", "check-env probe:discount --steps 5"])
+def test_garbage_is_collected_again_once_a_command_is_understood(typed):
+    script = (
+        f"import gc, sys; sys.argv = ['shoal', *{typed.split()!r}]; from shoal import __main__\n"
+        "__main__.main(); assert gc.isenabled()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=faults.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("typed", ["--help", "train --help", "train a3c --help"])
 def test_help_comes_at_once(typed):
     """About 0.3 s; held to what the parser of options costs alone, because machines differ."""

@@ -622,7 +622,7 @@ def test_what_makes_no_sense_is_refused_with_the_reason(algorithm, network, why)
 @pytest.mark.parametrize(
     ("runtime", "settings", "why"),
     [
-        ("hogwild", {}, "rmsprop"),
+        ("hogwild", {"optimiser": {"rule": "optax:adamw"}}, "rmsprop"),
         ("hogwild", {"algorithm": {"variant": "paper"}, "optimiser": {"rule": "rmsprop"}}, "variant to clean"),
         ("hogwild", {"algorithm": {"rollout_length": 4}, "optimiser": {"rule": "rmsprop"}}, "rollout_length to 1"),
     ],

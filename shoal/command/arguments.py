@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import decimal
 import difflib
+import gc
 import inspect
 import io
 import itertools
@@ -39,9 +40,9 @@ def parse(cls: type, verb: str, arguments: list[str], default: Any = None) -> An
     Raises:
         Refused: An unknown option, a missing or wrong value.
     """
-    arguments = _whole(arguments, cls)
     shown = io.StringIO()
     try:
+        arguments = _whole(arguments, cls)
         with contextlib.redirect_stderr(shown):
             parsed, left = tyro.cli(
                 cls, prog=f"shoal {verb}", args=arguments, default=default, return_unknown_args=True
@@ -50,6 +51,8 @@ def parse(cls: type, verb: str, arguments: list[str], default: Any = None) -> An
         if leaving.code in (0, None):
             raise
         raise errors.Refused(f"{_flat(shown.getvalue())} (`shoal {verb} --help` tells more)") from None
+    finally:
+        gc.enable()  # off since the start of the command
     if left:
         known = sorted(_flags(cls))
         name = left[0].partition("=")[0].replace("_", "-")

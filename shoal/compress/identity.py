@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from etils import epy
 
-from shoal.compress import _payload, _transform
 from shoal.core import options, types
 
 with epy.lazy_imports():
     import jax
     import numpy as np
 
+    from shoal.compress import _payload, _transform
     from shoal.formulas import normalise
 
 

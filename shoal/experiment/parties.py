@@ -16,7 +16,6 @@ they leave out is as the experiment has it.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +28,8 @@ from shoal.core import errors, options, types
 from shoal.formulas import optimise
 
 with epy.lazy_imports():
+    import tomllib
+
     import jax
 
     from shoal.core import seeds

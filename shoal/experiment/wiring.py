@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -18,12 +17,15 @@ from etils import epy
 from shoal import algorithms, environments, networks
 from shoal.core import compilation, errors, options, programs, registry, types
 from shoal.experiment import correcting, counting, parties, scheduled, starting
-from shoal.formulas import optimise, splitting, streams
-from shoal.runtimes.actor_learner import precision
+from shoal.formulas import optimise
 from shoal.runtimes.crew import threads
 
 with epy.lazy_imports():
+    import multiprocessing
+
     from shoal.environments import _check
+    from shoal.formulas import splitting, streams
+    from shoal.runtimes.actor_learner import precision
 
 SCHEMA = 2  # of config.json; the older ones are read, and mean what they meant (`_as_recorded`)
 OUTSIDE = (

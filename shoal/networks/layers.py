@@ -16,11 +16,12 @@ from etils import epy
 
 from shoal.core import errors, options, types
 from shoal.formulas import distributions
-from shoal.networks import forms, in_flax, scaling, walking
 
 with epy.lazy_imports():
     import jax.numpy as jnp
     from flax import linen
+
+    from shoal.networks import forms, in_flax, scaling, walking
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import re
 import shlex
@@ -50,6 +51,7 @@ def run(typed: list[str]) -> int:
     Raises:
         Refused: In one line, before anything is made.
     """
+    gc.enable()  # not all of what follows has options to parse
     roles: dict[str, Callable[[list[str]], int]] = {"server": _server, "party": _party, "keys": _keys}
     if not typed or typed[0] in ("-h", "--help"):
         print(USAGE, end="")
