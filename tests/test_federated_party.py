@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from shoal import experiment
-from shoal.core import tree
+from shoal.core import errors, tree
 from shoal.experiment import presets
 from shoal.networks import scopes
-from shoal.runtimes.federated import beginning, keeping, message, party, processes, running
+from shoal.runtimes.crew import closing
+from shoal.runtimes.experience import vectors
+from shoal.runtimes.federated import beginning, keeping, message, party, processes, running, simulated
 
 RUN = b"a run of sixteen"
 SETTINGS = {"network": {"hidden": (8,), "form": "A"}, "optimiser": {"anneal": False}}
@@ -100,6 +102,50 @@ def test_an_axis_and_turns_are_the_same_parties():
     for one, other in zip(parameters(turns[1]), parameters(axis[1]), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
     assert turns[0].episodes == axis[0].episodes
+
+
+def in_python(**runtime):
+    return trained(built("CartPole-v1", placement="turns", **runtime))
+
+
+def test_parties_whose_simulators_are_in_python_learn_and_send_what_they_learned():
+    observer, result = in_python(evaluate_every=60)
+    told = result.final.subsystems["federation"]
+    assert told["failed_jobs"] == [0, 0]
+    assert told["failed_rounds"] == 0
+    assert told["update_norm_max"] > 0
+    assert [one["env_steps"] for one in told["parties"]] == [128, 128]
+    assert {episode.worker for episode in observer.episodes} == {0, 1}
+    assert all(one["on_the_way"] > 0 for one in told["parties"])
+    one, other = (scopes.vector(policy.params) for policy in result.policies)
+    np.testing.assert_array_equal(one, other)  # everybody's part
+    own = [tree.sha256(scopes.split(policy.params)[1]) for policy in result.policies]
+    assert own[0] != own[1]
+
+
+def test_a_simulator_that_raises_when_it_is_closed_is_told_of_and_undoes_nothing(monkeypatch):
+    def gone(_):
+        raise RuntimeError("viewer already gone")
+
+    monkeypatch.setattr(vectors.Serial, "close", gone)
+    observer, result = in_python()
+    assert result.final.env_steps == 256
+    assert [kind for kind, _ in observer.faults] == [closing.KIND] * 2
+    assert "viewer already gone" in observer.faults[0][1]
+
+
+@pytest.mark.parametrize("exchange", ["delta", "none"])
+def test_a_run_in_which_nobody_gets_on_is_given_up(exchange, monkeypatch):
+    asked = []
+
+    def broken(self, *_):
+        asked.append(self)
+        raise RuntimeError("the simulator broke")
+
+    monkeypatch.setattr(simulated.Simulated, "__call__", broken)
+    with pytest.raises(errors.GaveUp, match="no party got on in 20 rounds"):
+        in_python(exchange=exchange)
+    assert len(asked) == 2 * running.FRUITLESS
 
 
 def test_a_party_that_is_killed_comes_back_as_of_its_last_round(monkeypatch):

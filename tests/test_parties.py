@@ -276,6 +276,7 @@ def test_baselines_differ_from_collaboration_in_what_they_say_they_do():
     assert found["pooled"].runtime == "on_device"
     assert runtimes["pooled"].environments == 5 * runtimes["collab_a2c"].environments
     assert "BREAKS THE BOUNDARY" in presets.find("pooled").summary
+    assert [name for name in presets.PRESETS if presets.caution(name)] == ["pooled"]
 
 
 def test_parties_train_from_python_and_each_is_told(tmp_path):

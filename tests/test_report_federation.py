@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from shoal.report import comparison, federation, groups
+from shoal.report import closing, comparison, federation, groups
 from shoal.report import runs as run_folders
 from shoal.report.federation import cards, courses, rounds, told
 from tests.test_report import make_run, written
@@ -117,6 +117,25 @@ def test_steps_of_who_learns_from_all_owners_at_once_are_divided_too(tmp_path):
     assert run_folders.read(path).parties == 5
     (path / "config.json").write_text(json.dumps(config | {"env": "owners:CartPole-lengths/2"}))
     assert run_folders.read(path).parties == 1, "one owner's alone"
+
+
+def test_what_breaks_the_boundary_says_so_on_its_page_and_at_its_end(tmp_path):
+    text = "pooled breaks the boundary between owners"
+    path = make_run(tmp_path / "pooled", preset="pooled", env="owners:CartPole-lengths", caution=text)
+    _, page = written(tmp_path, path)
+    assert "Pooled breaks the boundary between owners." in page.said
+    assert text in closing.text(json.loads((path / "summary.json").read_text()), path)
+    plain = make_run(tmp_path / "shared", preset="shared", env="owners:CartPole-lengths")
+    assert "caution" not in closing.text(json.loads((plain / "summary.json").read_text()), plain)
+
+
+def test_the_last_screen_says_how_many_took_part_and_who_did_worst(one):
+    summary = json.loads((one / "summary.json").read_text())
+    summary["federation"] |= {"owners": 2, "evaluation": {"worst": 50.0, "worst_party": "south"}}
+    assert re.search(r"parties +2, 4 rounds, worst 50\.0 \(party south\), 4 kB a round, 1 rounds? failed",
+                     closing.text(summary, one))  # fmt: skip
+    summary["federation"] |= {"evaluation": None, "rounds": 0, "failed_rounds": 0}
+    assert re.search(r"parties +2, nothing exchanged\n", closing.text(summary, one))
 
 
 def test_rounds_say_who_counted_was_late_and_was_refused(one):

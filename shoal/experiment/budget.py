@@ -73,7 +73,7 @@ def check(
             f"{there / MB:,.0f} MB of memory are available; {less}{fewer}"
         )
     if not kept:
-        return f"{learners} {what}, {needed.learner / MB:,.2f} MB each" if option else None
+        return f"{needed.learner / MB:,.2f} MB a learner" if option else None
     each = f" for each of {learners} {what}, {kept['bytes'] * learners / MB:,.0f} MB in all" if learners > 1 else ""
     return f"replay memory: {kept['steps']:,} steps, {kept['bytes'] / MB:,.0f} MB{each}"
 

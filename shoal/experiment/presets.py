@@ -214,6 +214,11 @@ def _unknown_argument(name: str, configs: Mapping[str, Any]) -> errors.Refused:
     return errors.Refused(f"unknown argument {name!r}; did you mean {given}?")
 
 
+def caution(name: str) -> str:
+    """What is to be said of a preset wherever it is shown, "" where nothing is; also of a name that is none."""
+    return PRESETS[name].caution if name in PRESETS else ""
+
+
 def doubts(request: Request, made: experiment.Experiment, spec: types.EnvSpec) -> str | None:
     """See `doubting.doubts`."""
     preset = find(request.preset)

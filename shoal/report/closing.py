@@ -21,11 +21,28 @@ def text(summary: Mapping[str, Any], folder: Path) -> str:
         ("time", _time(summary)),
         ("memory", _number(summary["peak_rss_mb"], "{:,.0f} MB")),
     ]
+    if parties := _parties(summary.get("federation", {})):
+        rows.insert(2, ("parties", parties))
+    if "caution" in summary:
+        rows.append(("caution", summary["caution"]))
     rows += [("faults", told) for told in _faults(summary["faults"])]
     interrupted = summary["status"] == "interrupted"
     rows.append(("resume", f"shoal resume {folder}") if interrupted else ("report", str(folder / "report.html")))
     width = max(len(name) for name, _ in rows)
     return "\n".join([_headline(summary), *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _parties(federation: Mapping[str, Any]) -> str:
+    """How many took part, the worst of them, and what crossed."""
+    if not federation:
+        return ""
+    worst, rounds, failed = federation.get("evaluation") or {}, federation["rounds"], federation["failed_rounds"]
+    told = [f"{federation['owners']}", f"{rounds:,} rounds" if rounds else "nothing exchanged"]
+    if worst.get("worst") is not None:
+        told.append(f"worst {worst['worst']:.1f} (party {worst['worst_party']})")
+    if rounds:
+        told.append(f"{(federation['bytes_up'] + federation['bytes_down']) / rounds / 1e3:,.0f} kB a round")
+    return ", ".join([*told, f"{failed:,} round{'s' * (failed > 1)} failed"] if failed else told)
 
 
 def _faults(counts: Mapping[str, int]) -> list[str]:

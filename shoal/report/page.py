@@ -101,10 +101,13 @@ def _header(found: Sequence[experiments.Group]) -> markup.Markup:
         )
         for group in found
     ]
+    cautions = dict.fromkeys(text for group in found for run in group.runs if (text := run.summary.get("caution")))
+    warned = [markup.tag("li", f"{text[:1].upper()}{text[1:]}.", class_="not") for text in cautions]
     return markup.tag(
         "header",
         markup.tag("h1", title(found)),
         markup.tag("div", *said, class_="verdict"),
+        markup.tag("ul", *warned, class_="findings") if warned else None,
         tables.tiles(headline.tiles(found[0])) if len(found) == 1 else tables.side_by_side(found),
     )
 

@@ -286,7 +286,15 @@ def _ready(
     built = (builder or _build)(made, opened, start)
     needed = _need(made, built)
     followed, doubted = scheduled.told(made.schedule), presets.doubts(request, made, opened.spec)
-    notes = lone, crowded, checked(made, built.parts.agent, needed, seeds), presets.note(request), doubted, followed
+    notes = (
+        presets.caution(made.preset),
+        lone,
+        crowded,
+        checked(made, built.parts.agent, needed, seeds),
+        presets.note(request),
+        doubted,
+        followed,
+    )
     return _Ready(
         members=members, folder=folder, built=built, needed=needed, notes=tuple(filter(None, notes)),
         command=command or _command(), start=start,

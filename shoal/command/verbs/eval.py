@@ -68,7 +68,8 @@ def run(typed: list[str]) -> int:
               "lengths": played.lengths, **apart}  # fmt: skip
     mean, spread = result["eval_return_mean"], result["eval_return_std"]
     told = "not measured (the simulator paid NaN)" if mean is None else f"{mean:.2f} ± {spread:.2f}"
-    output.say(f"{made.preset} on {made.env}: return {told} over {len(played.returns)} episodes")
+    who = f" (party {given.party})" if given.party is not None else ""
+    output.say(f"{made.preset} on {made.env}{who}: return {told} over {len(played.returns)} episodes")
     if given.json:
         output.print_json(result)
     return 0

@@ -31,6 +31,7 @@ class Preset(NamedTuple):
     tuned: Mapping[str, Tuned]  # by environment id, with or without its adapter, or by pattern (`tuned_for`)
     corrector: str = "none"
     compressor: str = "identity"
+    caution: str = ""  # what is said wherever it is run and shown, lest it be taken for what it is not
 
 
 ADAM = {"rule": "adam", "anneal": False, "decay": 0.999, "epsilon": 1e-8, "max_norm": 0.0}

@@ -121,5 +121,7 @@ PRESETS: dict[str, Preset] = {
         steps=PARTIES * 50_000,
         settings=_with(A2C, network={"form": "none"}, **_all_at_once(PARTIES)),
         tuned=MappingProxyType({env: _pooled(one) for env, one in SETS.items() if env != "owners:Spaces"}),
+        caution="pooled breaks the boundary between owners: one learner sees the raw experience of all; it is a bound "
+        "to hold others against, and no way to train together",
     ),
 }  # fmt: skip

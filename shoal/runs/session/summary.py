@@ -8,6 +8,7 @@ from typing import Any
 from etils import epy
 
 from shoal.core import types
+from shoal.experiment import presets
 from shoal.runs.session import accounts, memory
 
 with epy.lazy_imports():
@@ -35,11 +36,13 @@ def of(
         replay: The words on a replay memory, if there is one.
     """
     made, lives = kept.made, kept.lives
+    caution = presets.caution(made.preset)
     train_s = (lives.train_s(final) or None) if final else None  # it may never have begun
     workers = {k: v for k, v in final.workers.items() if k not in HIDDEN} if final else {}
     return {
         "run": str(kept.folder),
         "preset": made.preset,
+        **({"caution": caution} if caution else {}),
         "env": made.env,
         "seed": made.seed,
         "runtime": made.runtime,

@@ -109,7 +109,6 @@ class Config:
     """Episodes between two such agreements (outputs)."""
     distil_steps: int = options.number(5, low=1)
     """Steps that a party takes towards what was agreed on (outputs)."""
-
     spread: bool = True
     """Whether parties that no file names have networks, activations and rates of their own, ten unlike ones in turn, as
     in FedHPD (outputs)."""
@@ -120,6 +119,11 @@ class Config:
 
 class Asked(Protocol):
     """What is read of an experiment."""
+
+    @property
+    def env(self) -> str:
+        """The id of its environment."""
+        ...
 
     @property
     def configs(self) -> Mapping[str, types.Tree]:
@@ -141,14 +145,23 @@ def ways(config: Config) -> types.Ways:
     )  # fmt: skip
 
 
-def check(config: Config, experiment: Asked, opened: object) -> None:
+class Opened(Protocol):
+    """What is read of an environment."""
+
+    @property
+    def device(self) -> types.Env | None:
+        """It as pure JAX; None: it is a Python simulator."""
+        ...
+
+
+def check(config: Config, experiment: Asked, opened: Opened) -> None:
     """Refuse settings that do not fit together.
 
     Raises:
         Refused: Says what to change.
     """
     privacy.check(config)
-    placing.check(config, experiment.env, compiled=opened.device is not None)  # type: ignore[attr-defined]
+    placing.check(config, experiment.env, compiled=opened.device is not None)
     terms.check(config, experiment)
 
 

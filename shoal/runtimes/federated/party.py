@@ -104,9 +104,13 @@ class Party:
             self.counts["refused"] += 1
             self._log(f"a message was refused: {error}", "")
         except Exception:  # noqa: BLE001  whatever it was stays in this party's log
-            self.counts["failed"] += 1
-            self._log("a round failed", traceback.format_exc())
+            self._failed()
         return self._nothing()
+
+    def _failed(self) -> None:
+        """Tell what is being raised; nothing of the round has changed anything."""
+        self.counts["failed"] += 1
+        self._log("a round failed", traceback.format_exc())
 
     def _checked(self, body: bytes) -> message.Down | None:
         """What came in; None where it is the round that was answered last."""
@@ -164,10 +168,14 @@ class Party:
     # ---------------------------------------------------------------- at home
 
     def alone(self, updates: int) -> None:
-        """Learn for so many updates; nothing comes in and nothing goes out."""
+        """Learn for so many updates; nothing comes in and nothing goes out. What is raised is this party's own too."""
         asked = working.Asked(self._theta, np.int32(0), np.float32(0.0), np.int32(updates))
-        home, _, told = self._work(self._home, asked)
-        self._learned(home, told)
+        try:
+            home, _, told = self._work(self._home, asked)
+        except Exception:  # noqa: BLE001  as in `handle`
+            self._failed()
+        else:
+            self._learned(home, told)
 
     def theta(self) -> np.ndarray:
         """What a run may begin with, from this party's own learner, ``[d]``; before its first round."""
