@@ -279,6 +279,12 @@ def test_baselines_differ_from_collaboration_in_what_they_say_they_do():
     assert [name for name in presets.PRESETS if presets.caution(name)] == ["pooled"]
 
 
+def test_a_run_of_pooled_says_that_it_breaks_the_boundary(tmp_path, capsys):
+    run = shoal.train("pooled", env="probe:match", steps=512, out=tmp_path / "run", eval_episodes=0)
+    assert run.summary["caution"] == presets.caution("pooled")
+    assert capsys.readouterr().err.startswith("pooled breaks the boundary"), "before it begins"
+
+
 def test_parties_train_from_python_and_each_is_told(tmp_path):
     """Two copies of a probe, a few rounds: the steps are divided."""
     run = shoal.train(
