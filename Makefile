@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHELL := /bin/bash
 unexport PYTHONDONTWRITEBYTECODE  # every process would compile every module again
 
-.PHONY: venv train test beside tests test-slow durations bench lint types contracts wheel format clean
+.PHONY: venv train test beside tests test-rest test-slow durations bench lint types contracts wheel format clean
 
 train: .venv/core  ## Train A3C on CartPole-v1 with two worker processes until solved
 	$(BIN)/shoal train a3c --env CartPole-v1 --workers 2 --until solved
@@ -35,9 +35,12 @@ tests: .venv/dev  # compiled with few optimisations (tests/conftest.py), longest
 wheel: .venv/dev  ## The wheel builds, and works outside the checkout
 	$(BIN)/python tests/smoke_wheel.py
 
-test-slow: .venv/dev  ## Learning runs of minutes; compiled as a user's
+test-rest: .venv/dev  ## What tests/slow.txt leaves out of `make test`: whole trainings, and more parameters
+	MALLOC_ARENA_MAX=2 $(BIN)/pytest -n 2 --dist loadfile -m rest
+
+test-slow: test-rest  ## The same, then learning runs of minutes; these compiled as a user's
 	$(UV) -e '.[dev,families]' || $(PIP) -e '.[dev,families]'
-	XLA_FLAGS= $(BIN)/pytest -m slow --timeout 1800
+	XLA_FLAGS= $(BIN)/pytest -m "slow and not rest" --timeout 1800
 
 durations: .venv/dev  ## Measure anew how long every file of tests takes (tests/durations.json)
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" --record-durations

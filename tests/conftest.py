@@ -90,6 +90,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.nodeid in listed:
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.rest)
     everything = config.args in ([], config.getini("testpaths"))
     if everything and (unknown := listed - {item.nodeid for item in items}):
         said = f"tests/slow.txt lists what is no test: {sorted(unknown)}"
