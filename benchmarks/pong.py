@@ -36,6 +36,7 @@ ENV, FRAMES = "ALE/Pong-v5", 4
 PRESETS = ("a3c_lstm", "ppo", "a3c_paper", "a3c")
 RANDOM, GOALS = -20.7, (0, 18)  # Mnih et al. 2015, extended data table 2; means that are waited for, of 21 at most
 HOURS, QUICK_HOURS = 3.0, 30 / 3600
+SPENT = 0.99  # of its time, from which on a run is not begun again for the rest
 WINDOW, POINTS = 100, 200  # episodes of the mean; points of a curve
 REACHED = tuple(f"{what}_to_{goal}" for goal in GOALS for what in ("steps", "minutes"))
 KEYS = (
@@ -144,7 +145,7 @@ def trained(arguments: argparse.Namespace, kept: Runs) -> Iterator[tuple[str, st
 
 def settled(run: Mapping[str, Any], hours: float) -> bool:
     """Whether a run that is in the record would not be longer if it were made again."""
-    return run["status"] == "completed" or run["wall_s"] >= 3600.0 * hours
+    return run["status"] == "completed" or run["wall_s"] >= SPENT * 3600.0 * hours
 
 
 def train(folder: Path, preset: str, seed: int, seconds: float) -> None:
@@ -154,9 +155,9 @@ def train(folder: Path, preset: str, seed: int, seconds: float) -> None:
     if begun.exists():
         words = ["resume", folder]
         completed, spent = before(folder)
-        seconds -= spent
-        if completed or seconds <= 0:
+        if completed or spent >= SPENT * seconds:
             return
+        seconds -= spent
     words += ["--eval-episodes", 0]
     process = subprocess.Popen([sys.executable, "-m", "shoal", *map(str, words)], stdout=sys.stderr)
     ends = time.monotonic() + seconds
@@ -294,7 +295,7 @@ def conclude(kept: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, A
 
 
 def _place(name: str) -> tuple[int, str]:
-    preset = name.split()[0]
+    preset = name.split(maxsplit=1)[0]
     return PRESETS.index(preset) if preset in PRESETS else len(PRESETS), name
 
 
@@ -314,8 +315,9 @@ def draw(parts: Mapping[str, Any], out: Path) -> None:
     grey = picture.HUES[-1]
     drawn = figure.Figure(figsize=(8.2, 3.6), layout="constrained")
     over_steps, over_minutes = drawn.subplots(1, 2, sharey=True)
-    for place, (name, part) in enumerate(parts.items()):
-        hue = picture.HUES[place % (len(picture.HUES) - 1)]
+    every = [*PRESETS, *(name for name in parts if name not in PRESETS)]  # a preset keeps its hue, whoever joins
+    for name, part in parts.items():
+        hue = picture.HUES[every.index(name) % (len(picture.HUES) - 1)]
         for at, (seed, curve) in enumerate(part["curve"].items()):
             steps, seconds, means = np.array(curve or [[0, 0, np.nan]], dtype=float).T
             label = f"{name} ({_seeds(part)})" if at == 0 else "_"  # once for all seeds
@@ -326,11 +328,11 @@ def draw(parts: Mapping[str, Any], out: Path) -> None:
     for axes, label in ((over_steps, "million steps of four frames"), (over_minutes, "minutes")):
         for level in (*GOALS, RANDOM):
             axes.axhline(level, color=grey, linewidth=0.7, alpha=0.7, linestyle=":", zorder=0)
-        axes.set(xlabel=label, ylim=(-22, 22), xlim=(0, None))
+        axes.set(xlabel=label, ylim=(-24, 22), xlim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
     over_steps.set_ylabel("mean return, 100 episodes")
-    for level, text in ((RANDOM, "a random player"), *((goal, f"{goal}") for goal in GOALS)):
-        over_minutes.annotate(text, (1.0, level), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+    for level, text, side in ((RANDOM, "a random player", "top"), *((goal, f"{goal}", "bottom") for goal in GOALS)):
+        over_minutes.annotate(text, (1.0, level), xycoords=("axes fraction", "data"), ha="right", va=side,
                               fontsize=8, color=grey)  # fmt: skip
     if parts:
         drawn.legend(loc="outside upper center", ncols=min(len(parts), 3), frameon=False, fontsize=8)
@@ -342,8 +344,8 @@ def draw(parts: Mapping[str, Any], out: Path) -> None:
 def _seeds(part: Mapping[str, Any]) -> str:
     """How many; dashes are runs that shared the machine."""
     shared = sum(bool(run["shared"]) for run in part["runs"].values())
-    count = f"{part['seeds']} seed{'s' if part['seeds'] > 1 else ''}"
-    return count + (", cores shared" if shared == part["seeds"] else f", {shared} of them cores shared" if shared else "")
+    beside = "" if not shared else ", cores shared" if shared == part["seeds"] else f", {shared} of them cores shared"
+    return f"{part['seeds']} seed{'s' if part['seeds'] > 1 else ''}{beside}"
 
 
 if __name__ == "__main__":
