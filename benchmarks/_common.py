@@ -177,8 +177,9 @@ def _command(name: str, arguments: argparse.Namespace) -> str:
     for key, value in vars(arguments).items():
         if key == "json" or value in (None, False):
             continue
-        option = f"--{key.replace('_', '-')}"
-        words.append(option if value is True else f"{option} {'DIR' if isinstance(value, Path) else value}")
+        option, each = f"--{key.replace('_', '-')}", value if isinstance(value, list) else [value]
+        shown = ["DIR" if isinstance(one, Path) else str(one) for one in each]
+        words.append(option if value is True else " ".join([option, *shown]))
     return " ".join(words)
 
 

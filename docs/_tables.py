@@ -45,7 +45,7 @@ REPLAY = {
 FAMILIES = {
     "presets/actor_critic.md": Family(
         "actor_critic",
-        ("a2c", "a3c", "a3c_lstm", "a3c_continuous"),
+        ("a2c", "a3c", "a3c_lstm", "a3c_paper", "a3c_continuous"),
         {
             "algorithm.rollout_length": "T = t_max",
             "algorithm.entropy_cost": "β",

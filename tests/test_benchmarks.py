@@ -15,9 +15,10 @@ import pytest
 
 from shoal import experiment
 from shoal.algorithms import map_propagation
-from shoal.core import processor, seeds
+from shoal.core import options, processor, seeds
 from shoal.experiment import presets
 from shoal.experiment.tuned import teams
+from shoal.runs import checkpoint
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
@@ -74,6 +75,8 @@ def test_ratios_are_taken_round_by_round():
 
 def test_a_record_says_how_where_and_with_what_it_was_measured():
     arguments = argparse.Namespace(json=Path("x.json"), quick=True, only="a3c", purejaxrl=Path("/somewhere"))
+    several = argparse.Namespace(seeds=[0, 1], from_runs=[Path("/somewhere"), Path("/else")])
+    assert _load("_common")._command("pong", several) == "shoal bench pong --seeds 0 1 --from-runs DIR DIR"
     made = _load("_common").record("hogwild", arguments, {}, {"sb3": {"error": "does not install"}})
     assert made["command"] == "shoal bench hogwild --quick --only a3c --purejaxrl DIR"  # no path of this machine
     assert made["peers"]["sb3"]["error"] == "does not install"
@@ -621,33 +624,153 @@ def test_robustness_counts_passes_falls_and_failures_and_compares_pair_by_pair(t
     assert "a3c" in (tmp_path / "robustness.svg").read_text()
 
 
-def test_pongs_curve_is_the_mean_of_a_hundred_episodes(tmp_path):
-    pong, table = _load("pong"), _load("table")
-    summary = {"status": "interrupted", "env_steps": 300, "wall_s": 600.0, "env_steps_per_s": 50.0, "seed": 0}
-    summary["preset"] = "ppo"
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    lines = ["env_steps,episode_return,length,worker,wall_s"]
-    lines += [f"{step},{-1.0 if step <= 100 else 1.0},1,0,{step * 2.0}" for step in range(1, 301)]
-    (tmp_path / "episodes.csv").write_text("\n".join(lines) + "\n")
-    results = pong.conclude(tmp_path)
-    assert results["curve"][0] == [100, 200.0, -1.0]
-    assert results["curve"][-1] == [300, 600.0, 1.0]
-    assert (results["reached_at_step"], results["reached_at_s"]) == (150, 300.0)
-    assert results["frames_per_s"] == 200.0
-    record = _record("pong", results)
+PONG_HEAD = "env_steps,episode_return,length,worker,wall_s"
+PONG_END = {"status": "interrupted", "env_steps": 300, "wall_s": 600.0, "env_steps_per_s": 50.0}
+
+
+def _pong_run(folder, *changes, preset="ppo", seed=0, summary=PONG_END, **more):
+    """A run folder of Pong: -1 for 100 episodes, 1 for 100, then 20; two seconds each."""
+    request = presets.Request(preset, "ALE/Pong-v5", seed=seed)
+    names = presets.parts(request)
+    parts = {
+        kind: {"name": names.get(kind)} | options.plain(presets.config(request, kind)) for kind in experiment.kinds()
+    }
+    for kind, field, value in changes:
+        parts[kind][field] = value
+    config = {"schema": 2, "preset": preset, "env": "ALE/Pong-v5", "seed": seed, "parts": parts}
+    config["steps"] = presets.tuned_for(presets.find(preset), "ALE/Pong-v5").steps
+    config["command"] = f"shoal train {preset} --env ALE/Pong-v5 --out {folder}"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config | more))
+    if summary:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "status.json").write_text(json.dumps({"heartbeat": 1.8e9}))
+    lines = [f"{n},{-1 if n <= 100 else 1 if n <= 200 else 20},1,0,{2.0 * n}" for n in range(1, 301)]
+    (folder / "episodes.csv").write_text("\n".join([PONG_HEAD, *lines]) + "\n")
+    return folder
+
+
+def _pong(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["pong.py", *map(str, words)])
+    return _load("pong").main()
+
+
+def test_pongs_runs_are_merged_into_one_record_each_under_what_it_was_given(tmp_path, monkeypatch, capsys):
+    table, path = _load("table"), tmp_path / "pong.json"
+    plain = [_pong_run(tmp_path / f"s{seed}", seed=seed) for seed in (0, 1)]
+    other = _pong_run(tmp_path / "lstm", ("network", "lstm", 256), preset="a3c_paper", steps=1_000)
+    assert _pong(monkeypatch, "--from-runs", *plain, "--shared", "--hours", 2.5, "--json", path) == 0
+    assert _pong(monkeypatch, "--from-runs", other, "--json", path) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == json.loads(path.read_text())
+    record = json.loads(path.read_text())
+    found = record["results"]["presets"]
+    assert list(found) == ["ppo", "a3c_paper --network.lstm 256 --steps 1000"]
+    part, run = found["ppo"], found["ppo"]["runs"]["1"]
+    assert (part["seeds"], part["reached_0"], part["reached_18"]) == (2, 2, 2)
+    assert (part["steps_to_0"], part["minutes_to_0"]) == (150, 5.0)
+    assert (part["steps_to_18"], part["minutes_to_18"]) == (290, 9.67)
+    assert part["curve"]["1"][0] == [100, 200.0, -1.0]
+    assert part["curve"]["1"][-1] == [300, 600.0, 20.0]
+    assert (run["hours"], run["shared"], run["frames_per_s"], run["date"]) == (2.5, True, 200.0, "2027-01-15")
+    assert str(tmp_path) not in path.read_text(), "no path of this machine"
     assert table.problems(record) == []
-    assert "| 150 steps, 5 minutes | 1 | 1 |" in table.render(record, "pong")
-    pong.draw(results, tmp_path / "pong.svg")
-    assert "random player" in (tmp_path / "pong.svg").read_text()
-    (tmp_path / "episodes.csv").write_text("\n".join(lines[:50]) + "\n")
-    assert pong.before(tmp_path) == (False, 600.0)
-    few = pong.conclude(tmp_path)
-    assert few["curve"] == []
-    assert few["reached_at_step"] is None
-    pong.draw(few, tmp_path / "few.svg")
-    (tmp_path / "summary.json").unlink()
-    (tmp_path / "metrics.jsonl").write_text('{"wall_s": 10.0}\n{"wall_s": 20.5}\n')
-    assert pong.before(tmp_path) == (False, 20.5), "killed, and to be continued"
+    shown = table.render(record, "pong")
+    assert "| `ppo` | 2 of 2 | 150 | 5 | 2 of 2 | 290 | 9.67 |" in shown
+    assert "shared, 2.5 h |" in shown
+    assert "its own |" in shown
+    line = _load("_tables.lines").pong(record["results"])
+    assert "`ppo` 2 of 2 after 290 steps and 9.67 minutes" in line
+    drawn = path.with_suffix(".svg").read_text()
+    assert "ppo (2 seeds, cores shared)" in drawn
+    assert "a random player" in drawn
+
+
+def test_seeds_that_never_came_there_count_as_never():
+    pong = _load("pong")
+    run = {"curve": [], "shared": False, "status": "completed", "env_steps": 9, "wall_s": 60.0, "frames_per_s": None,
+           "best_mean": None, "last_mean": None, "hours": None}  # fmt: skip
+    reached, not_reached = run | dict.fromkeys(pong.REACHED, 5), run | dict.fromkeys(pong.REACHED)
+    found = pong.conclude({"a3c": {"10": reached, "9": not_reached, "2": reached}})
+    part = found["presets"]["a3c"]
+    assert (part["seeds"], part["reached_18"], part["steps_to_18"]) == (3, 2, 5)
+    assert list(part["runs"]) == ["2", "9", "10"]
+    part = pong.conclude({"a3c": {"0": reached, "1": not_reached}})["presets"]["a3c"]
+    assert (part["reached_18"], part["steps_to_18"]) == (1, None)
+    assert "`a3c` 2 of 3 after 5 steps" in _load("_tables.lines").pong(found)
+    assert "| `a3c`, seed 9 | completed | 9 | 1 | – | – |" in _load("table").TABLES["pong"](found)
+
+
+def test_a_run_that_was_killed_is_to_be_continued_and_recorded_as_unfinished(tmp_path):
+    pong = _load("pong")
+    folder = _pong_run(tmp_path / "run", summary=None)
+    (folder / "metrics.jsonl").write_text('{"step": 10, "wall_s": 10.0}\n{"step": 400, "wall_s": 620.5}\n')
+    assert pong.before(folder) == (False, 620.5)
+    assert pong.taken(pong.run_folders.read(folder)) == ("unfinished", 400, 620.5)
+    (folder / "summary.json").write_text(json.dumps(PONG_END))  # of an earlier life
+    assert pong.taken(pong.run_folders.read(folder)) == ("unfinished", 400, 620.5)
+    (folder / "metrics.jsonl").write_text('{"step": 290, "wall_s": 599.0}\n')
+    assert pong.taken(pong.run_folders.read(folder)) == ("interrupted", 300, 600.0)
+    few = (folder / "episodes.csv").read_text().splitlines()[:50]
+    (folder / "episodes.csv").write_text("\n".join(few) + "\n")
+    run = pong.run_of(pong.run_folders.read(folder), pong.Limits(None, None))
+    assert (run["curve"], run["best_mean"], run["steps_to_0"]) == ([], None, None)
+    pong.draw(pong.conclude({"ppo": {"0": run}})["presets"], tmp_path / "few.svg")
+
+
+def test_a_second_call_trains_what_is_missing_alone(tmp_path, monkeypatch, capsys):
+    pong, path, trained = _load("pong"), tmp_path / "pong.json", []
+
+    def train(folder, preset, seed, seconds):
+        trained.append((folder.name, seconds))
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _pong_run(folder, preset=preset, seed=seed)
+
+    monkeypatch.setattr(pong, "train", train)
+    monkeypatch.setattr(pong, "draw", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    asked = ("--preset", "ppo", "--hours", 600 / 3600, "--json", path)
+    assert _pong(monkeypatch, *asked) == 0
+    assert _pong(monkeypatch, *asked, "--seeds", 0, 1, "--folder", "fresh") == 0  # elsewhere: 0 is in the record
+    assert trained == [("ppo-0", 600.0), ("ppo-1", 600.0)]
+    assert _pong(monkeypatch, *asked) == 0  # its folder is there: the run says itself whether it has time left
+    assert trained[2:] == [("ppo-0", 600.0)]
+    found = json.loads(path.read_text())["results"]["presets"]["ppo"]
+    assert list(found["runs"]) == ["0", "1"]
+    assert found["runs"]["0"]["commit"] == _load("_common").commit()
+    capsys.readouterr()
+    assert pong.settled(found["runs"]["0"], 0.168)
+    assert not pong.settled(found["runs"]["0"], 0.2)
+    assert _pong(monkeypatch, *asked, "--fresh") == 2
+    assert "runs/pong/ppo-0 holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--hours", 0), "--hours 0 is no time"),
+        (("--seeds", 0, -1), "--seeds -1 is below 0"),
+        (("--from-runs", "nowhere"), "'nowhere' does not exist"),
+        (("--from-runs", "run", "--preset", "ppo"), "--preset is for training"),
+        (("--from-runs", "run", "again"), "run and again are both ppo, seed 0"),
+        (("--from-runs", "cart"), "cart is a run of CartPole-v1"),
+        (("--from-runs", "heir"), "heir began from another run"),
+        (("--from-runs", "held"), "held is in use by another process"),
+        (("--from-runs", "run", "--json", "odd.json"), "odd.json is there and no record of this benchmark"),
+    ],
+)
+def test_mistakes_about_pong_cost_one_line_and_leave_the_record_alone(tmp_path, monkeypatch, capsys, words, told):
+    monkeypatch.chdir(tmp_path)
+    for name, more in (("run", {}), ("again", {}), ("cart", {"env": "CartPole-v1"}), ("heir", {"start": "ab"})):
+        _pong_run(tmp_path / name, **more)
+    Path("odd.json").write_text('{"results": {}}')
+    with checkpoint.lock(_pong_run(tmp_path / "held")):
+        assert _pong(monkeypatch, "--json", "kept.json", *words) == 2
+    said = capsys.readouterr()
+    assert told in said.err
+    assert (said.err.count("\n"), said.out) == (1, "")
+    assert not Path("kept.json").exists()
+    assert Path("odd.json").read_text() == '{"results": {}}'
 
 
 def test_the_score_of_a_policy_is_that_of_whole_greedy_episodes(monkeypatch):
@@ -803,7 +926,7 @@ def test_the_first_page_has_one_line_a_family_and_leaves_tables_to_this_page():
     shown = re.search(table.LINES, readme)[0].splitlines()[1:-1]
     assert len(shown) == len(lines.LINES)
     assert all(f"(benchmarks/README.md#{line.heading})" in text for line, text in zip(lines.LINES, shown, strict=True))
-    assert {line.bench for line in lines.LINES} == set(BENCHES) - {"pong"}  # pong has a figure there
+    assert {line.bench for line in lines.LINES} == set(BENCHES)
 
 
 def test_a_line_says_what_was_not_measured_and_what_was_only_looked_at():

@@ -25,6 +25,11 @@ def test_few_pictures_at_a_time_are_told_of():
     assert said("ppo", algorithm={"rollout_length": 16}, runtime={"environments": 1}) is None
 
 
+def test_the_papers_short_segments_are_told_of_with_few_workers():
+    assert "segments of 5 with 2 workers show 10 pictures" in said("a3c_paper")
+    assert said("a3c_paper", runtime={"workers": 16}, network={"lstm": 256}) is None
+
+
 def test_one_worker_of_a_method_that_lives_from_several_is_told_of():
     assert "--workers 2" in said("async_q", CART_POLE, runtime={"workers": 1})
     assert said("async_q", CART_POLE, runtime={"workers": 2}) is None

@@ -94,7 +94,7 @@ def test_rules_of_a_single_choice_name_the_presets_that_fit(preset):
 
 
 def test_those_that_fit_are_actor_critic_and_ppo():
-    alone = ["a2c", "a3c", "a3c_lstm", "a3c_continuous", "ppo", "impala", "accerl"]
+    alone = ["a2c", "a3c", "a3c_lstm", "a3c_paper", "a3c_continuous", "ppo", "impala", "accerl"]
     populations = ["pbt_ppo", "mf_pbt", "random_search"]
     owners = ["collab_a2c", "consensus", "independent", "shared", "pooled"]
     assert [*alone, *populations, *owners] == LEARNERS

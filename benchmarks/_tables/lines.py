@@ -17,6 +17,20 @@ class Line(NamedTuple):
     say: Callable[[Mapping[str, Any]], str]
 
 
+def pong(results: Mapping[str, Any]) -> str:
+    """Seeds that came to the highest mean, and what it took them."""
+    goal = results["goals"][-1]
+    told = []
+    for name, part in results["presets"].items():
+        steps, minutes = (show.number(part[f"{what}_to_{goal}"]) for what in ("steps", "minutes"))
+        after = "" if part[f"steps_to_{goal}"] is None else f" after {steps} steps and {minutes} minutes"
+        told.append(f"`{name}` {part[f'reached_{goal}']} of {part['seeds']}{after}")
+    return (
+        f"seeds that come to a mean of {goal} over {results['window']} training episodes of `ALE/Pong-v5` on two cores "
+        f"(medians): {', '.join(told) or '–'}"
+    )
+
+
 def hogwild(results: Mapping[str, Any]) -> str:
     """Both tasks over each peer."""
     peers = {"ratio_sb3": "SB3's A2C with its own settings", "ratio_sb3_ours": "with ours", "ratio_pfrl": "PFRL's A3C"}
@@ -240,6 +254,7 @@ def flower(results: Mapping[str, Any]) -> str:
 LINES = (
     Line("A3C", "hogwild", "a3c-in-processes", hogwild),
     Line("A3C until solved", "cartpole", "learning", cartpole),
+    Line("Pong from pixels", "pong", "pong", pong),
     Line("PPO, compiled", "on_device", "the-compiled-loop", on_device),
     Line("PPO", "presets", "presets", preset("ppo/HalfCheetah-v5")),
     Line("DQN", "presets", "presets", preset("dqn/gymnax:Acrobot-v1")),

@@ -57,22 +57,33 @@ def cartpole(results: Mapping[str, Any]) -> str:
 
 
 def pong(results: Mapping[str, Any]) -> str:
-    """How far it came, and when."""
-    reached = "not reached"
-    if results["reached_at_step"] is not None:
-        reached = (
-            f"{show.number(results['reached_at_step'])} steps, {show.number(results['reached_at_s'] / 60)} minutes"
-        )
-    rows = [
+    """How many seeds came to each mean and what it took them; then every run by itself."""
+    goals = results["goals"]
+    rows = []
+    for name, part in results["presets"].items():
+        cells = [[f"{part[f'reached_{goal}']} of {part['seeds']}", *_took(part, goal)] for goal in goals]
+        rows.append([f"`{name}`", *(cell for of in cells for cell in of)])
+    head = [f"Pong, mean of {results['window']} training episodes"]
+    head += [text for goal in goals for text in (f"reach {goal}", "steps, median", "minutes, median")]
+    ran = [
         [
-            f"`{results['preset']}`, seed {results['seed']}",
-            show.number(results["env_steps"]),
-            show.number(results["wall_s"] / 60),
-            show.number(results["frames_per_s"]),
-            reached,
-            show.number(results["best_mean"]),
-            show.number(results["last_mean"]),
+            f"`{name}`, seed {seed}", run["status"], show.number(run["env_steps"]), show.number(run["wall_s"] / 60),
+            show.number(run["frames_per_s"]), *(cell for goal in goals for cell in _took(run, goal)),
+            show.number(run["best_mean"]), show.number(run["last_mean"]), limit(run),
         ]
-    ]
-    means = ["mean of 0", "best mean", "last mean"]
-    return show.grid(["Pong, 100 training episodes a mean", "steps", "minutes", "frames/s", *means], rows)
+        for name, part in results["presets"].items() for seed, run in part["runs"].items()
+    ]  # fmt: skip
+    took = [text for goal in goals for text in (f"steps to {goal}", "minutes")]
+    means = ["best mean", "last mean", "cores, wall limit"]
+    return show.grid(head, rows) + "\n\n" + show.grid(["run", "", "steps", "minutes", "frames/s", *took, *means], ran)
+
+
+def _took(found: Mapping[str, Any], goal: int) -> list[str]:
+    """Steps and minutes to a mean."""
+    return [show.number(found[f"steps_to_{goal}"]), show.number(found[f"minutes_to_{goal}"])]
+
+
+def limit(run: Mapping[str, Any]) -> str:
+    """Whether a run had the cores to itself, and the hours it was given."""
+    cores = {True: "shared", False: "its own", None: "not told"}[run["shared"]]
+    return cores + (f", {run['hours']:g} h" if run["hours"] is not None else "")

@@ -22,6 +22,16 @@ FIELD: Settings = {  # rows of Pong's screen between the score and the border; a
     },
     "network": {"torso": "universe", "lstm": 256, "initialiser": "orthogonal"},
 }  # fmt: skip
+PAPER: Settings = {  # its numbers, written out: a default that moves would move them
+    "algorithm": {
+        "rollout_length": 5, "discount": 0.99, "entropy_cost": 0.01, "value_cost": 0.5, "reduction": "sum"
+    },
+    "optimiser": {  # the norm is not the paper's, which does not tell it, but that of public reproductions
+        "rule": "rmsprop", "learning_rate": 7e-4, "anneal": True, "decay": 0.99, "epsilon": 0.1, "max_norm": 40.0
+    },
+    "network": {"initialiser": "fan_in"},
+    "runtime": {"statistics": "shared", "segment": "paper"},  # an update at every episode's end
+}  # fmt: skip
 ON_ATARI = {"ALE/*": Tuned(80_000_000, ATARI), "envpool:*-v5": Tuned(80_000_000, ATARI)}
 
 PRESETS: dict[str, Preset] = {
@@ -97,6 +107,16 @@ PRESETS: dict[str, Preset] = {
             "ALE/Pong-v5": Tuned(4_000_000, FIELD),
             **ON_ATARI,
         },
+    ),
+    "a3c_paper": Preset(
+        summary="A3C on Atari with the paper's settings, feed-forward; with --network.lstm 256 its recurrent agent",
+        source=f"{A3C}; rate, value cost and initial weights as its first author wrote to muupan/async-rl",
+        algorithm="actor_critic",
+        runtime="hogwild",
+        env="ALE/Pong-v5",
+        steps=80_000_000,
+        settings=PAPER,
+        tuned=ON_ATARI,
     ),
     "a3c_continuous": Preset(
         summary="A3C with a Gaussian policy head and separate policy and value networks",
