@@ -6,7 +6,9 @@ faster. Every peer also runs with our rollout length and network: `ratio_sb3_our
 `impala` is one actor and a learner apart, on the same two cores; what its monitor costs is measured by leaving it out.
 PFRL is the other A3C, with two processes; that it forks them counts, 0.1 s on CartPole and 0.4 s on Pong. On CartPole
 the workers are also run as two threads of one process: why they are processes. A step of Pong is four frames. With
-`--atari` Pong is measured, without it CartPole; the other stays as the JSON has it.
+`--atari` Pong is measured as the paper has it (four pictures of 84 by 84), with `--field` in one picture of 42 by 42,
+which is what `a3c_lstm` learns from here; without either CartPole; the others stay as the JSON has them. `--field`
+leaves PFRL out, and SB3 makes its small picture of the whole screen; `a3c_lstm` itself is told beside it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,19 @@ MEASURED = (
 )
 APART = ("impala_steps_per_s", "ratio_impala_sb3", "monitoring_cost")  # of an actor and a learner, on CartPole
 TOLD = ("commit", "date", "command")  # of each half its own
-KEYS = (*MEASURED, *APART, *(f"atari.{key}" for key in (*MEASURED, *TOLD)))
+LSTM = ("lstm_steps_per_s_2",)  # `a3c_lstm` with the same pictures, for which SB3's A2C has no network
+HALVES = ("atari", "field")  # each a record of its own within the record
+KEYS = (
+    *MEASURED,
+    *APART,
+    *(f"atari.{key}" for key in (*MEASURED, *TOLD)),
+    *(f"field.{key}" for key in (*MEASURED, *LSTM, *TOLD)),
+)
+SIZE = 42  # of the pictures of `--field`
+FIELD = (
+    *("--environment.size", SIZE, "--environment.frames", 1, "--environment.crop", 34, 194),
+    *("--network.torso", "universe", "--algorithm.rollout-length", 20),
+)
 
 
 class Task(NamedTuple):
@@ -41,26 +55,32 @@ class Task(NamedTuple):
     steps: int
     peer_steps: int
     quick: tuple[int, int, int]  # the same three; about the same time for each side, instead of the same steps
+    words: tuple[Any, ...] = ()  # what else our side is asked for
 
 
 TASKS = {
     "cartpole": Task("CartPole-v1", 3, 400_000, 60_000, (2, 60_000, 6_000)),
     "atari": Task("ALE/Pong-v5", 3, 15_000, 8_000, (1, 2_000, 1_000)),
+    "field": Task("ALE/Pong-v5", 3, 30_000, 16_000, (1, 2_000, 1_000), FIELD),
 }
 
 
 def main() -> None:
     """Measure, and print the record."""
     parser = _common.parser(__doc__)
-    parser.add_argument("--atari", action="store_true", help="Pong; CartPole stays as the JSON has it")
+    parser.add_argument("--atari", action="store_true", help="Pong; the rest stays as the JSON has it")
+    parser.add_argument("--field", action="store_true", help="Pong in one small picture; the rest stays likewise")
     arguments = parser.parse_args()
+    if arguments.atari and arguments.field:
+        parser.error("--atari and --field are two measurements: ask for one of them")
     kept = earlier(arguments)
     results, peers = (kept["results"], kept["peers"]) if kept else (blank(), {})
-    found, report = measure("atari" if arguments.atari else "cartpole", arguments.quick)
+    half = next((name for name in HALVES if getattr(arguments, name)), None)
+    found, report = measure(half or "cartpole", arguments.quick)
     made = _common.record("hogwild", arguments, results, peers | report)
-    if arguments.atari:  # the record's own are those of CartPole, if it was measured
+    if half:  # the record's own are those of CartPole, if it was measured
         told = {key: made[key] for key in TOLD}
-        made |= {"results": results | {"atari": found | told}} | {key: kept[key] for key in TOLD if kept}
+        made |= {"results": results | {half: found | told}} | {key: kept[key] for key in TOLD if kept}
     else:
         made["results"] = results | found
     _common.finish(arguments, made)
@@ -68,7 +88,9 @@ def main() -> None:
 
 def blank() -> dict[str, Any]:
     """Results of nothing."""
-    return compare({}) | {"atari": compare({}) | dict.fromkeys(TOLD)}
+    halves = {half: compare({}) | dict.fromkeys(TOLD) for half in HALVES}
+    halves["field"] |= _common.spread(LSTM[0], [])
+    return compare({}) | halves
 
 
 def earlier(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -84,27 +106,32 @@ def measure(name: str, quick: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     task = TASKS[name]
     repeats, steps, peer_steps = task.quick if quick else (task.repeats, task.steps, task.peer_steps)
     torch_threads = (1,) if quick else (1, None)
-    config = shoal(task.env, 1, 2_000 if name == "cartpole" else 200)["config"]  # also fills the compilation cache
+    few = 2_000 if name == "cartpole" else 200
+    config = shoal(task.env, 1, few, *task.words)["config"]  # also fills the compilation cache
     settings = contenders(config, torch_threads)
     with _peers.Stand() as stand:
-        sides = {f"shoal_{n}": lambda n=n: shoal(task.env, n, steps)["env_steps_per_s"] for n in (1, 2)}
+        sides = {f"shoal_{n}": lambda n=n: shoal(task.env, n, steps, *task.words)["env_steps_per_s"] for n in (1, 2)}
         if name == "cartpole":
             sides["threads_2"] = lambda: threads(2, steps)
             sides["impala"] = lambda: impala(task.env, steps)
             sides["impala, unwatched"] = lambda: impala(task.env, steps, "--runtime.no-monitor")
+        if name == "field":
+            sides["lstm_2"] = lambda: shoal(task.env, 2, steps, preset="a3c_lstm")["env_steps_per_s"]
         for side, request in settings.items():
             peer = side.partition(",")[0]
             if stand.start(peer, may_install=peer == "sb3" or not quick):
                 sides[side] = lambda peer=peer, request=request: stand.rate(peer, steps=peer_steps, **request)
         rates = _common.alternate(sides, repeats)
     told = {"env": task.env, "env_steps": steps, "peer_env_steps": peer_steps, "peer_settings": settings}
+    if name == "field":
+        told |= _common.spread(LSTM[0], rates.pop("lstm_2"))
     return compare(rates) | told, stand.report
 
 
-def shoal(env: str, workers: int, steps: int) -> dict[str, Any]:
-    """Train with one or more workers; the summary."""
-    words = ("--env", env, "--workers", workers, "--steps", steps, "--seed", 0)
-    return _common.train("a3c", *words, *_common.SHORT)
+def shoal(env: str, workers: int, steps: int, *asked: Any, preset: str = "a3c") -> dict[str, Any]:
+    """Train with one or more workers, and with what else is asked for; the summary."""
+    words = ("--env", env, "--workers", workers, "--steps", steps, "--seed", 0, *asked)
+    return _common.train(preset, *words, *_common.SHORT)
 
 
 def impala(env: str, steps: int, *words: str) -> float:
@@ -129,9 +156,14 @@ def contenders(config: Mapping[str, Any], torch_threads: tuple[int | None, ...])
     """
     algorithm, network = config["parts"]["algorithm"], config["parts"]["network"]
     rollout = algorithm["rollout_length"]
+    where: dict[str, Any] = {"atari": [84, 4]}
+    net: dict[str, Any] = {}
+    lengths = {5, rollout}  # of PFRL
     if network["torso"] == "dqn_2013":
-        where: dict[str, Any] = {"atari": True}
-        ours, net = {"rollout": rollout, "small": True}, {}
+        ours = {"rollout": rollout, "small": True}
+    elif network["torso"] == "universe":
+        where = {"atari": [SIZE, 1]}
+        ours, lengths = {"rollout": rollout, "small": True}, set()
     else:
         where, net = {}, {"sizes": list(network["hidden"])}
         ours = {"rollout": rollout, "shared": network["shared"]} | net
@@ -139,7 +171,7 @@ def contenders(config: Mapping[str, Any], torch_threads: tuple[int | None, ...])
     for count in torch_threads:
         sides[f"sb3, its own settings, {count or 'all'} threads"] = where | {"threads": count}
         sides[f"sb3, our settings, {count or 'all'} threads"] = where | {"threads": count} | ours
-    for length in sorted({5, rollout}):
+    for length in sorted(lengths):
         sides[f"pfrl, rollout {length}"] = where | net | {"workers": 2, "rollout": length}
     return sides
 

@@ -194,30 +194,38 @@ def test_hogwild_measures_every_side_of_its_own(monkeypatch):
 def test_pong_and_cartpole_share_a_record_and_one_is_measured_at_a_time(tmp_path, monkeypatch, capsys):
     hogwild, table = _load("hogwild"), _load("table")
     rates = {"shoal_1": [500.0], "shoal_2": [900.0], "sb3, its own settings, 1 threads": [300.0]}
-    found = {"cartpole": hogwild.compare({}) | {"steps_per_s_2": 7.0}, "atari": hogwild.compare(rates)}
+    field = hogwild.compare(rates | {"shoal_2": [1500.0]}) | {"lstm_steps_per_s_2": 1400.0}
+    found = {"cartpole": hogwild.compare({}) | {"steps_per_s_2": 7.0}, "atari": hogwild.compare(rates), "field": field}
     monkeypatch.setattr(hogwild, "measure", lambda name, _: (found[name], {name: {"versions": {}}}))
-    for words in ([], ["--atari"]):
+    for words in ([], ["--atari"], ["--field"]):
         monkeypatch.setattr(sys, "argv", ["hogwild.py", "--json", str(tmp_path / "x.json"), *words])
         hogwild.main()
     record = json.loads((tmp_path / "x.json").read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == record
     assert record["results"]["steps_per_s_2"] == 7.0
-    assert record["results"]["atari"]["ratio_sb3"] == 3.0
+    assert (record["results"]["atari"]["ratio_sb3"], record["results"]["field"]["ratio_sb3"]) == (3.0, 5.0)
     assert (record["command"], record["results"]["atari"]["command"]) == (
         "shoal bench hogwild",
         "shoal bench hogwild --atari",
     )
-    assert set(record["peers"]) == {"cartpole", "atari"}
+    assert set(record["peers"]) == {"cartpole", "atari", "field"}
     assert table.problems(record) == []
-    assert "Pong" in table.render(record, "hogwild")
+    assert "Pong, one picture of 42 by 42" in table.render(record, "hogwild")
 
 
 def test_on_pong_the_peers_are_also_given_our_network():
     settings = {"rollout_length": 20}, {"torso": "dqn_2013", "hidden": [64, 64], "shared": True}
     sides = _load("hogwild").contenders({"parts": dict(zip(("algorithm", "network"), settings, strict=True))}, (1,))
-    assert sides["sb3, our settings, 1 threads"] == {"atari": True, "threads": 1, "rollout": 20, "small": True}
-    assert sides["sb3, its own settings, 1 threads"] == {"atari": True, "threads": 1}
-    assert sides["pfrl, rollout 20"] == {"atari": True, "workers": 2, "rollout": 20}
+    assert sides["sb3, our settings, 1 threads"] == {"atari": [84, 4], "threads": 1, "rollout": 20, "small": True}
+    assert sides["sb3, its own settings, 1 threads"] == {"atari": [84, 4], "threads": 1}
+    assert sides["pfrl, rollout 20"] == {"atari": [84, 4], "workers": 2, "rollout": 20}
+    settings[1]["torso"] = "universe"
+    sides = _load("hogwild").contenders({"parts": dict(zip(("algorithm", "network"), settings, strict=True))}, (1,))
+    own = {"atari": [42, 1], "threads": 1}
+    assert sides == {
+        "sb3, its own settings, 1 threads": own,
+        "sb3, our settings, 1 threads": own | {"rollout": 20, "small": True},
+    }
 
 
 def test_a_peer_that_asks_for_more_keeps_what_it_has(tmp_path, monkeypatch):

@@ -37,7 +37,12 @@ def hogwild(results: Mapping[str, Any]) -> str:
     cart = ", ".join(f"{show.spread(results, key, 'x')} {name}" for key, name in peers.items())
     pong = ", ".join(show.spread(results["atari"], key, "x") for key in peers)
     speed = show.spread(results, "steps_per_s_2")
-    return f"`a3c` with two workers takes {speed} steps/s of CartPole-v1, {cart}; of Pong {pong}"
+    told = f"`a3c` with two workers takes {speed} steps/s of CartPole-v1, {cart}; of Pong {pong}"
+    field = results.get("field", {})
+    if field.get("ratio_sb3") is None:
+        return told
+    small = " and ".join(show.spread(field, key, "x") for key in ("ratio_sb3", "ratio_sb3_ours"))
+    return f"{told}, in one picture of 42 by 42 {small} SB3's A2C (its own and our settings)"
 
 
 def on_device(results: Mapping[str, Any]) -> str:

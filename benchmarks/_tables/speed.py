@@ -13,13 +13,13 @@ HELPS = {"--help": "help_s", "train --help": "train_help_s"}
 def hogwild(results: Mapping[str, Any]) -> str:
     """Steps per second, and our two workers over each side; of both tasks."""
     tables = [against_peers(results, "CartPole-v1", "its own CartPole settings, 8 environments")]
-    if results["atari"]["steps_per_s_2"] is not None:
-        own = "its own Atari settings, 16 environments"
-        told = (
-            f"`{results['atari']['command']}` · {results['atari']['date'][:10]} · commit {results['atari']['commit']}"
-        )
-        tables += [against_peers(results["atari"], "Pong, four frames a step", own), f"Pong: {told}. CartPole-v1:"]
-    return "\n\n".join(tables)
+    own = "its own Atari settings, 16 environments"
+    pictures = {"atari": "four pictures of 84 by 84", "field": "one picture of 42 by 42"}
+    halves = {name: results[name] for name in pictures if results.get(name, {}).get("steps_per_s_2") is not None}
+    for name, half in halves.items():
+        told = f"`{half['command']}` · {half['date'][:10]} · commit {half['commit']}"
+        tables += [against_peers(half, f"Pong, {pictures[name]}", own), f"Pong, {pictures[name]}: {told}."]
+    return "\n\n".join([*tables, "CartPole-v1:"] if halves else tables)
 
 
 def against_peers(results: Mapping[str, Any], task: str, own: str) -> str:
@@ -39,6 +39,10 @@ def against_peers(results: Mapping[str, Any], task: str, own: str) -> str:
         rows.insert(
             2, ["the same workers as 2 threads of one process", show.spread(results, "threads_steps_per_s_2"), ""]
         )
+    if results.get("lstm_steps_per_s_2") is not None:
+        rows.insert(1, ["Shoal `a3c_lstm`, 2 workers", show.spread(results, "lstm_steps_per_s_2"), ""])
+    if results["pfrl_a3c_steps_per_s"] is None:
+        rows = [row for row in rows if not row[0].startswith("PFRL")]
     apart = results.get("impala_steps_per_s") is not None
     if apart:
         rows.append(["Shoal `impala`, an actor and a learner", show.spread(results, "impala_steps_per_s"), ""])

@@ -81,7 +81,7 @@ def measure(*, steps, workers, rollout, sizes=(), atari=False):
         workers: Processes.
         rollout: `t_max`, environment steps per update; 5 in PFRL's examples.
         sizes: Hidden layers on CartPole.
-        atari: Pong instead of CartPole.
+        atari: Pong instead of CartPole; its pictures are those of the paper, whatever is named.
     """
     torch.set_num_threads(1)
     net = convolutions() if atari else model(sizes)

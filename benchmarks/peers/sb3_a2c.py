@@ -52,6 +52,22 @@ class SmallConvolutions(BaseFeaturesExtractor):
         return self.layers(obs)
 
 
+class FieldConvolutions(BaseFeaturesExtractor):
+    """Four small convolutions with ELU and nothing after them, as our torso `universe`."""
+
+    def __init__(self, space):
+        super().__init__(space, 32 * 3 * 3)
+        layers, inputs = [], space.shape[0]
+        for _ in range(4):
+            layers += [torch.nn.Conv2d(inputs, 32, 3, stride=2, padding=1), torch.nn.ELU()]
+            inputs = 32
+        self.layers = torch.nn.Sequential(*layers, torch.nn.Flatten())
+
+    def forward(self, obs):
+        """`[B, 1, 42, 42]` -> `[B, 288]`."""
+        return self.layers(obs)
+
+
 def policy_settings(sizes, shared):
     """The keyword arguments of `MlpPolicy` for our network; none for SB3's own (two trunks of 64 and 64)."""
     if not sizes:
@@ -67,16 +83,18 @@ def cartpole(sizes, shared, seed):
     return make_vec_env("CartPole-v1", n_envs=8, seed=seed), "MlpPolicy", rest
 
 
-def pong(small, seed):
-    """Likewise; `small` takes the network of DQN-2013 instead of SB3's own."""
+def pong(small, size, frames, seed):
+    """Likewise; `small` takes our network of that picture instead of SB3's own."""
     gymnasium.register_envs(ale_py)
-    envs = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=16, seed=seed), n_stack=4)
+    wrapped = make_atari_env("PongNoFrameskip-v4", n_envs=16, seed=seed, wrapper_kwargs={"screen_size": size})
+    envs = VecFrameStack(wrapped, n_stack=frames)
     policy = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
-    policy |= {"features_extractor_class": SmallConvolutions, "net_arch": []} if small else {}
+    network = SmallConvolutions if size == 84 else FieldConvolutions
+    policy |= {"features_extractor_class": network, "net_arch": []} if small else {}
     return envs, "CnnPolicy", {"ent_coef": 0.01, "vf_coef": 0.25, "policy_kwargs": policy}
 
 
-def measure(*, steps, threads=None, rollout=5, sizes=(), shared=False, seed=0, atari=False, small=False):
+def measure(*, steps, threads=None, rollout=5, sizes=(), shared=False, seed=0, atari=None, small=False):
     """One timed training.
 
     Args:
@@ -86,11 +104,11 @@ def measure(*, steps, threads=None, rollout=5, sizes=(), shared=False, seed=0, a
         sizes: Hidden layers on CartPole; empty for SB3's own network.
         shared: Whether policy and value share them.
         seed: Of the run.
-        atari: Pong instead of CartPole.
-        small: On Pong, the network of DQN-2013.
+        atari: Pong instead of CartPole, in pictures of this height and width, and so many of them: `[84, 4]`, `[42, 1]`.
+        small: On Pong, the network that ours has: that of DQN-2013, or of 42 by 42 that of universe.
     """
     torch.set_num_threads(threads or DEFAULT_THREADS)
-    envs, policy, rest = pong(small, seed) if atari else cartpole(sizes, shared, seed)
+    envs, policy, rest = pong(small, *atari, seed) if atari else cartpole(sizes, shared, seed)
     model = A2C(policy, envs, n_steps=rollout, device="cpu", seed=seed, **rest)
     model.learn(envs.num_envs * rollout if atari else 1000)  # warms allocators and dispatch up
     began = time.perf_counter()
