@@ -104,7 +104,7 @@ def measure(*, steps, threads=None, rollout=5, sizes=(), shared=False, seed=0, a
         sizes: Hidden layers on CartPole; empty for SB3's own network.
         shared: Whether policy and value share them.
         seed: Of the run.
-        atari: Pong instead of CartPole, in pictures of this height and width, and so many of them: `[84, 4]`, `[42, 1]`.
+        atari: Pong instead of CartPole, in pictures so high and wide, and so many of them: `[84, 4]`, `[42, 1]`.
         small: On Pong, the network that ours has: that of DQN-2013, or of 42 by 42 that of universe.
     """
     torch.set_num_threads(threads or DEFAULT_THREADS)
