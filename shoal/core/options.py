@@ -146,6 +146,18 @@ def check(config: Any, path: str) -> None:
                 raise errors.Refused(f"{path}.{field.name}={value} is out of range; it must be {allowed}")
 
 
+def has(cls: type, name: str, value: Any) -> bool:
+    """Whether a config has a field of this name and, where that is one of some choices, the choice.
+
+    Args:
+        cls: The config's dataclass.
+        name: Of the field.
+        value: What it would be.
+    """
+    hint = typing.get_type_hints(cls).get(name) if name in cls.__dataclass_fields__ else None  # type: ignore[attr-defined]
+    return hint is not None and (typing.get_origin(hint) is not typing.Literal or value in typing.get_args(hint))
+
+
 def _coerce(hint: Any, value: Any, path: str) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
