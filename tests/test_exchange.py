@@ -207,7 +207,7 @@ def test_a_hyperparameter_has_one_prior():
         "algorithm.tau",
         "algorithm.clip",
     ]
-    with pytest.raises(errors.Refused, match="algorithm.reward_scale has one already"):
+    with pytest.raises(errors.Refused, match="reward_scale has one already"):
         priors.read(["algorithm.reward_scale=uniform(0,1)", "algorithm.reward-scale=uniform(0,2)"])
 
 

@@ -163,11 +163,22 @@ def _owner(at: int, table: Any) -> Owner:
         if not isinstance(table.get(key, {}), dict):
             raise errors.Refused(f"{called}: {key}={table[key]!r} is no table of settings; e.g. {key} = {{ ... }}")
     env = environments.full(table["env"])
-    if table["name"] != table["name"].strip() or "/" in table["name"] or not table["name"].isprintable():
-        raise errors.Refused(
-            f"{called}: the name {table['name']!r} is to stand in files; leave / and blanks around out"
-        )
+    check_name(table["name"], called)
     return Owner(table["name"], env, table.get("environment", {}), table.get("network", {}), table.get("optimiser", {}))
+
+
+def check_name(name: str, called: str) -> None:
+    """Refuse a party's name that could not be part of a file's.
+
+    Args:
+        name: It.
+        called: Where it was given, for the message.
+
+    Raises:
+        Refused: It is empty, has a / or blanks around, or what cannot be printed.
+    """
+    if not name or name != name.strip() or "/" in name or not name.isprintable():
+        raise errors.Refused(f"{called}: the name {name!r} is to stand in files; leave / and blanks around out")
 
 
 # ------------------------------------------------------------------------------------------------ an experiment's

@@ -106,8 +106,8 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
     less, more = config.factors
     if not 0.0 < less < 1.0 < more < math.inf:
         raise errors.Refused(
-            f"runtime.factors={config.factors}: hyperparameters are made smaller by the first, larger by the second; give "
-            "one between 0 and 1 and one above 1, e.g. 0.8 1.25"
+            f"runtime.factors={config.factors}: hyperparameters are made smaller by the first, larger by the second; "
+            "give one between 0 and 1, and one above 1, e.g. 0.8 1.25"
         )
     if config.block and config.members % config.block:
         raise errors.Refused(
