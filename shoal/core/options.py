@@ -169,6 +169,8 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
             value = [f"{name}={item}" for name, item in value.items()]
         if not isinstance(value, list | tuple):
             raise errors.Refused(f"{path}={value!r} is not a list; give values of type {inner[0].__name__}")
+        if inner[-1] is not Ellipsis and len(value) != len(inner):
+            raise errors.Refused(f"{path}={list(value)} has {len(value)} values; give {len(inner)}")
         return tuple(_coerce(inner[0], item, path) for item in value)
     if origin in (typing.Union, python_types.UnionType):
         return None if value is None else _coerce(inner[0], value, path)

@@ -16,7 +16,7 @@ they leave out is as the experiment has it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,6 +125,8 @@ def from_json(given: Sequence[Any]) -> tuple[Owner, ...]:
     Raises:
         Refused: A key that is unknown, missing or of a wrong type, two of one name, or an unknown environment.
     """
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise errors.Refused(f"parties={given!r} is neither a number of parties nor a list of tables")
     found = tuple(_owner(at, table) for at, table in enumerate(given))
     names = [one.name for one in found]
     if twice := next((name for name in names if names.count(name) > 1), None):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from etils import epy
 
 from shoal import environments, experiment, log
-from shoal.core import errors, files, seeds, tree, types
+from shoal.core import errors, files, registry, seeds, tree, types
 from shoal.experiment import budget, counting, extending, presets, scheduled, starting
 from shoal.runs import checkpoint, group, longer, origin, parties, run_folder, session
 from shoal.runtimes.crew import spawning, threads
@@ -278,8 +278,9 @@ def _ready(
     if together:
         experiment.validate(members[-1], opened)
         if not experiment.ways(made.runtime).seeds:
+            several = ", ".join(name for name in registry.names("runtime") if experiment.ways(name).seeds)
             raise errors.Refused(
-                f"--seeds needs a runtime that takes several seeds in one program (on_device, host), but {made.env} is "
+                f"--seeds needs a runtime that takes several seeds in one program ({several}), but {made.env} is "
                 f"to run under {made.runtime}; give --runtime host, or run the seeds one by one, with --seed"
             )
     experiment.check_environment(opened)

@@ -62,7 +62,7 @@ def joins(config: Config, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     Raises:
         Refused: It does not say PARTY:STEPS.
     """
-    found = []
+    found: list[tuple[int, int]] = []
     for one in config.join:
         try:
             found += running.joins([one], names)
