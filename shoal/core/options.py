@@ -146,7 +146,7 @@ def check(config: Any, path: str) -> None:
                 raise errors.Refused(f"{path}.{field.name}={value} is out of range; it must be {allowed}")
 
 
-def has(cls: type, name: str, value: Any) -> bool:
+def has(cls: type, name: str, value: object) -> bool:
     """Whether a config has a field of this name and, where that is one of some choices, the choice.
 
     Args:
