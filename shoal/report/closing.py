@@ -51,7 +51,7 @@ def _parties(federation: Mapping[str, Any]) -> str:
 def _faults(counts: Mapping[str, int]) -> list[str]:
     """What a person is told of them, a line each."""
     restarts, dropped = counts.get("restarts", 0), counts.get("non_finite", 0)
-    told = [f"{restarts} restart{'s' * (restarts > 1)}; the tracebacks are above"] if restarts else []
+    told = [f"{restarts} restart{'s' * (restarts > 1)}; faults.log tells why"] if restarts else []
     for what, becomes in (("rewards", "taken as 0"), ("observations", "taken as they were a step before")):
         if bad := counts.get(f"non_finite_{what}", 0):
             told.append(f"the simulator gave {bad:,} {what} that are not finite, {becomes}")
