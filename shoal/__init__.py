@@ -62,7 +62,8 @@ def train(
         env_kwargs: Keyword arguments of its constructor; short for ``environment={"kwargs": ...}``.
         steps: Environment steps; the preset's tuned number when None.
         seed: Seed of everything random.
-        seeds: Train so many seeds, from `seed` on, in one program; runtimes on_device and host.
+        seeds: Train so many seeds, from `seed` on, in one program; runtimes on_device, host,
+            population and federated.
         workers: Worker processes, for runtimes that have them.
         members: Of a population.
         parties: Owners that train together: how many, or a parties file, or its tables as mappings (``name``, ``env``,
@@ -89,7 +90,7 @@ def train(
         shoal.core.errors.GaveUp: The run could not be kept going.
     """
     from shoal import log
-    from shoal.core import importing
+    from shoal.core import errors, importing
     from shoal.experiment import filed, presets
     from shoal.experiment import parties as owners
     from shoal.runs import training
@@ -97,6 +98,8 @@ def train(
     settings: dict[str, Mapping[str, Any]] = dict(parts)
     names: dict[str, Any] = {}
     for kind, given in (("runtime", runtime), ("corrector", corrector), ("compressor", compressor)):
+        if not (given is None or isinstance(given, str | Mapping)):
+            raise errors.Refused(f"{kind}={given!r} is neither a name nor settings; give e.g. {kind}={{'name': ...}}")
         named = {"name": given} if given is None or isinstance(given, str) else dict(given)
         names[kind] = named.pop("name", None)
         settings[kind] = named

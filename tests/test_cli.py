@@ -59,7 +59,7 @@ BAD = {  # arguments -> what the one line must say
     "train a3c --steps 0": ["steps=0", "at least 1"],
     "train a3c --steps -5": ["-5", "at least 1"],
     "train a3c --seed -1": ["seed=-1", "between 0 and"],
-    "train a3c --seeds 2": ["--seeds", "on_device", "hogwild", "one by one"],
+    "train a3c --seeds 2": ["--seeds", "(federated, host, on_device, population)", "hogwild", "one by one"],
     "train a2c --seeds 0": ["--seeds 0", "at least 1"],
     "train a2c --seeds many": ["--seeds", "'many'", "INT"],
     "train a2c --seed -1 --seeds 2": ["seed=-1", "between 0 and"],

@@ -49,6 +49,8 @@ OF_ACTIONS = "none, q_lambda, retrace, tree_backup"
         ("train a3c --env probe:target --corrector vtrace --corrector.reject dppo_tv", "which have densities"),
         ("train ppo --corrector icepop --corrector.low 9", "corrector.low=9 is above corrector.high=5"),
         ("train ppo --corrector tis --corrector.cap -1", "corrector.cap=-1.0 is out of range"),
+        ("train ppo --corrector tis --corrector.cap 0", "corrector.cap=0 makes every weight 0"),
+        ("train a2c --corrector vtrace --corrector.clip 0", "corrector.clip=0 makes every weight 0"),
         ("train async_nstep_q --algorithm.epsilon-learned 0.1", "changes nothing without a corrector"),
     ],
 )

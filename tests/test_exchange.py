@@ -199,6 +199,16 @@ def test_a_prior_as_it_is_typed():
     )
     assert priors.parse("algorithm.tau=choice(0.1,0.01)")[1] == priors.Prior("choice", 0.01, 0.1, (0.1, 0.01))
     assert PRIORS["algorithm.discount"].high == 0.9999
+    assert priors.parse("algorithm.entropy-cost=uniform(0,1)")[0] == "algorithm.entropy_cost"  # as an option is typed
+
+
+def test_a_hyperparameter_has_one_prior():
+    assert list(priors.read(["algorithm.tau=uniform(0,1)", "algorithm.clip=uniform(0,1)"])) == [
+        "algorithm.tau",
+        "algorithm.clip",
+    ]
+    with pytest.raises(errors.Refused, match="reward_scale has one already"):
+        priors.read(["algorithm.reward_scale=uniform(0,1)", "algorithm.reward-scale=uniform(0,2)"])
 
 
 @pytest.mark.parametrize(
@@ -225,6 +235,7 @@ def test_a_prior_that_is_none(text, says):
     [
         ("algorithm.polcy_delay=integer(1,5)", "did you mean 'algorithm.policy_delay'"),
         ("algorithm.tau=uniform(0,2)", "between 0 and 1"),
+        ("algorithm.discount=uniform(0.9,1.5)", "between 0 and 1"),
         ("algorithm.policy_delay=uniform(1,5)", r"integer\(1,5\)"),
     ],
 )

@@ -211,6 +211,10 @@ REFUSED = [
     ("party --server 127.0.0.1:9 --keys {tmp} --node-user nobody-of-that-name --out {tmp}/p", "no such user"),
     ("keys --out {tmp}/k", "give --host NAME"),
     ("keys --out {tmp} --party a", "never written over"),
+    ("keys --out {tmp}/k --party ../a", "--party: the name '../a' is to stand in files"),
+    ("keys --out {tmp}/k --host=", "--host '' is neither a name nor an address"),
+    ("keys --out {tmp}/k --host fed.example.org:9100", "without port"),
+    ("keys --out /proc/none/k --host fed.example.org", "cannot make the keys in /proc/none/k"),
 ]
 
 

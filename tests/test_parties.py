@@ -150,13 +150,25 @@ def test_the_file_and_other_options_must_agree(tmp_path):
         (["collab_a2c", "--federation.partys", "3"], "'--runtime.partys'; did you mean --runtime.parties?"),
         (["collab_dqn", "--parties", "3", "--environment.parties", "7"], "owners:CartPole-lengths is to have 7"),
         (["a2c", "--env", "owners:Spaces"], "no single learner fits it"),
+        (["collab_a2c", "--runtime.placement", "axis", "--env", "owners:Spaces", "--network.form", "C"],
+         "one compiled program cannot serve these parties"),
+        (["consensus", "--env", "gymnax:Pendulum-v1"], "policies that give each of some actions a chance"),
+        (["consensus", "--runtime.public-from", "bounds"], "declares no finite bounds of what is seen"),
+        (["collab_a2c", "--runtime.participation", "0"], "runtime.participation=0 asks nobody"),
+        (["collab_a2c", "--parties", "2", "--runtime.join", "0:9", "1:9"], "none would ever begin"),
+        (["collab_a2c", "--parties", "2", "--runtime.join", "1"], "parties are numbered 0 to 1; give e.g. 1:20000"),
+        (["independent", "--parties", "2", "--runtime.join", "2:9"], "runtime.join=2:9 names no party"),
+        (["collab_a2c", "--parties", "2", "--runtime.paces", "1", "-4"], "runtime.paces=1 -4: give each of the 2"),
+        (["collab_a2c", "--parties", "2", "--runtime.paces", "1", "1", "1"], "runtime.paces=1 1 1"),
     ],
 )  # fmt: skip
-def test_mistakes_on_the_command_line_end_with_2(typed, told, capsys):
+def test_mistakes_on_the_command_line_end_with_2(typed, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["train", *typed, "--steps", "100"]) == 2
     said = capsys.readouterr().err
     assert told in said
     assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "nothing is made"
 
 
 # ------------------------------------------------------------------------------------------------ what is built

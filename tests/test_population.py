@@ -396,6 +396,13 @@ def test_bytes_are_told_and_a_population_that_does_not_fit_is_refused(monkeypatc
         budget.check(budget.Need(2 * budget.MB, None), 12, "members", option="--members")
 
 
+@pytest.mark.parametrize(("preset", "runtime", "meant"), [
+    ("collab_a2c", "population", "truncation"), ("pbt_ppo", "federated", "gradient"),
+])  # fmt: skip
+def test_a_choice_of_the_presets_own_runtime_is_left_out_under_another_that_lacks_it(preset, runtime, meant):
+    assert presets.config(presets.Request(preset, runtime=runtime), "runtime").exchange == meant
+
+
 @pytest.mark.parametrize(
     ("runtime", "words"),
     [
@@ -406,6 +413,8 @@ def test_bytes_are_told_and_a_population_that_does_not_fit_is_refused(monkeypatc
         ({"members": 1}, ["truncation", "two members"]),
         ({"members": 0}, ["members=0", "at least 1"]),
         ({"fraction": 1.0}, ["fraction"]),
+        ({"factors": (-1.0, 2.0)}, ["runtime.factors=(-1.0, 2.0)", "0.8 1.25"]),
+        ({"factors": (1.0, 1.0)}, ["runtime.factors"]),
     ],
 )
 def test_what_cannot_be_a_population_is_refused(runtime, words):

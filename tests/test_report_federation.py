@@ -129,6 +129,18 @@ def test_what_breaks_the_boundary_says_so_on_its_page_and_at_its_end(tmp_path):
     assert "caution" not in closing.text(json.loads((plain / "summary.json").read_text()), plain)
 
 
+def test_the_last_screen_names_a_command_that_can_be_typed_as_it_stands(tmp_path):
+    path = make_run(tmp_path / "my run", preset="shared", env="owners:CartPole-lengths")
+    summary = json.loads((path / "summary.json").read_text()) | {"status": "interrupted", "stopped_by": "SIGINT"}
+    assert f"shoal resume '{path}'" in closing.text(summary, path)
+
+
+def test_the_last_screen_says_where_restarts_are_told_of(tmp_path):
+    path = make_run(tmp_path / "run", preset="shared", env="owners:CartPole-lengths")
+    summary = json.loads((path / "summary.json").read_text()) | {"faults": {"restarts": 2}}
+    assert "2 restarts; faults.log tells why" in closing.text(summary, path), "one that was killed leaves no traceback"
+
+
 def test_the_last_screen_says_how_many_took_part_and_who_did_worst(one):
     summary = json.loads((one / "summary.json").read_text())
     summary["federation"] |= {"owners": 2, "evaluation": {"worst": 50.0, "worst_party": "south"}}

@@ -264,6 +264,9 @@ def test_python_refuses_what_the_command_line_refuses(tmp_path):
         ({"preset": "a3c", "algorithm": {"discount": "high"}}, "wrong type"),
         ({"preset": "a3c", "algorithm": {"discount": float("nan")}}, "not a number"),
         ({"preset": "a3c", "algoritm": {"discount": 0.9}}, "did you mean 'algorithm'"),
+        ({"preset": "impala", "compressor": 3}, "compressor=3 is neither a name nor settings"),
+        ({"preset": "pbt_ppo", "runtime": {"factors": [0.5]}}, "runtime.factors=[0.5] has 1 values; give 2"),
+        ({"preset": "collab_a2c", "parties": 2.5}, "parties=2.5 is neither a number"),
     ):
         with pytest.raises(errors.Refused) as refused:
             shoal.train(**arguments, out=out, quiet=True)

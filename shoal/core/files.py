@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from pathlib import Path
 
 
@@ -30,3 +31,8 @@ def replace(path: Path, data: bytes) -> None:
 def reason(error: OSError) -> str:
     """Why, in a few words."""
     return error.strerror or str(error) or type(error).__name__
+
+
+def typed(path: Path | str) -> str:
+    """A path as it is typed in a command, in quotes where it has blanks and the like."""
+    return shlex.quote(str(path))

@@ -146,6 +146,18 @@ def check(config: Any, path: str) -> None:
                 raise errors.Refused(f"{path}.{field.name}={value} is out of range; it must be {allowed}")
 
 
+def has(cls: type, name: str, value: object) -> bool:
+    """Whether a config has a field of this name and, where that is one of some choices, the choice.
+
+    Args:
+        cls: The config's dataclass.
+        name: Of the field.
+        value: What it would be.
+    """
+    hint = typing.get_type_hints(cls).get(name) if name in cls.__dataclass_fields__ else None  # type: ignore[attr-defined]
+    return hint is not None and (typing.get_origin(hint) is not typing.Literal or value in typing.get_args(hint))
+
+
 def _coerce(hint: Any, value: Any, path: str) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
@@ -157,6 +169,8 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
             value = [f"{name}={item}" for name, item in value.items()]
         if not isinstance(value, list | tuple):
             raise errors.Refused(f"{path}={value!r} is not a list; give values of type {inner[0].__name__}")
+        if inner[-1] is not Ellipsis and len(value) != len(inner):
+            raise errors.Refused(f"{path}={list(value)} has {len(value)} values; give {len(inner)}")
         return tuple(_coerce(inner[0], item, path) for item in value)
     if origin in (typing.Union, python_types.UnionType):
         return None if value is None else _coerce(inner[0], value, path)

@@ -429,6 +429,7 @@ class Ways(NamedTuple):
     learners: int = 1  # that share the parameters, each with streams of its own
     members: int = 1  # learners that share nothing: the environment steps of a run are divided between them
     fits: Callable[[Agent], None] | None = None  # refuses what it cannot train with these settings; None: takes all
+    suits: Callable[[Parts], None] | None = None  # the same of all parts, where an agent says too little
     parties: int = 0  # owners that train together, each with an environment and a private part of its own; 0: it is
     # one learner's, or workers'
     spread: bool = False  # whether parties that no file names have networks and rates of their own, each another

@@ -119,7 +119,23 @@ def numbers(config: Any, how: How) -> Mapping[str, Any]:
                 f"corrector.{low}={found[low]:g} is above corrector.{high}={found[high]:g}, so nothing would be kept; "
                 "lower the one or raise the other"
             )
+    if "cap" in found:
+        check_cap("cap", found["cap"])
     return {name: np.float32(value) for name, value in found.items()}
+
+
+def check_cap(name: str, value: float) -> None:
+    """Refuse an upper bound of the weights that leaves none.
+
+    Args:
+        name: Of the setting.
+        value: Its value, at least 0.
+
+    Raises:
+        Refused: It is 0.
+    """
+    if value == 0.0:
+        raise errors.Refused(f"corrector.{name}=0 makes every weight 0, so nothing would be learned; give more, e.g. 1")
 
 
 def bounds(config: Any, how: How) -> types.Bounds:

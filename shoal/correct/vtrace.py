@@ -49,6 +49,7 @@ class Hyper(NamedTuple):
 
 def build(config: Config) -> types.Corrector:
     """The corrector."""
+    _weights.check_cap("clip", config.clip)
     how = _weights.How(config.weight, config.reject)
     hyper = Hyper(
         lambda_=np.float32(config.lambda_),

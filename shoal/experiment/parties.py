@@ -16,7 +16,7 @@ they leave out is as the experiment has it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,6 +125,8 @@ def from_json(given: Sequence[Any]) -> tuple[Owner, ...]:
     Raises:
         Refused: A key that is unknown, missing or of a wrong type, two of one name, or an unknown environment.
     """
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise errors.Refused(f"parties={given!r} is neither a number of parties nor a list of tables")
     found = tuple(_owner(at, table) for at, table in enumerate(given))
     names = [one.name for one in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -163,11 +165,22 @@ def _owner(at: int, table: Any) -> Owner:
         if not isinstance(table.get(key, {}), dict):
             raise errors.Refused(f"{called}: {key}={table[key]!r} is no table of settings; e.g. {key} = {{ ... }}")
     env = environments.full(table["env"])
-    if table["name"] != table["name"].strip() or "/" in table["name"] or not table["name"].isprintable():
-        raise errors.Refused(
-            f"{called}: the name {table['name']!r} is to stand in files; leave / and blanks around out"
-        )
+    check_name(table["name"], called)
     return Owner(table["name"], env, table.get("environment", {}), table.get("network", {}), table.get("optimiser", {}))
+
+
+def check_name(name: str, called: str) -> None:
+    """Refuse a party's name that could not be part of a file's.
+
+    Args:
+        name: It.
+        called: Where it was given, for the message.
+
+    Raises:
+        Refused: It is empty, has a / or blanks around, or what cannot be printed.
+    """
+    if not name or name != name.strip() or "/" in name or not name.isprintable():
+        raise errors.Refused(f"{called}: the name {name!r} is to stand in files; leave / and blanks around out")
 
 
 # ------------------------------------------------------------------------------------------------ an experiment's

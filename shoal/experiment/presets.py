@@ -132,8 +132,12 @@ def config(request: Request, kind: str) -> Any:
 
 
 def _fitting(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset's runtime settings name the fields of several runtimes; each takes its own."""
-    return {name: value for name, value in settings.items() if name in cls.__dataclass_fields__}  # type: ignore[attr-defined]
+    """A preset's runtime settings name the fields of several runtimes; each takes its own.
+
+    Runtimes may call two things by one name (`exchange` of a population and of owners); a choice that one does not have
+    was meant for another.
+    """
+    return {name: value for name, value in settings.items() if options.has(cls, name, value)}
 
 
 def tuned_for(preset: Preset, env: str) -> Tuned | None:

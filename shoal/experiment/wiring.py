@@ -422,6 +422,9 @@ def build(experiment: Experiment, opened: environments.Opened | None = None, sta
         experiment: What to build.
         opened: Its environment, if it is open already.
         start: The policy its learner starts from, as `starting.kept`; None where none will start.
+
+    Raises:
+        Refused: The runtime cannot train these parts as it is set.
     """
     how = ways(experiment.runtime, experiment.configs["runtime"])
     lead = parties.lead(experiment, how)
@@ -433,6 +436,8 @@ def build(experiment: Experiment, opened: environments.Opened | None = None, sta
         parts = parts._replace(
             parties=_parties(experiment, how, start), alike=parties.alike(experiment, how, opened.device)
         )
+    if how.suits is not None:
+        how.suits(parts)
     assert isinstance(parts.programs, programs.Shelf)
     return Built(
         parts, registry.load("runtime", experiment.runtime).build(experiment.configs["runtime"]), parts.programs

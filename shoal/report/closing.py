@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shoal.core import files
+
 
 def text(summary: Mapping[str, Any], folder: Path) -> str:
     """What a person wants to know when a run has ended.
@@ -27,7 +29,8 @@ def text(summary: Mapping[str, Any], folder: Path) -> str:
         rows.append(("caution", summary["caution"]))
     rows += [("faults", told) for told in _faults(summary["faults"])]
     interrupted = summary["status"] == "interrupted"
-    rows.append(("resume", f"shoal resume {folder}") if interrupted else ("report", str(folder / "report.html")))
+    again = ("resume", f"shoal resume {files.typed(folder)}")
+    rows.append(again if interrupted else ("report", str(folder / "report.html")))
     width = max(len(name) for name, _ in rows)
     return "\n".join([_headline(summary), *(f"  {name:<{width}}  {value}" for name, value in rows)])
 
@@ -48,7 +51,7 @@ def _parties(federation: Mapping[str, Any]) -> str:
 def _faults(counts: Mapping[str, int]) -> list[str]:
     """What a person is told of them, a line each."""
     restarts, dropped = counts.get("restarts", 0), counts.get("non_finite", 0)
-    told = [f"{restarts} restart{'s' * (restarts > 1)}; the tracebacks are above"] if restarts else []
+    told = [f"{restarts} restart{'s' * (restarts > 1)}; faults.log tells why"] if restarts else []
     for what, becomes in (("rewards", "taken as 0"), ("observations", "taken as they were a step before")):
         if bad := counts.get(f"non_finite_{what}", 0):
             told.append(f"the simulator gave {bad:,} {what} that are not finite, {becomes}")
@@ -73,7 +76,7 @@ def group(summary: Mapping[str, Any], folder: Path) -> str:
         ("steps", f"{summary['env_steps']:,} in {summary['episodes']:,} episodes, {summary['updates']:,} updates"),
         ("time", _time(summary)),
         ("memory", _number(summary["peak_rss_mb"], "{:,.0f} MB")),
-        ("resume", f"shoal resume {folder}") if summary["status"] == "interrupted" else
+        ("resume", f"shoal resume {files.typed(folder)}") if summary["status"] == "interrupted" else
         ("report", str(folder / "report.html")),
     ]  # fmt: skip
     if len(runs) > 12:
@@ -154,8 +157,8 @@ def comparison(summary: Mapping[str, Any], folder: Path) -> str:
     table += [(name, *compared.cells(row)) for name, row in summary["presets"].items()]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  " + "  ".join(map(str.rjust, row, widths)) for row in table]
-    files = [f"  {key}  {summary[key]}" for key in ("figure", "report") if key in summary]
+    made = [f"  {key}  {summary[key]}" for key in ("figure", "report") if key in summary]
     if summary["status"] == "interrupted":
-        files.append(f"  resume  shoal resume {folder}")
+        made.append(f"  resume  shoal resume {files.typed(folder)}")
     state = done.get(summary["status"], summary["status"])
-    return "\n".join([head + state, *lines, f"  {compared.verdict(summary)}", *files])
+    return "\n".join([head + state, *lines, f"  {compared.verdict(summary)}", *made])

@@ -47,7 +47,8 @@ def free(folder: Path, *, exact: bool = True) -> Path:
     """
     if exact and os.path.lexists(folder):
         raise errors.Refused(
-            f"the output folder {folder} exists; choose another with --out, or continue it with `shoal resume {folder}`"
+            f"the output folder {folder} exists; choose another with --out, or continue it with "
+            f"`shoal resume {files.typed(folder)}`"
         )
     above = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
     if not above.is_dir():

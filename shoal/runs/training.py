@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from etils import epy
 
 from shoal import environments, experiment, log
-from shoal.core import errors, seeds, tree, types
+from shoal.core import errors, files, registry, seeds, tree, types
 from shoal.experiment import budget, counting, extending, presets, scheduled, starting
 from shoal.runs import checkpoint, group, longer, origin, parties, run_folder, session
 from shoal.runtimes.crew import spawning, threads
@@ -74,7 +74,8 @@ class Run:
     def _learned(self) -> types.Policy:
         if self.policy is None:
             raise errors.Refused(
-                f"{self.folder} was ended before its first step, so there is no policy; `shoal resume {self.folder}` "
+                f"{self.folder} was ended before its first step, so there is no policy; "
+                f"`shoal resume {files.typed(self.folder)}` "
                 "goes on, `shoal.load` has what was saved before"
             )
         return self.policy
@@ -226,8 +227,8 @@ def resume(
         made = extending.longer(folder, made, steps, taken=taken, reanneal=reanneal)
     elif run_folder.status(folder) == "completed":
         raise errors.Refused(
-            f"{folder} is complete: nothing is left to do; `shoal resume {folder} --steps N` goes on to more steps, "
-            "`shoal train` begins a new run"
+            f"{folder} is complete: nothing is left to do; `shoal resume {files.typed(folder)} --steps N` goes on to "
+            "more steps, `shoal train` begins a new run"
         )
     listed = _seeds(folder, config)
     experiment.prepare_seeds(made.runtime, len(listed))
@@ -277,8 +278,9 @@ def _ready(
     if together:
         experiment.validate(members[-1], opened)
         if not experiment.ways(made.runtime).seeds:
+            several = ", ".join(name for name in registry.names("runtime") if experiment.ways(name).seeds)
             raise errors.Refused(
-                f"--seeds needs a runtime that takes several seeds in one program (on_device, host), but {made.env} is "
+                f"--seeds needs a runtime that takes several seeds in one program ({several}), but {made.env} is "
                 f"to run under {made.runtime}; give --runtime host, or run the seeds one by one, with --seed"
             )
     experiment.check_environment(opened)
@@ -403,7 +405,7 @@ def _refuse_comparison(folder: Path, config: dict[str, Any]) -> None:
     if "comparison" in config:
         raise errors.Refused(
             f"{folder} holds a comparison; give the folder of one of its runs, {folder}/PRESET/seed-S, or go on with "
-            f"all by `shoal resume {folder}`"
+            f"all by `shoal resume {files.typed(folder)}`"
         )
 
 

@@ -15,8 +15,8 @@ from etils import epy
 
 from shoal.command import arguments, seats
 from shoal.command.verbs import output, train
-from shoal.core import errors
-from shoal.experiment import presets
+from shoal.core import errors, files
+from shoal.experiment import parties, presets
 
 with epy.lazy_imports():
     import tyro
@@ -228,14 +228,26 @@ def _keys(typed: list[str]) -> int:
     if given.out.exists():
         raise errors.Refused(f"--out {given.out} exists, and keys are never written over; choose another folder")
     if given.party is not None:
-        keys.make_party(given.out)
+        parties.check_name(given.party, "--party")
+        _made(given.out, lambda: keys.make_party(given.out))
         output.say(
             f"made {given.out}/{keys.KEY}, which stays here; send {given.out}/{keys.PUBLIC} to the server's owner,"
         )
         output.say(f"who keeps it as {keys.PARTIES}/{given.party}.pub; put ca.crt and federation.json beside the key")
         return 0
-    keys.make_server(given.out, given.host)
+    keys.check_hosts(given.host)
+    _made(given.out, lambda: keys.make_server(given.out, given.host))
     (given.out / keys.PARTIES).mkdir()
     output.say(f"made {given.out}: send {keys.AUTHORITY} to the parties, keep {keys.SECRET}; collect their public keys")
     output.say(f"as {given.out}/{keys.PARTIES}/NAME.pub")
     return 0
+
+
+def _made(folder: Path, make: Callable[[], object]) -> None:
+    """Make keys in a folder that may not be possible."""
+    try:
+        make()
+    except OSError as error:
+        raise errors.Refused(
+            f"cannot make the keys in {folder} ({files.reason(error)}); choose another folder with --out"
+        ) from None

@@ -36,7 +36,7 @@ class TrainOptions:
     seed: int = 0
     """Seed of everything random."""
     seeds: int | None = None
-    """Train so many seeds, from --seed on, in one program (runtimes on_device and host)."""
+    """Train so many seeds, from --seed on, in one program (runtimes on_device, host, population, federated)."""
     workers: int | None = None
     """Worker processes (short for --runtime.workers, or --runtime.bundles of a parameter server)."""
     members: int | None = None

@@ -57,7 +57,7 @@ def body(folder: Path, summary: Mapping[str, Any]) -> str:
 
 def _use(summary: Mapping[str, Any]) -> str | None:
     file = summary["settings_file"]
-    return f"shoal train {summary['preset']} --settings {file}" if file else None
+    return f"shoal train {summary['preset']} --settings {files.typed(file)}" if file else None
 
 
 def _header(title: str, summary: Mapping[str, Any]) -> markup.Markup:

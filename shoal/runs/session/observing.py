@@ -14,7 +14,7 @@ from etils import epy
 
 from shoal import experiment
 from shoal import log as logs
-from shoal.core import types
+from shoal.core import files, types
 from shoal.runs import checkpoint, run_folder
 from shoal.runs.session import accounts, ending, evaluations, lives, memory, program, saving, scores, summary, telling
 
@@ -296,5 +296,6 @@ def _policy(built: experiment.Built, seed: int, progress: types.Progress) -> typ
 
 def _remedy(error: Exception, folder: Path) -> str:
     if isinstance(error, checkpoint.NotSaved):
-        return f"make room, then `shoal resume {folder}` goes on"
-    return f"`shoal resume {folder}` goes back to the newest checkpoint; lower the rates if it comes to the same"
+        return f"make room, then `shoal resume {files.typed(folder)}` goes on"
+    again = f"`shoal resume {files.typed(folder)}`"
+    return f"{again} goes back to the newest checkpoint; lower the rates if it comes to the same"

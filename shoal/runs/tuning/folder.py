@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal import experiment
-from shoal.core import errors
+from shoal.core import errors, files
 from shoal.runs import run_folder
 from shoal.runs.tuning import plan as plans
 
@@ -77,7 +77,7 @@ def same(folder: Path, wanted: Mapping[str, Any]) -> None:
             if here.get(key) != there.get(key):
                 raise errors.Refused(
                     f"{folder} holds a search with {key}={here.get(key)}, not {there.get(key)}; "
-                    f"`shoal resume {folder}` goes on with it, another --out begins a new one"
+                    f"`shoal resume {files.typed(folder)}` goes on with it, another --out begins a new one"
                 )
 
 

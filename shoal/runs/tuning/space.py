@@ -55,14 +55,7 @@ def read(texts: Sequence[str]) -> dict[str, Prior]:
     Raises:
         Refused: One cannot be read, or a setting has two.
     """
-    found: dict[str, Prior] = {}
-    for text in texts:
-        name, prior = distributions.parse(text)
-        name = name.replace("-", "_")
-        if name in found:
-            raise errors.Refused(f"--prior {text}: {name} has one already; give one for each setting")
-        found[name] = prior
-    return found
+    return distributions.read(texts)
 
 
 def usual(made: experiment.Experiment, hyper: Mapping[str, types.Leaf]) -> dict[str, Prior]:

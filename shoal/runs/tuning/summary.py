@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal import experiment
+from shoal.core import files
 from shoal.experiment import filed
 from shoal.runs import run_folder
 from shoal.runs.tuning import folder as folders
@@ -125,12 +126,13 @@ def lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         rows += [(f"{name} again", _side(confirm[name])) for name in ("best", "default", "schedule") if name in confirm]
         rows.append(("verdict", _verdict(confirm)))
     if summary["status"] == "interrupted":
-        rows.append(("resume", f"shoal resume {folder}"))
+        rows.append(("resume", f"shoal resume {files.typed(folder)}"))
     elif best:
-        rows += [("settings", f"shoal train {summary['preset']} --settings {summary['settings_file']}"),
+        rows += [("settings", f"shoal train {summary['preset']} --settings {files.typed(summary['settings_file'])}"),
                  ("report", summary["report"])]  # fmt: skip
         if summary["schedule"]:
-            rows.insert(-1, ("schedule", f"shoal train {summary['preset']} --from-schedule {summary['schedule']}"))
+            schedule = files.typed(summary["schedule"])
+            rows.insert(-1, ("schedule", f"shoal train {summary['preset']} --from-schedule {schedule}"))
     width = max(len(name) for name, _ in rows)
     return [f"{head}): {ended}", *(f"  {name:<{width}}  {value}" for name, value in rows)]
 

@@ -9,6 +9,7 @@ weights are sent, in rounds or as they come (McMahan et al. 2017, arXiv:1602.056
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
@@ -142,6 +143,7 @@ def ways(config: Config) -> types.Ways:
         rules=RULES if config.exchange == "gradient" else None,
         apart=config.clip if privacy.by_trajectory(config) else 0.0,
         fits=trajectories.fits if privacy.by_trajectory(config) else None,
+        suits=functools.partial(placing.suits, config),
     )  # fmt: skip
 
 

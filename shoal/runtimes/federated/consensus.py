@@ -185,16 +185,27 @@ def public(parts: types.Parts, source: str, count: int, seed: int) -> np.ndarray
     return _drawn(parts.spec, count, generator) if source == BOUNDS else _recorded(parts, count, seed, generator)
 
 
-def _drawn(spec: types.EnvSpec, count: int, generator: np.random.Generator) -> np.ndarray:
+def edges(spec: types.EnvSpec) -> tuple[np.ndarray, np.ndarray]:
+    """The declared bounds of what is seen, ``[*obs]`` f64 each.
+
+    Raises:
+        Refused: There are none to draw from.
+    """
     seen = spec.observation
-    edges = [np.broadcast_to(np.asarray(edge or (np.inf,), np.float64), seen.shape) for edge in (seen.low, seen.high)]
-    low, high = edges
+    low, high = (
+        np.broadcast_to(np.asarray(edge or (np.inf,), np.float64), seen.shape) for edge in (seen.low, seen.high)
+    )
     if not (np.abs([low, high]) < LARGEST).all():
         raise errors.Refused(
             f"runtime.public_from=bounds, but {spec.id} declares no finite bounds of what is seen; use owner, who then "
             "agrees to have so many of its observations told"
         )
-    return generator.uniform(low, high, (count, *seen.shape)).astype(np.float32)
+    return low, high
+
+
+def _drawn(spec: types.EnvSpec, count: int, generator: np.random.Generator) -> np.ndarray:
+    low, high = edges(spec)
+    return generator.uniform(low, high, (count, *low.shape)).astype(np.float32)
 
 
 def _recorded(parts: types.Parts, count: int, seed: int, generator: np.random.Generator) -> np.ndarray:

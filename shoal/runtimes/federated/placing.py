@@ -9,7 +9,7 @@ import numpy as np
 from etils import epy
 
 from shoal.core import errors, types
-from shoal.runtimes.federated import axis, consensus, party, processes, turns
+from shoal.runtimes.federated import axis, consensus, party, privacy, processes, turns
 from shoal.runtimes.members import fitness
 
 with epy.lazy_imports():
@@ -90,6 +90,24 @@ def chosen(config: Config, parts: types.Parts) -> str:
         where = "axis" if one else "turns" if parts.device_env is not None else "processes"
     _check_promises(config, where)
     return where
+
+
+def suits(config: Config, parts: types.Parts) -> None:
+    """Refuse parties that cannot be where they are to be, or cannot exchange what they are to.
+
+    Args:
+        config: Of the runtime.
+        parts: The parties, and the first one's environment.
+
+    Raises:
+        Refused: Says what to change.
+    """
+    if config.placement not in ("server", "party"):
+        privacy.placed(config, chosen(config, parts))
+    if config.exchange == "outputs":
+        consensus.check(parts.agent)
+        if config.public_from == consensus.BOUNDS:
+            consensus.edges(parts.spec)
 
 
 def terms(config: Config, parts: types.Parts, run: bytes, seed: int, updates: int) -> party.Terms:

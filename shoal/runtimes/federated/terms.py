@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,19 @@ def check(config: Config, experiment: Asked) -> None:
     Raises:
         Refused: Says what to change.
     """
+    late = joins(config, tuple(str(at) for at in range(config.parties)))
+    if len({party for party, steps in late if steps > 0}) == config.parties:
+        raise errors.Refused(
+            f"runtime.join={' '.join(config.join)}: every party waits for steps of the others, so none would ever "
+            "begin; leave one out"
+        )
+    _check_paces(config)
     if config.exchange == "none":
         return
+    if config.participation == 0.0:
+        raise errors.Refused(
+            "runtime.participation=0 asks nobody in any round; give a chance above 0, or use --runtime.exchange none"
+        )
     aggregator = robust.chosen(config.aggregator, config.hostile)
     if aggregator not in robust.RULES:
         raise errors.unknown("value of runtime.aggregator", config.aggregator, [*robust.RULES, "auto"])
@@ -37,7 +49,6 @@ def check(config: Config, experiment: Asked) -> None:
         )
     server.check(rules_of(config), config.parties)
     hostile.parsed(config.attack, config.parties)
-    joins(config, tuple(str(at) for at in range(config.parties)))
     if config.exchange == "gradient" and config.mu > 0.0:
         raise errors.Refused(
             f"runtime.mu={config.mu:g} draws local updates of the global part to what was downloaded, and with "
@@ -51,13 +62,25 @@ def joins(config: Config, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     Raises:
         Refused: It does not say PARTY:STEPS.
     """
-    try:
-        return running.joins(config.join, names)
-    except ValueError as error:
+    found: list[tuple[int, int]] = []
+    for one in config.join:
+        try:
+            found += running.joins([one], names)
+        except ValueError:
+            raise errors.Refused(
+                f"runtime.join={one} names no party and its steps: parties are numbered 0 to {config.parties - 1}; "
+                f"give e.g. {config.parties - 1}:20000"
+            ) from None
+    return tuple(sorted(found))
+
+
+def _check_paces(config: Config) -> None:
+    """Seconds of a job: above 0, or the simulated clock would go back; one a party at most."""
+    if len(config.paces) > config.parties or not all(0.0 < pace < math.inf for pace in config.paces):
         raise errors.Refused(
-            f"runtime.join={' '.join(config.join)}: {error} names no party and its steps; give e.g. "
-            f"{config.parties - 1}:20000"
-        ) from None
+            f"runtime.paces={' '.join(f'{pace:g}' for pace in config.paces)}: give each of the {config.parties} "
+            "parties, in their order, the seconds that a job takes it, above 0; 1 where none is named"
+        )
 
 
 def rules_of(config: Config) -> server.Rules:

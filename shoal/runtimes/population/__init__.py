@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -63,7 +64,7 @@ class Config:
     explore: Literal["resample", "perturb"] = "resample"
     """How hyperparameters change that were taken over: drawn anew from their priors, or multiplied by a factor."""
     factors: tuple[float, float] = (0.8, 1.25)
-    """The factors of perturb."""
+    """The factors of perturb, one below 1 (but above 0) and one above."""
     prior: tuple[str, ...] = ()
     """Distributions of hyperparameters, e.g. algorithm.entropy_cost=log_uniform(1e-4,1e-1); also uniform(LOW,HIGH),
     integer(LOW,HIGH), choice(A,B,...)."""
@@ -102,6 +103,12 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
         )
     exchange.check(config.exchange, _settings(config), config.members)
     _prior(config)
+    less, more = config.factors
+    if not 0.0 < less < 1.0 < more < math.inf:
+        raise errors.Refused(
+            f"runtime.factors={config.factors}: hyperparameters are made smaller by the first, larger by the second; "
+            "give one between 0 and 1, and one above 1, e.g. 0.8 1.25"
+        )
     if config.block and config.members % config.block:
         raise errors.Refused(
             f"runtime.block={config.block} does not divide {config.members} members; give one of "
@@ -114,7 +121,7 @@ def _fits(config: Config, agent: types.Agent) -> None:
 
 
 def _prior(config: Config) -> dict[str, priors.Prior]:
-    return dict(map(priors.parse, config.prior))
+    return priors.read(config.prior)
 
 
 def _settings(config: Config) -> exchange.Settings:

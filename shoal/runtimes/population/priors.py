@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epy
@@ -36,6 +36,24 @@ class Prior(NamedTuple):
     values: tuple[float, ...] = ()  # of a choice, in the order in which a perturbation moves along them
 
 
+def read(texts: Sequence[str]) -> dict[str, Prior]:
+    """Priors as they are typed, by the names of leaves.
+
+    Args:
+        texts: See `parse`.
+
+    Raises:
+        Refused: One cannot be read, or a hyperparameter has two.
+    """
+    found: dict[str, Prior] = {}
+    for text in texts:
+        name, prior = parse(text)
+        if name in found:
+            raise errors.Refused(f"prior {text!r}: {name} has one already; give one for each hyperparameter")
+        found[name] = prior
+    return found
+
+
 def parse(text: str) -> tuple[str, Prior]:
     """A prior as it is typed.
 
@@ -43,7 +61,7 @@ def parse(text: str) -> tuple[str, Prior]:
         text: ``NAME=KIND(NUMBERS)``, e.g. ``"optimiser.learning_rate=log_uniform(3e-5,3e-3)"``.
 
     Returns:
-        The leaf's name, and the prior; one of a discount ends at 0.9999.
+        The leaf's name, which may be typed like an option's; and the prior; one of a discount ends at 0.9999.
 
     Raises:
         Refused: It is not written so, or its numbers make no distribution.
@@ -53,7 +71,7 @@ def parse(text: str) -> tuple[str, Prior]:
         raise errors.Refused(
             f"prior {text!r} cannot be read; write NAME=KIND(NUMBERS), e.g. algorithm.tau=log_uniform(1e-3,1e-1)"
         )
-    name, kind, inner = found.groups()
+    name, kind, inner = found[1].replace("-", "_"), found[2], found[3]
     if kind not in KINDS:
         raise errors.unknown(f"distribution of {name}", kind, KINDS)
     try:
@@ -62,7 +80,7 @@ def parse(text: str) -> tuple[str, Prior]:
         raise errors.Refused(f"prior {text!r}: {inner!r} are no numbers; separate them by commas") from None
     _check_numbers(text, kind, numbers)
     if name.endswith(".discount"):
-        numbers = tuple(min(one, DISCOUNT) for one in numbers)
+        numbers = tuple(DISCOUNT if DISCOUNT < one <= 1.0 else one for one in numbers)  # beyond 1: `check` refuses it
     return name, Prior(kind, min(numbers), max(numbers), numbers if kind == "choice" else ())
 
 

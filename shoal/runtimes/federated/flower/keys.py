@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,26 @@ if TYPE_CHECKING:
 DAYS = 90
 AUTHORITY, CERTIFICATE, SECRET = "ca.crt", "server.crt", "server.key"  # of the server's folder
 PARTIES = "parties"  # below it: NAME.pub
+LONGEST = 64  # letters of a host's name: more do not fit into a certificate's subject
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*")
 KEY, PUBLIC = "party.key", "party.pub"  # of a party's folder
+
+
+def check_hosts(hosts: Sequence[str]) -> None:
+    """Refuse what a certificate cannot be made for.
+
+    Args:
+        hosts: Names and addresses that parties reach the server by.
+
+    Raises:
+        Refused: One is neither a name nor an address.
+    """
+    for host in hosts:
+        if not (_NAME.fullmatch(host) and len(host) <= LONGEST) and not _is_address(host):
+            raise errors.Refused(
+                f"--host {host!r} is neither a name nor an address by which a server is reached; give e.g. "
+                "fed.example.org or 10.0.0.7, without port"
+            )
 
 
 def make_server(folder: Path, hosts: Sequence[str]) -> None:
@@ -129,6 +149,14 @@ def _certificate(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePri
         .not_valid_before(now - datetime.timedelta(minutes=5))  # clocks differ
         .not_valid_after(now + datetime.timedelta(days=DAYS))
     )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _name(host: str) -> x509.GeneralName:
