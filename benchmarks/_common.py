@@ -178,7 +178,8 @@ def _command(name: str, arguments: argparse.Namespace) -> str:
         if key == "json" or value in (None, False):
             continue
         option = f"--{key.replace('_', '-')}"
-        words.append(option if value is True else f"{option} {'DIR' if isinstance(value, Path) else value}")
+        told = "DIR" if isinstance(value, Path) else " ".join(value) if isinstance(value, list) else value
+        words.append(option if value is True else f"{option} {told}")
     return " ".join(words)
 
 

@@ -174,7 +174,7 @@ def seen(name):
 
 
 def learning_from(parts, lift, front):
-    """(members and their rollouts, common, keys) -> the same after UPDATES; what they learn from lies behind `front`."""
+    """(members and their rollouts, common, keys) -> the same after UPDATES; `front`: the axis of the updates."""
     practise = loop.learn(parts, lift)
 
     def several(given, common, keys):
@@ -225,7 +225,9 @@ def test_in_float64_a_member_learns_what_it_would_alone_to_nine_places(name):
                 mine = jax.tree.map(lambda leaf, at=at: leaf[at], after)
                 for found, leaf in zip(jax.tree.leaves(mine), jax.tree.leaves(whole), strict=True):
                     np.testing.assert_allclose(found, leaf, rtol=1e-9, atol=1e-12)
-                for found, leaf in zip(jax.tree.leaves(mine.params), jax.tree.leaves(members.state.params), strict=True):
+                for found, leaf in zip(
+                    jax.tree.leaves(mine.params), jax.tree.leaves(members.state.params), strict=True
+                ):
                     assert (found != leaf[at]).any(), "it has learned"
 
 

@@ -73,7 +73,7 @@ class Study:
         self.given = given
 
     def asked(self):
-        return dict.fromkeys(range(self.given), {})
+        return {number: {} for number in range(self.given)}
 
     def ask(self):
         self.given += 1
@@ -147,7 +147,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_random_trials_beside_each_other_are_those_in_turn(capsys, tmp_path):
+def test_random_trials_beside_each_other_are_those_in_turn(tmp_path):
     for name, more in (("turn", ()), ("beside", ("--parallel", 2))):
         with faults.Process("tune", "ppo", *words(tmp_path / name, "random"), *more, "--quiet") as process:
             assert process.ended().code == 0

@@ -18,8 +18,8 @@ from shoal import environments, experiment
 from shoal.core import errors, types
 from shoal.experiment import budget, filed, populating, presets
 from shoal.runs import run_folder
-from shoal.runs.tuning import folder as folders
 from shoal.runs.tuning import beside, life, optuna_side, population, space
+from shoal.runs.tuning import folder as folders
 from shoal.runs.tuning import plan as plans
 from shoal.runs.tuning import summary as summaries
 

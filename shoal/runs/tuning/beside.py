@@ -103,9 +103,7 @@ class Slots:
         self._pool = supervise.Pool(serve, lambda *_: (self._hired,), self._count, self._died, "trial process")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
             for slot in range(self._count):
                 self._pool.finish(slot)

@@ -186,9 +186,7 @@ def _words(search: Search, number: int) -> str:
 def _job(search: Search, row: Mapping[str, Any], rung: int) -> beside.Job:
     plan = search.plan
     anneal = plan.steps if len(plan.rungs) > 1 else None
-    return beside.Job(
-        row["trial"], search.folder / row["run"], row["settings"], row["seed"], plan.rungs[rung], anneal
-    )
+    return beside.Job(row["trial"], search.folder / row["run"], row["settings"], row["seed"], plan.rungs[rung], anneal)
 
 
 def _took(search: Search, study: optuna_side.Study, row: dict[str, Any], rung: int, came: trial.Outcome) -> None:
