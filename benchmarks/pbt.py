@@ -5,21 +5,26 @@ takes over from the others and perturbs (PBT, Jaderberg et al. 2017, arXiv:1711.
 every 1, 10, 25 and 50 rounds (MF-PBT, Doulazmi et al. 2025, arXiv:2506.03225), nobody (random search). What counts is a
 fresh evaluation of the member with the highest fitness, whose own fitness is too good: it was selected by it. How much
 too good is told (`bias`). Then one learner alone is trained with the schedule that won, for as many steps as a member
-had: whether the schedule or the selection earned the score. A run's seed is the population's. Populations are the outer
-loop, so that methods alternate on the machine; runs that are in the JSON already are not done again.
+had: whether the schedule or the selection earned the score. A run's seed is the population's, and with the same seed
+all methods begin with the same members. Fitness is measured after every interval by all methods alike, by random search
+too; its episodes are not among the steps. Populations are the outer loop, so that methods alternate on the machine. The
+record is written after every run; runs that are in it already are not done again, so environments (`--only`) and
+methods (`--arms`) can be measured one at a time into the same file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import _common
 
+from shoal.log import wording
 from shoal.report import statistics as statistics_of_seeds
 
 MEMBERS, ROUNDS = 16, 200
@@ -65,6 +70,8 @@ TASKS = {
 KEYS = (
     *(f"envs.*.{method}.{key}" for method in METHODS for key in ("iqm", "low", "high", "bias")),
     "envs.*.schedule_alone.iqm",
+    "envs.*.pbt_over_random.iqm",
+    "envs.*.mf_pbt_over_random.iqm",
     "envs.*.pbt_beats_random",
     "schedule_alone",
 )
@@ -76,27 +83,54 @@ def main() -> None:
     """Measure what is missing, and print the record."""
     parser = _common.parser(__doc__)
     parser.add_argument("--only", choices=TASKS, help="this environment alone")
+    parser.add_argument("--arms", choices=METHODS, nargs="+", help="these methods alone")
     parser.add_argument("--seeds", type=int, default=5, help="populations 0 to K-1")
     arguments = parser.parse_args()
     kept = earlier(arguments)
     wanted = [arguments.only] if arguments.only else list(TASKS)[: 1 if arguments.quick else None]
-    for env in wanted:
-        for method, seed in due(kept[env], 1 if arguments.quick else arguments.seeds):
-            for name, found in run(env, method, seed, arguments.quick):
-                kept[env][name][str(seed)] = found | {"commit": _common.commit()}
-                _common.say(f"{env}, {name}, population {seed}: {found}")
+    work = [
+        (env, *one) for env in wanted for one in due(kept[env], _seeds(arguments), arguments.arms or tuple(METHODS))
+    ]
+    for at, (env, method, seed) in enumerate(work):
+        left = wording.duration(remaining(kept, work[at:]))
+        _common.say(f"{env}, {method}, population {seed}: run {at + 1} of {len(work)}, {left} left")
+        for name, found in run(env, method, seed, arguments.quick):
+            kept[env][name][str(seed)] = found | {"commit": _common.commit()}
+            _common.say(f"{env}, {name}, population {seed}: {found}")
             if arguments.json:
                 _common.save(arguments.json, record(arguments, kept))
     _common.finish(arguments, record(arguments, kept))
 
 
-def due(runs: Mapping[str, Runs], seeds: int) -> Iterator[tuple[str, int]]:
+def _seeds(arguments: argparse.Namespace) -> int:
+    return 1 if arguments.quick else arguments.seeds
+
+
+def due(runs: Mapping[str, Runs], seeds: int, methods: Sequence[str] = tuple(METHODS)) -> Iterator[tuple[str, int]]:
     """What is missing; PBT's own run leads to that of its schedule."""
     for seed in range(seeds):
-        for method in METHODS:
+        for method in methods:
             names = (method, ALONE) if method == "pbt" else (method,)
             if any(str(seed) not in runs[name] for name in names):
                 yield method, seed
+
+
+def remaining(kept: Mapping[str, Mapping[str, Runs]], work: Sequence[tuple[str, str, int]]) -> float | None:
+    """Seconds that what is to be done will take, by what was done of the same environment; None where nothing was."""
+
+    def mean(env: str, name: str) -> float | None:
+        took = [one["command_s"] for one in kept[env][name].values() if "command_s" in one]
+        return statistics.mean(took) if took else None
+
+    whole = 0.0
+    for env, method, _ in work:
+        usual = [took for name in METHODS if (took := mean(env, name)) is not None]
+        if not usual:
+            return None
+        known = mean(env, method)
+        whole += statistics.mean(usual) if known is None else known
+        whole += (mean(env, ALONE) or 0.0) if method == "pbt" else 0.0
+    return whole
 
 
 def earlier(arguments: argparse.Namespace) -> dict[str, dict[str, Runs]]:
@@ -132,19 +166,22 @@ def run(env: str, method: str, seed: int, quick: bool) -> Iterator[tuple[str, di
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         out = Path(folder) / "run"
         tail = ("--seed", seed, "--eval-episodes", episodes, "--json")
-        told = json.loads(_common.shoal("train", *words(env, method, quick), *tail, "--out", out)[0])
-        yield method, _told(told) | _population(told["population"])
+        said, seconds = _common.shoal("train", *words(env, method, quick), *tail, "--out", out)
+        told = json.loads(said)
+        yield method, _told(told, seconds) | _population(told["population"])
         if method == "pbt":
             alone = (*words(env, ALONE, quick), "--from-schedule", out, *tail, "--out", Path(folder) / "alone")
-            yield ALONE, _told(json.loads(_common.shoal("train", *alone)[0]))
+            said, seconds = _common.shoal("train", *alone)
+            yield ALONE, _told(json.loads(said), seconds)
 
 
-def _told(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _told(summary: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     return {
         "score": summary["eval_return_mean"],
         "env_steps": summary["env_steps"],
         "train_s": summary["train_s"],
         "startup_s": summary["startup_s"],
+        "command_s": seconds,
     }
 
 
@@ -162,7 +199,7 @@ def _population(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def record(arguments: argparse.Namespace, kept: Mapping[str, Mapping[str, Runs]]) -> dict[str, Any]:
     """What is there so far."""
-    seeds = 1 if arguments.quick else arguments.seeds
+    seeds = _seeds(arguments)
     envs = {env: conclude(env, runs, seeds) for env, runs in kept.items() if any(runs.values())}
     alone = {env: one["schedule_alone"]["iqm"] for env, one in envs.items()}
     beaten = sum(bool(one["pbt_beats_random"]) for one in envs.values())
@@ -177,12 +214,21 @@ def conclude(env: str, runs: Mapping[str, Runs], seeds: int) -> dict[str, Any]:
     apart = pbt["low"] is not None and chance["high"] is not None
     return {
         **found,
+        **{f"{name}_over_random": over(runs[name], runs["random"]) for name in METHODS if name != "random"},
         "commands": commands(env),
         "rounds": ROUNDS,
         "members": MEMBERS,
         "pbt_beats_random": pbt["low"] > chance["high"] if apart else None,
         "complete": all(one["complete"] for one in found.values()),
     }
+
+
+def over(ours: Runs, theirs: Runs) -> dict[str, Any]:
+    """The difference of the interquartile means with its bootstrap interval."""
+    pair = [[one["score"] for one in runs.values()] for runs in (ours, theirs)]
+    low, high = statistics_of_seeds.difference(*pair) if min(map(len, pair)) > 1 else (None, None)
+    middle = [statistics_of_seeds.iqm(scores) for scores in pair] if all(pair) else None
+    return {"iqm": middle[0] - middle[1] if middle else None, "low": low, "high": high}
 
 
 def aggregate(runs: Runs, seeds: int) -> dict[str, Any]:

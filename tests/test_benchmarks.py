@@ -884,6 +884,50 @@ def test_pbt_takes_fresh_evaluations_and_tells_by_how_much_the_fitness_that_sele
     worse = {seed: one | {"score": one["score"] - 100.0} for seed, one in runs.items()}
     assert pbt.conclude("gymnax:Acrobot-v1", task | {"pbt": runs, "random": worse}, 5)["pbt_beats_random"]
     assert next(pbt.due(task | {"pbt": runs, "random": runs}, 5)) == ("pbt", 0)  # its schedule is missing
+    assert {method for method, _ in pbt.due(task, 5, ["mf_pbt"])} == {"mf_pbt"}
+    found = pbt.conclude("gymnax:Acrobot-v1", task | {"pbt": runs, "random": worse}, 5)["pbt_over_random"]
+    assert found["iqm"] == 100.0
+    assert 95.0 < found["low"] <= 100.0 <= found["high"] < 105.0
+    assert pbt.over(runs, {}) == {"iqm": None, "low": None, "high": None}
+
+
+def test_pbt_tells_how_long_what_is_left_will_take():
+    pbt = _load("pbt")
+    kept = {env: {name: {} for name in (*pbt.METHODS, pbt.ALONE)} for env in ("a", "b")}
+    work = [("a", "pbt", 1), ("a", "mf_pbt", 1), ("a", "random", 1)]
+    assert pbt.remaining(kept, work) is None
+    kept["a"] |= {
+        "pbt": {"0": {"command_s": 10.0}},
+        "alone": {"0": {"command_s": 3.0}},
+        "random": {"0": {"command_s": 20.0}},
+    }
+    assert pbt.remaining(kept, work) == 13.0 + 15.0 + 20.0
+    assert pbt.remaining(kept, [*work, ("b", "pbt", 0)]) is None
+
+
+def test_pbt_goes_on_with_what_another_part_has_measured(monkeypatch, tmp_path, capsys):
+    """One environment and one method at a time, into one record."""
+    pbt, env = _load("pbt"), "gymnax:Acrobot-v1"
+    one = {"score": 1.0, "fitness": 2.0, "command_s": 1.0}
+    asked = []
+
+    def run(env, method, seed, quick):
+        assert not quick
+        asked.append((env, method, seed))
+        yield method, one
+        if method == "pbt":
+            yield pbt.ALONE, one
+
+    monkeypatch.setattr(pbt, "run", run)
+    for words in (("--only", env, "--arms", "random", "pbt"), ("--only", env), ("--only", "gymnax:Pendulum-v1")):
+        monkeypatch.setattr("sys.argv", ["pbt", *words, "--seeds", "2", "--json", str(tmp_path / "pbt.json")])
+        pbt.main()
+    told = capsys.readouterr()
+    found = json.loads((tmp_path / "pbt.json").read_text())["results"]
+    assert len(asked) == len(set(asked)) == 12
+    assert {name: found["envs"][name]["complete"] for name in found["envs"]} == {env: True, "gymnax:Pendulum-v1": True}
+    assert "run 1 of 4, - left" in told.err
+    assert "--arms random pbt" in json.loads(told.out.splitlines()[0])["command"]
 
 
 def test_methods_of_pbt_have_the_same_steps_and_at_least_200_rounds():

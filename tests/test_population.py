@@ -134,6 +134,103 @@ def test_a_member_learns_what_it_would_alone(name, way):
     assert len(set(rates.tolist())) == MEMBERS, "hyperparameters differ"
 
 
+# ------------------------------------------------------------------------------------------------ in float64
+
+
+WHOLE = 8  # members
+
+
+def doubled(whole):
+    """In float64, what was float32."""
+
+    def one(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        leaf = np.asarray(leaf)
+        return leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf
+
+    return jax.tree.map(one, whole)
+
+
+@functools.cache
+def seen(name):
+    """Members at their beginning, and rollouts ``[N, UPDATES, T, B]`` of their first policies; all of it in float32."""
+    made = built(name, members=WHOLE)
+    kit = compiling.Compiler(made.parts, loop.Shape(2, UPDATES), made.runtime._rules)
+    agent, env = made.parts.agent, made.parts.device_env
+    first = jax.jit(kit.begin)(kit.keys(seeds.key(0, "init")))
+
+    def collected(state, actors, key):
+        policy = agent.snapshot(state)
+
+        def once(actors, key):
+            actors, rollout, _ = rollouts.collect(agent, env, policy, actors, key)
+            return actors, rollout
+
+        return jax.lax.scan(once, actors, jax.random.split(key, UPDATES))[1]
+
+    acted = first.members.state, first.members.actors, kit.keys(seeds.key(0, "acting"))
+    return made.parts, first, jax.jit(jax.vmap(collected))(*acted), kit.keys(seeds.key(0, "learn"))
+
+
+def learning_from(parts, lift, front):
+    """(members and their rollouts, common, keys) -> the same after UPDATES; `front`: the axis of the updates."""
+    practise = loop.learn(parts, lift)
+
+    def several(given, common, keys):
+        members, collected = given
+
+        def once(now, at):
+            mine = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, at, front, keepdims=False), collected)
+            own = lift(lambda key: jax.random.fold_in(key, at))(keys)
+            return practise(*now, mine, own, jnp.bool_(False))[:2], None
+
+        (members, common), _ = jax.lax.scan(once, (members, common), jnp.arange(UPDATES, dtype=jnp.uint32))
+        return (members, collected), common, keys
+
+    return several
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["td3", "sac", "dqn"])
+def test_in_float64_a_member_learns_what_it_would_alone_to_nine_places(name):
+    """Independence beyond what float32 can show; acting is part of no update, so they learn from given rollouts."""
+    parts, first, collected, keys = seen(name)
+    agent, field = parts.agent, parts.agent.about.fields.memory
+
+    def alone(members, common, collected, key):
+        state = tree.replaced(members.state, field, learning.joined(members.memory, common.memory))
+
+        def once(state, at):
+            mine = jax.tree.map(lambda leaf: leaf[at], collected)
+            return agent.update(state, mine, jax.random.fold_in(key, at))[0], None
+
+        return tree.replaced(jax.lax.scan(once, state, jnp.arange(UPDATES, dtype=jnp.uint32))[0], field, ())
+
+    ways = [dispatch.Way("vmap", WHOLE), dispatch.Way("map", 2), dispatch.Way("sequential", 0)]
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        members, common, collected = doubled((first.members, first.common, collected))
+        train = jax.jit(alone)
+        wanted = [
+            jax.device_get(train(*jax.tree.map(lambda leaf, at=at: leaf[at], (members,)), common,
+                                 *jax.tree.map(lambda leaf, at=at: leaf[at], (collected, keys))))
+            for at in range(WHOLE)
+        ]  # fmt: skip
+        for way in ways:
+            one, axis = learning_from(parts, lambda function, *_: function, 0), learning_from(parts, loop.vmapped, 1)
+            (after, _), _, _ = jax.jit(dispatch.every(one, axis, way))((members, collected), common, keys)
+            after = jax.device_get(after.state)
+            assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {np.dtype("float64")}
+            for at, whole in enumerate(wanted):
+                mine = jax.tree.map(lambda leaf, at=at: leaf[at], after)
+                for found, leaf in zip(jax.tree.leaves(mine), jax.tree.leaves(whole), strict=True):
+                    np.testing.assert_allclose(found, leaf, rtol=1e-9, atol=1e-12)
+                for found, leaf in zip(
+                    jax.tree.leaves(mine.params), jax.tree.leaves(members.state.params), strict=True
+                ):
+                    assert (found != leaf[at]).any(), "it has learned"
+
+
 def test_the_length_of_calls_changes_no_bit():
     made, first, keys = begun("a2c")
     call = jax.jit(loop.call(made._parts, loop.Shape(2, UPDATES), dispatch.Way("vmap", MEMBERS)))

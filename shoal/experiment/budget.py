@@ -72,10 +72,20 @@ def check(
             f"the learner{'s' if learners > 1 else ''} would take {whole / MB:,.0f} MB{each}, but only "
             f"{there / MB:,.0f} MB of memory are available; {less}{fewer}"
         )
+    meanwhile = f", {whole / MB:,.0f} MB while a checkpoint is written" if option and copies > 1 else ""
     if not kept:
-        return f"{needed.learner / MB:,.2f} MB a learner" if option else None
+        return f"{needed.learner / MB:,.2f} MB a learner{meanwhile}" if option else None
     each = f" for each of {learners} {what}, {kept['bytes'] * learners / MB:,.0f} MB in all" if learners > 1 else ""
-    return f"replay memory: {kept['steps']:,} steps, {kept['bytes'] / MB:,.0f} MB{each}"
+    return f"replay memory: {kept['steps']:,} steps, {kept['bytes'] / MB:,.0f} MB{each}{meanwhile}"
+
+
+def kept_twice() -> int:
+    """How often the members of a population are in memory at most: 2 while a checkpoint is written of what lies there.
+
+    Of members on one device of the CPU a checkpoint is written as they lie; from several it is put together first. An
+    accelerator has a memory of its own.
+    """
+    return 2 if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else 1
 
 
 def check_batch(sums: types.Sums | None, samples: int) -> None:

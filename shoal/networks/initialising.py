@@ -41,7 +41,7 @@ def orthogonal(gain: float) -> Callable[..., Any]:
         def refine(at: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
             x, step, _ = at
             gram = x.T @ x
-            distance = jnp.sum((gram - jnp.eye(wide)) ** 2) / wide
+            distance = jnp.sum((gram - jnp.eye(wide, dtype=jnp.float32)) ** 2) / wide
             return 1.5 * x - 0.5 * (x @ gram), step + 1, distance
 
         def going(at: tuple[Any, Any, Any]) -> Any:

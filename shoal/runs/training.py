@@ -352,7 +352,7 @@ def checked(made: experiment.Experiment, agent: types.Agent, needed: budget.Need
         held = budget.check(needed, how.parties, "parties", option="--parties")
         return f"{how.parties} parties, {-(-made.steps // how.parties):,} steps each; {held}"
     if how.members > 1:  # several seeds are trained one after the other
-        held = budget.check(needed, how.members, "members", option="--members")
+        held = budget.check(needed, how.members, "members", copies=budget.kept_twice(), option="--members")
         share = f"{how.members} members, {-(-made.steps // how.members):,} steps each"
         return f"{share}; {held}"
     if not how.holds_memory:

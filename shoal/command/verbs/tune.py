@@ -35,7 +35,8 @@ class TuneOptions:
     budget: int | None = None
     """Environment steps of all trials together; those of the confirmation come on top."""
     method: Literal["pbt", "random", "tpe", "halving"] = "pbt"
-    """pbt: a population in one program, no extra needed; random, tpe, halving: trials in turn, with Optuna."""
+    """pbt: a population in one program, no extra needed; random, tpe, halving: trials in turn or
+    beside each other, with Optuna."""
     prior: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to search, once for each setting, e.g. algorithm.entropy_cost=log_uniform(1e-4,1e-1); uniform, log_uniform,
     integer(1,5) or choice(32,64). Default: the usual ones of the preset's rule (docs/tune.md)."""
@@ -52,6 +53,8 @@ class TuneOptions:
     """Train the winner and the preset's own settings anew on so many seeds, from 0 on; 0 for none."""
     eval_episodes: int = 20
     """Greedy episodes of each evaluation that scores a trial."""
+    parallel: int = 1
+    """Of random, tpe and halving: trials beside each other, a process and a core each."""
     seed: int = 0
     """Of the search; trials have the seeds 1000, 1001, ..."""
     settings: Path | None = None
@@ -97,7 +100,7 @@ def run(typed: list[str]) -> int:
     wanted = tuning.Wanted(
         method=given.method, budget=given.budget, priors=given.prior, trials=given.trials,
         trial_steps=given.trial_steps, members=given.members, finalists=given.finalists, confirm=given.confirm,
-        eval_episodes=given.eval_episodes, seed=given.seed,
+        eval_episodes=given.eval_episodes, seed=given.seed, parallel=given.parallel,
     )  # fmt: skip
     request = request._replace(configs={kind: getattr(given, f"{kind}_config") for kind in experiment.kinds()})
     command = shlex.join(["shoal", "tune", *typed])

@@ -18,8 +18,8 @@ from shoal import environments, experiment
 from shoal.core import errors, types
 from shoal.experiment import budget, filed, populating, presets
 from shoal.runs import run_folder
+from shoal.runs.tuning import beside, life, optuna_side, population, space
 from shoal.runs.tuning import folder as folders
-from shoal.runs.tuning import life, optuna_side, population, space
 from shoal.runs.tuning import plan as plans
 from shoal.runs.tuning import summary as summaries
 
@@ -50,9 +50,10 @@ def begin(
 
     Raises:
         Refused: The request, the priors, the budget or the folder; nothing was created.
-        GaveUp: Every trial fails.
+        GaveUp: Every trial fails, or the processes of trials cannot be started.
     """
     plans.check(wanted)
+    beside.check(wanted.parallel, wanted.method)
     made, priors = _population(request, wanted) if wanted.method == "pbt" else _trials(request, wanted)
     if wanted.method == "pbt":
         wanted = wanted._replace(members=made.configs["runtime"].members)
@@ -106,7 +107,8 @@ def _trials(request: presets.Request, wanted: plans.Wanted) -> tuple[experiment.
             f"{made.preset} trains {members} members, and a trial is one learner; use --method pbt, or the preset of "
             "the rule itself"
         )
-    about = _about(made, opened)
+    beside.check_runtime(wanted.parallel, made)
+    about = _about(made, opened, wanted.parallel)
     priors = priors or space.usual(made, about.hyper)
     space.check_options(priors, made)
     return made, priors
@@ -131,13 +133,13 @@ def _population(request: presets.Request, wanted: plans.Wanted) -> tuple[experim
     return made, priors
 
 
-def _about(made: experiment.Experiment, opened: environments.Opened) -> types.About:
-    """What is known of the agent; that it fits into the memory too."""
+def _about(made: experiment.Experiment, opened: environments.Opened, learners: int = 1) -> types.About:
+    """What is known of the agent; that as many as there are at a time fit into the memory too."""
     experiment.cache()
     training.apart(made)
     agent = experiment.build(made, opened).parts.agent
     needed = budget.need(agent, experiment.traits(made.algorithm, made.configs["algorithm"]).capacity)
-    training.checked(made, agent, needed, 1)
+    training.checked(made, agent, needed, learners)
     return agent.about
 
 

@@ -47,7 +47,9 @@ def check() -> None:
 class Study:
     """A study of Optuna in a tune folder: asked, and told."""
 
-    def __init__(self, folder: Path, sampler: str, priors: Mapping[str, space.Prior], trials: int, seed: int) -> None:
+    def __init__(
+        self, folder: Path, sampler: str, priors: Mapping[str, space.Prior], trials: int, seed: int, parallel: int = 1
+    ) -> None:
         """Open it, or begin it.
 
         Args:
@@ -56,12 +58,15 @@ class Study:
             priors: Of each setting.
             trials: There will be.
             seed: Of the search.
+            parallel: Trials under way at a time; with several, TPE takes those under way for bad ones, for else it
+                would propose nearly the same for all.
         """
         import optuna
         import optuna.storages.journal
 
         optuna.logging.set_verbosity(logging.WARNING)
         self._optuna, self._sampler, self._trials, self._seed = optuna, sampler, trials, seed
+        self._parallel = parallel
         self._distributions = {name: _distribution(optuna, prior) for name, prior in priors.items()}
         _mend(folder / JOURNAL)
         storage = optuna.storages.JournalStorage(
@@ -122,7 +127,11 @@ class Study:
         samplers = self._optuna.samplers
         if self._sampler == "random":
             return samplers.RandomSampler(seed=seed)
-        return samplers.TPESampler(seed=seed, n_startup_trials=max(1, min(FIRST, self._trials // 3)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna calls `constant_liar` experimental
+            return samplers.TPESampler(
+                seed=seed, n_startup_trials=max(1, min(FIRST, self._trials // 3)), constant_liar=self._parallel > 1
+            )
 
     def tell(self, number: int, score: float | None, *, left: bool = False) -> None:
         """What a trial came to; a second time nothing happens.

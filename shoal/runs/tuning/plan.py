@@ -30,6 +30,7 @@ class Wanted(NamedTuple):
     confirm: int = 3  # fresh seeds on which the winner and the default are trained
     eval_episodes: int = 20
     seed: int = 0
+    parallel: int = 1  # trials beside each other
 
 
 class Plan(NamedTuple):
@@ -45,10 +46,12 @@ class Plan(NamedTuple):
     eval_episodes: int
     seed: int
     priors: Mapping[str, str]  # setting -> its prior, as it is typed
+    parallel: int = 1  # trials beside each other; what TPE proposes depends on it
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**self._asdict(), "rungs": list(self.rungs), "priors": dict(self.priors)}
+        """Plain data; searches of one trial after the other are written as they always were."""
+        data = {**self._asdict(), "rungs": list(self.rungs), "priors": dict(self.priors)}
+        return data if self.parallel > 1 else {name: value for name, value in data.items() if name != "parallel"}
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:
@@ -125,6 +128,7 @@ def make(wanted: Wanted, usual: int, priors: Mapping[str, str]) -> Plan:
     return Plan(
         method=wanted.method, budget=wanted.budget, trials=trials, steps=steps, rungs=rungs, finalists=finalists,
         confirm=wanted.confirm, eval_episodes=wanted.eval_episodes, seed=wanted.seed, priors=dict(priors),
+        parallel=wanted.parallel,
     )  # fmt: skip
 
 

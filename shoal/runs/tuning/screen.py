@@ -56,6 +56,7 @@ class Screen:
         self._began, self._next = clock(), clock() + EVERY
         self._far, self._first = Far(0, 0, 0, None, None, 0, 1), 0
         self._said: set[str] = set()
+        self._under_way: dict[str, int] = {}  # what is being trained -> environment steps, since something was done
         self._live: Any = None
         if self._stream is not None and log.suits_a_table(self._stream):
             self._live = _live(self._stream)
@@ -67,6 +68,7 @@ class Screen:
     def told(self, far: Far, line: str) -> None:
         """Something is done; `line` says what."""
         self._far = far
+        self._under_way.clear()
         self.say(f"{line}; {self.words(far.steps)}")
 
     def say(self, text: str) -> None:
@@ -84,9 +86,10 @@ class Screen:
 
     def show(self, what: str, status: log.Status) -> None:
         """How far the training under way is."""
+        self._under_way[what] = status.step
         if self._stream is None or self._clock() < self._next:
             return
-        steps = self._far.steps + status.step
+        steps = self._far.steps + sum(self._under_way.values())
         doing = wording.stage(status.stage, status.stage_s) if status.stage else ""
         here = doing or f"{status.step:,} of {status.steps:,} steps, return {wording.number(status.return_mean, 1)}"
         if self._live is None:

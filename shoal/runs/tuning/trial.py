@@ -85,12 +85,12 @@ def train(place: Path, asked: presets.Request, steps: int, how: How) -> Outcome:
     except Exception as problem:  # noqa: BLE001  whatever its settings led to: the search goes on
         why = " ".join(f"{problem}".split()) or type(problem).__name__
         told = why if isinstance(problem, errors.ShoalError) else f"{type(problem).__name__}: {why}"
-        return Outcome(None, None, _taken(place), told, time.monotonic() - began)
-    score, std, taken = summary["eval_return_mean"], summary["eval_return_std"], summary["env_steps"]
+        return Outcome(None, None, taken(place), told, time.monotonic() - began)
+    score, std, had = summary["eval_return_mean"], summary["eval_return_std"], summary["env_steps"]
     spent = time.monotonic() - began
     if score is None or not math.isfinite(score):
-        return Outcome(None, None, taken, f"its evaluation is not finite ({score})", spent)
-    return Outcome(score, std, taken, "", spent)
+        return Outcome(None, None, had, f"its evaluation is not finite ({score})", spent)
+    return Outcome(score, std, had, "", spent)
 
 
 def brought(place: Path, asked: presets.Request, how: How) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def brought(place: Path, asked: presets.Request, how: How) -> dict[str, Any]:
         run: Any = training.train(asked, place, command="shoal tune", **given)
     else:
         before, wanted = experiment.from_json(run_folder.read_config(place)).steps, asked.steps or 0
-        if run_folder.status(place) == "completed" and max(before, _taken(place)) >= wanted:
+        if run_folder.status(place) == "completed" and max(before, taken(place)) >= wanted:
             return _summary(place)
         run = training.resume(place, steps=wanted if before < wanted else None, **given)
     if run.summary["status"] == "interrupted":
@@ -131,7 +131,8 @@ def _summary(place: Path) -> dict[str, Any]:
     return found
 
 
-def _taken(place: Path) -> int:
+def taken(place: Path) -> int:
+    """Environment steps that a run has had, by its summary; 0 where there is none."""
     try:
         return int(_summary(place)["env_steps"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -36,6 +36,7 @@ with epy.lazy_imports():
         running,
         simulating,
         standing,
+        telling,
     )
 
 
@@ -204,21 +205,24 @@ class Population:
         keys = compiler.cut.put(compiler.keys(seeds.key(seed, "run")))
         way, call, now = self._chosen(learner, seed, cut, look, now)
 
-        def make() -> tuple[blocks.Held, running.Machine]:
+        def make() -> tuple[blocks.Held, running.Machine, float | None]:
+            load = start.load() if saved is None and site is None else None
             state = start.returns.members.state
             swap = compiler.exchange(state) if cut.updates > cut.interval else None
             if site is not None:
-                machine = hosting.machine(site, call, state, keys)
-                return hosting.begun(site, init, saved and saved.loop), machine._replace(exchange=swap)
-            whole = start.load()(init) if saved is None else jax.tree.map(jnp.asarray, saved.loop)
+                machine = hosting.machine(site, call, state, keys)._replace(exchange=swap)
+                before = telling.before_mb()
+                return hosting.begun(site, init, saved and saved.loop), machine, before
             machine = running.Machine(call, compiler.measure(state, keys), swap, keys, compiler)
-            return compiler.put(whole), machine
+            before = telling.before_mb()  # from here on it is members that take more
+            whole = load(init) if load else jax.tree.map(jnp.asarray, saved.loop)  # type: ignore[union-attr]
+            return compiler.put(whole), machine, before
 
-        first, machine = beside.done(make, beside.COMPILING, look)
+        first, machine, before = beside.done(make, beside.COMPILING, look)
         with hosting.opened(machine, done):
             each = tree.bytes(start.returns.members) // config.members
             life = going(parts, self._rules, machine, cut, seed, way)
-            return life(first, now, observe, time.monotonic() - began, each)
+            return life(first, now, observe, time.monotonic() - began, telling.Held(each, before))
 
     def _room(
         self, parts: types.Parts, seed: int, fault: Callable[[str, str], None], look: beside.Look

@@ -66,8 +66,19 @@ class Compiler:
         return self._shelf.compiled(f"population {self._shape} start", self.begin, keys)
 
     def put(self, whole: loop.Loop) -> loop.Loop:
-        """A loop to the devices."""
-        return loop.Loop(self.cut.put(whole.members), self.cut.copied(whole.common))
+        """A loop to the devices; it is given away, leaf by leaf, or there would be two of every memory meanwhile."""
+        common = self.cut.copied(whole.common)
+        return loop.Loop(whole.members if self.cut.devices == 1 else self._moved(whole.members), common)
+
+    def _moved(self, members: loop.Members) -> loop.Members:
+        leaves, structure = jax.tree.flatten(members)
+        there: dict[int, Any] = {}  # what a tree holds twice is moved once
+        for leaf in leaves:
+            if id(leaf) not in there:
+                there[id(leaf)] = jax.block_until_ready(self.cut.put(leaf))
+                leaf.delete()
+        moved: loop.Members = jax.tree.unflatten(structure, [there[id(leaf)] for leaf in leaves])
+        return moved
 
     def _like(self, whole: loop.Loop) -> loop.Loop:
         return loop.Loop(self.cut.like(whole.members), self.cut.like_copied(whole.common))

@@ -96,7 +96,7 @@ class Running:
         self._until = 0  # updates at the end of the call under way
 
     def __call__(
-        self, first: blocks.Held, now: standing.Standing, observe: types.Observer, startup: float, each_bytes: int
+        self, first: blocks.Held, now: standing.Standing, observe: types.Observer, startup: float, held: telling.Held
     ) -> types.Result:
         """Train to the end.
 
@@ -105,9 +105,9 @@ class Running:
             now: How they stand then.
             observe: Who looks on.
             startup: Seconds that it took to get here.
-            each_bytes: That one member takes.
+            held: What members take.
         """
-        self._loop, self._now, self._bytes, self._observe = first, now, each_bytes, observe
+        self._loop, self._now, self._held, self._observe = first, now, held, observe
         self._update = self._began_at = int(jax.device_get(blocks.common(self._loop).update))
         if self._machine.simulators:
             self._machine.simulators.look = self._look
@@ -225,7 +225,7 @@ class Running:
             "measuring_s": accounts.measuring,
             "compilations": made,
             "compilations_after_first_exchange": later,
-            "bytes_per_member": self._bytes,
+            **self._held.told(),
         }
         if self._machine.simulators:
             more = {**more, "paces": self._machine.simulators.paces()}

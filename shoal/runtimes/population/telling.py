@@ -5,12 +5,18 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from etils import epy
 
 from shoal.core import types
+from shoal.runtimes.crew import messages
 from shoal.runtimes.members import dispatch, loop
 from shoal.runtimes.population import standing
+
+with epy.lazy_imports():
+    import jax
 
 LAST = 100  # training episodes of a member that its return is the mean of
 
@@ -72,6 +78,23 @@ def metrics(accounts: Accounts, now: standing.Standing) -> dict[str, float]:
     more |= {"min_distance": now.spread} if now.spread >= 0 else {}
     told = accounts.metrics | {f"population.{name}": float(value) for name, value in more.items()}
     return {name: value for name, value in told.items() if math.isfinite(value)}
+
+
+class Held(NamedTuple):
+    """What the members take."""
+
+    each_bytes: int  # a member: learner, memory and environments
+    before_mb: float | None  # that the process took when all was compiled, and no member there; None: not known
+
+    def told(self) -> dict[str, object]:
+        """Of the summary."""
+        more = None if self.before_mb is None else max(0.0, messages.peak_mb() - self.before_mb)
+        return {"bytes_per_member": self.each_bytes, "peak_increase_mb": more}
+
+
+def before_mb() -> float | None:
+    """Of `Held`, now; None where members lie in another memory than the process."""
+    return messages.resident_mb() if jax.default_backend() == "cpu" else None
 
 
 def summary(
