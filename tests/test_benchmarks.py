@@ -23,7 +23,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
     "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several", "tune", "population", "pbt",
-    "collaborative", "federation_threats", "consensus", "inversion", "dp_utility", "flower",
+    "collaborative", "federation_threats", "consensus", "inversion", "membership", "dp_utility", "flower",
 )  # fmt: skip
 
 
@@ -1117,3 +1117,39 @@ def test_nothing_gets_through_the_wire_of_the_bench():
     found = _load("federation_threats").wire(50)
     assert (found["accepted"], found["crashes"], found["unchanged"]) == (0, 0, True)
     assert found["turned_away"] == 50 + len(found["faults"])
+
+
+# ------------------------------------------------------------------------------------------------ membership
+
+
+def test_members_are_told_by_how_often_they_score_above_others():
+    judged = _load("membership").judged
+    others = np.linspace(0.0, 1.0, 101)[None]
+    assert judged(np.array([2.0, 2.0]), others) == {"auc": 1.0, "found": 1.0}
+    assert judged(np.array([-1.0]), others) == {"auc": 0.0, "found": 0.0}
+    assert judged(np.array([0.5]), others)["auc"] == pytest.approx(0.5)  # a tie counts half
+    rng = np.random.default_rng(0)
+    guessed = judged(rng.normal(size=4000), rng.normal(size=(4000, 5)))
+    assert guessed["auc"] == pytest.approx(0.5, abs=0.02)
+    assert guessed["found"] == pytest.approx(0.01, abs=0.006)
+
+
+def test_the_cosine_of_a_message_with_its_own_gradient_is_the_largest():
+    rng = np.random.default_rng(0)
+    found = rng.normal(size=(3, 4, 50))
+    scores = _load("membership").cosines(2.0 * found[:, 0] + 1e-3, found)
+    assert scores.shape == (3, 4)
+    assert (scores.argmax(axis=1) == 0).all()
+    assert scores[:, 0] == pytest.approx(1.0, abs=1e-4)
+    assert (_load("membership").cosines(np.zeros((3, 50)), found) == 0.0).all()
+
+
+def test_what_the_private_mode_leaves_is_the_worst_of_its_rows():
+    bench = _load("membership")
+    who = {"auc": 0.5, "found": 0.01}
+    rows = {row.name: {"insider": who, "outsider": who} for row in bench.TABLE}
+    rows[bench.PRIVATE[1].name] = {"insider": {"auc": 0.7, "found": 0.2}, "outsider": who}
+    told = bench.conclude(rows)
+    assert (told["private_auc"], told["private_found"], told["private"]) == (0.7, 0.2, False)
+    assert bench.conclude({})["private_auc"] is None
+    assert {row.updates for row in bench.PRIVATE} == {32}

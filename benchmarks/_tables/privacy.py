@@ -40,6 +40,35 @@ def inversion_line(results: Mapping[str, Any]) -> str:
     )
 
 
+def membership(results: Mapping[str, Any]) -> str:
+    """Whether it works undefended, what the private mode leaves, then every kind of message."""
+    said = (
+        f"Undefended, form A, one update of one owner, an outsider: area {show.number(results['open_auc'])}, "
+        f"{show.number(100 * results['open_found'])} % of members found. Private mode ({results['private_mode']}), the "
+        f"better attacker: area {show.number(results['private_auc'])}, "
+        f"{show.number(100 * results['private_found'])} % found."
+    )
+    rows = [
+        [row["form"], f"{row['batch']} x {row['updates']}", DEFENCES.get(row["defence"], f"clipped, {row['defence']}"),
+         str(row["owners"]),
+         *(show.number(row[who][key]) for who in ("insider", "outsider") for key in ("auc", "found"))]
+        for row in results["rows"].values()
+    ]  # fmt: skip
+    head = [
+        "form", "steps x updates", "defence", "owners in the sum", "insider: area", "found at 1 % false",
+        "outsider: area", "found at 1 % false",
+    ]  # fmt: skip
+    return f"{said}\n\n{show.grid(head, rows)}"
+
+
+def membership_line(results: Mapping[str, Any]) -> str:
+    """Without defences and with."""
+    return (
+        f"whether a segment was behind an undefended gradient is told with an area of {show.number(results['open_auc'])} "
+        f"(guessing: 0.5); in the private mode {show.number(results['private_auc'])} at most"
+    )
+
+
 def dp_utility(results: Mapping[str, Any]) -> str:
     """Area by epsilon, for each number of owners."""
     rows = []
