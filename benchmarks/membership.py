@@ -40,7 +40,15 @@ TABLE = tuple(
 PRIVATE = tuple(row for row in TABLE if row.updates == max(UPDATES) and row.defence in ("z=0.5", "z=1"))
 QUICK = (OPEN, *PRIVATE[:2])
 WHO = ("insider", "outsider")
-KEYS = ("open_auc", "open_found", "private_auc", "private_found", "private", "rows.*.insider.auc", "rows.*.outsider.auc")
+KEYS = (
+    "open_auc",
+    "open_found",
+    "private_auc",
+    "private_found",
+    "private",
+    "rows.*.insider.auc",
+    "rows.*.outsider.auc",
+)
 
 
 def main() -> None:
@@ -67,19 +75,25 @@ def measured(row: Row, owners: int) -> dict[str, Any]:
     return {**row._asdict(), **told}
 
 
+@functools.cache
+def attacking(form: str, batch: int, owners: int) -> tuple[Any, Any, Any]:
+    """The rule, its learners, and what a segment of one update would send; compiled once a form."""
+    agent = attacks.agent_of(form, batch)
+    return agent, attacks.learners(agent, owners, 1), attacks.sender(agent, 1, batch)
+
+
 @functools.lru_cache(maxsize=2)  # both attackers of the messages that follow one another
 def gradients(form: str, batch: int, updates: int, owners: int, who: str) -> Any:
     """What segments would give at the global part sent out, ``[N, 1 + K, d]``: an own one, and K of other owners.
 
     The own one is from the middle of the message, neither the first update nor the last.
     """
-    agent = attacks.agent_of(form, batch)
-    states = attacks.learners(agent, owners, 1)
+    agent, states, send = attacking(form, batch, owners)
     at = updates // 2 * batch
     whole = jax.tree.map(lambda leaf: leaf[:, : batch * updates], attacks.lived(agent, states, lives(owners), 2))
     segments = jax.tree.map(lambda leaf: leaf[:, at : at + batch], whole)
     heads = states if who == "insider" else jax.tree.map(lambda leaf: np.roll(leaf, 1, axis=0), states)
-    send, few = attacks.sender(agent, 1, batch), min(OTHERS, owners - max(SUMS))
+    few = min(OTHERS, owners - max(SUMS))
     apart = [0, *range(max(SUMS), max(SUMS) + few)]  # nobody of the same sum
     asked = [jax.tree.map(lambda leaf, by=by: np.roll(leaf, -by, axis=0), segments) for by in apart]
     return np.stack([np.asarray(send(heads, one)) for one in asked], axis=1)

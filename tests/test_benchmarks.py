@@ -976,7 +976,7 @@ def _course(numbers, level, seeds=3):
     study = _load("_owners_study")
     course = study.Course(
         steps=steps, returns=returns, bytes=np.full((seeds, 2), 600), rounds=np.full(seeds, 4),
-        lags=np.array([[8, 1]] * seeds), params=(10, 2), simulated_s=np.zeros(seeds), seconds=1.0, compile_s=1.0,
+        lags=np.array([[8, 1]] * seeds), params=(10, 2), simulated_s=steps / 10.0, seconds=1.0, compile_s=1.0,
         kept=None,
     )  # fmt: skip
     return numbers.told(course, "owners:CartPole-same") | {"command": "", "seeds": seeds, "commit": "c"}
@@ -1022,6 +1022,17 @@ def test_form_a_is_held_against_independent_shared_and_pooled():
     shown = _load("table").TABLES["collaborative"](results)
     assert "pooled (breaks the boundary)" in shown
     assert "Not measured yet, or not all of it: same," in shown
+
+
+def test_seconds_to_the_score_are_of_the_simulated_clock():
+    bench, numbers, arms = _load("collaborative"), _load("_owners_numbers"), _load("_owners_arms")
+    told = bench.conclude({"pace": {"async": _course(numbers, 700.0)}}, 3)
+    one = told["pace"]["async"]
+    assert one["seconds_to_solved"] == pytest.approx(one["steps_to_solved"] / 10.0, abs=0.1)
+    assert (one["staleness"], one["staleness_max"]) == ([24, 3], 1)
+    shown = _load("table").TABLES["collaborative"](told)
+    assert "ten times slower, as they come" in shown
+    assert "--runtime.paces 1 1 1 1 10" in bench.command(arms.PARTS["pace"]["async"])
 
 
 def test_the_bench_of_owners_of_nothing_has_every_key_and_goes_on_where_it_was(tmp_path):

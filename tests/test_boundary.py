@@ -145,7 +145,8 @@ def test_nothing_of_an_owner_moves_a_bit_of_fifty_rounds(form, exchange, asynchr
         channel = plain(*given, **more)
         first = jnp.zeros(channel.spec.size)
         return channel._replace(
-            beginning=lambda _: first, end=lambda state, theta, total, updates: theta + 1.0  # noqa: ARG005
+            beginning=lambda _: first,
+            end=lambda state, theta, total, updates: theta + 1.0,  # noqa: ARG005
         )
 
     monkeypatch.setattr(channels, exchange, constant)

@@ -293,7 +293,7 @@ def test_a_job_of_its_own_number_so_that_none_of_an_older_one_counts():
 
 @pytest.mark.parametrize("mode", ["gradient", "delta"])
 def test_staleness_shortens_the_step_of_an_optimiser_that_divides_by_the_size_of_what_it_is_given(mode):
-    """On what is always the same, Adam's step is its rate however small that is: a weight before it takes nothing off."""
+    """On what is always the same, Adam's step is its rate however small that is: a weight before it changes nothing."""
     numbers = applying.Numbers("adam", 0.1, applying.NEVER, 0.999, 1e-12)
     one = made(server.Rules(mode=mode, asynchronous=True, alpha=0.6, optimiser=numbers))
     bodies, sign = {party: one.job(party) for party in one.idle(0.0)}, -1.0 if mode == "gradient" else 1.0

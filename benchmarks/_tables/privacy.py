@@ -64,8 +64,9 @@ def membership(results: Mapping[str, Any]) -> str:
 def membership_line(results: Mapping[str, Any]) -> str:
     """Without defences and with."""
     return (
-        f"whether a segment was behind an undefended gradient is told with an area of {show.number(results['open_auc'])} "
-        f"(guessing: 0.5); in the private mode {show.number(results['private_auc'])} at most"
+        f"whether a segment was behind an undefended gradient is told with an area of "
+        f"{show.number(results['open_auc'])} (guessing: 0.5); in the private mode "
+        f"{show.number(results['private_auc'])} at most"
     )
 
 
