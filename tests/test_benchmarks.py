@@ -1133,33 +1133,39 @@ def test_nothing_gets_through_the_wire_of_the_bench():
 # ------------------------------------------------------------------------------------------------ membership
 
 
-def test_members_are_told_by_how_often_they_score_above_others():
+def test_members_are_told_by_how_often_they_score_above_others_of_their_message():
     judged = _load("membership").judged
-    others = np.linspace(0.0, 1.0, 101)[None]
-    assert judged(np.array([2.0, 2.0]), others) == {"auc": 1.0, "found": 1.0}
-    assert judged(np.array([-1.0]), others) == {"auc": 0.0, "found": 0.0}
-    assert judged(np.array([0.5]), others)["auc"] == pytest.approx(0.5)  # a tie counts half
+    others = np.linspace(0.0, 1.0, 101)[None] + np.array([[0.0], [10.0]])  # a message whose scores are all higher
+    assert judged(np.array([[2.0], [12.0]]), others) == {"auc": 1.0, "spread": 0.0, "found": 0.5}
+    assert judged(np.array([[-1.0], [9.0]]), others)["auc"] == 0.0
+    assert judged(np.array([[0.5], [10.5]]), others)["auc"] == pytest.approx(0.5)  # a tie counts half
     rng = np.random.default_rng(0)
-    guessed = judged(rng.normal(size=4000), rng.normal(size=(4000, 5)))
-    assert guessed["auc"] == pytest.approx(0.5, abs=0.02)
+    guessed = judged(rng.normal(size=(4000, 2)), rng.normal(size=(4000, 5)))
+    assert guessed["auc"] == pytest.approx(0.5, abs=guessed["spread"])
     assert guessed["found"] == pytest.approx(0.01, abs=0.006)
 
 
-def test_the_cosine_of_a_message_with_its_own_gradient_is_the_largest():
-    rng = np.random.default_rng(0)
+def test_a_segment_is_aligned_with_the_message_made_from_it_and_lies_in_its_span():
+    bench, rng = _load("membership"), np.random.default_rng(0)
     found = rng.normal(size=(3, 4, 50))
-    scores = _load("membership").cosines(2.0 * found[:, 0] + 1e-3, found)
-    assert scores.shape == (3, 4)
+    scores = bench.cosines(2.0 * found[:, 0] + 1e-3, found)
     assert (scores.argmax(axis=1) == 0).all()
     assert scores[:, 0] == pytest.approx(1.0, abs=1e-4)
-    assert (_load("membership").cosines(np.zeros((3, 50)), found) == 0.0).all()
+    assert (bench.cosines(np.zeros((3, 50)), found) == 0.0).all()
+    seen = rng.normal(size=(3, 4, 8, 17))  # of three messages, four candidates of eight steps
+    rows = np.concatenate([seen[:, 0], np.ones((3, 8, 1))], axis=-1)
+    layer = np.einsum("mti,mtu->miu", rows, rng.normal(size=(3, 8, 64)))
+    scores = bench.spanned(layer, seen, 0.0)
+    assert scores[:, 0] == pytest.approx(1.0, abs=1e-6)
+    assert (scores[:, 1:] < 0.8).all()
+    assert bench.spanned(layer, seen, 1e6).max() < 1e-3, "beneath the noise there is no direction"
 
 
 def test_what_the_private_mode_leaves_is_the_worst_of_its_rows():
     bench = _load("membership")
-    who = {"auc": 0.5, "found": 0.01}
+    who = {"auc": 0.5, "spread": 0.1, "found": 0.01}
     rows = {row.name: {"insider": who, "outsider": who} for row in bench.TABLE}
-    rows[bench.PRIVATE[1].name] = {"insider": {"auc": 0.7, "found": 0.2}, "outsider": who}
+    rows[bench.PRIVATE[1].name] = {"insider": {"auc": 0.7, "spread": 0.1, "found": 0.2}, "outsider": who}
     told = bench.conclude(rows)
     assert (told["private_auc"], told["private_found"], told["private"]) == (0.7, 0.2, False)
     assert bench.conclude({})["private_auc"] is None
