@@ -46,7 +46,7 @@ durations: .venv/dev  ## Measure anew how long every file of tests takes (tests/
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" --record-durations
 
 bench: .venv/dev  ## Every benchmark; results are committed
-	for name in hogwild on_device cartpole startup asynchrony async_scaling robustness linear pong map_propagation presets gorila engines_actor accerl several tune population pbt collaborative federation_threats consensus inversion dp_utility flower; do $(BIN)/shoal bench $$name --json benchmarks/results/$$name.json; done
+	for name in hogwild on_device cartpole startup asynchrony async_scaling robustness linear pong map_propagation presets gorila engines_actor accerl several tune population pbt collaborative federation_threats consensus inversion membership dp_utility flower; do $(BIN)/shoal bench $$name --json benchmarks/results/$$name.json; done
 	$(BIN)/python benchmarks/table.py
 
 format: .venv/dev

@@ -24,6 +24,12 @@ WAYS: dict[str, dict[str, Any]] = {  # how an ablated form is exchanged
     "delta_sync": {"exchange": "delta", "local_updates": 10},
     "delta_async": {"exchange": "delta", "local_updates": 10, "asynchronous": True},
 }
+PACES = (1, 1, 1, 1, 10)  # simulated seconds of a job: one owner is ten times slower
+PACED: dict[str, dict[str, Any]] = {
+    "sync": {},
+    "async": {"asynchronous": True},
+    "async_64": {"asynchronous": True, "max_lag": 64},  # so that the slow owner's answers are not all too old
+}
 ALONE: dict[str, Any] = {"runtime": {"exchange": "none"}}
 SHARED: dict[str, Any] = {"network": {"form": "none"}}
 
@@ -98,6 +104,7 @@ PARTS: dict[str, dict[str, Arm]] = {
         "without": arm(STRANGER, 3, owners=4, members=(0, 1, 2)),
     },
     "forms": forms(),
+    "pace": {name: arm(LENGTHS, 5, {"runtime": {"paces": PACES, **how}}) for name, how in PACED.items()},
     "baselines": {
         "at_the_end": arm(LENGTHS, 5, {**SHARED, "runtime": {"exchange": "delta", "local_updates": 1562}}),
         "frozen_random": arm(LENGTHS, 5, frozen=True),

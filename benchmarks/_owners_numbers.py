@@ -111,6 +111,11 @@ def told(course: Any, env: str, scored: Sequence[int] | None = None) -> dict[str
             None if math.isinf(one) else round(one)
             for one in reached(*smoothed(course.steps, mean), SOLVED[kind(env)]).tolist()
         ],
+        "simulated_s": _rounded(course.simulated_s, 1),
+        "seconds_to_solved": [
+            None if math.isinf(one) else round(one, 1)
+            for one in reached(*smoothed(course.simulated_s, mean), SOLVED[kind(env)]).tolist()
+        ],
         "params": list(course.params),
         "rounds": int(course.rounds.max(initial=0)),
         "bytes_per_round": float(messages / course.rounds.sum()) if course.rounds.any() else 0.0,

@@ -53,7 +53,7 @@ class Course(NamedTuple):
     rounds: np.ndarray  # [S]
     lags: np.ndarray  # [S, max_lag + 1] updates applied, by staleness
     params: tuple[int, int]  # global and local of a party
-    simulated_s: np.ndarray  # [S] simulated seconds, where parties have paces
+    simulated_s: np.ndarray  # [E] simulated seconds at the evaluations, where parties have paces
     seconds: float
     compile_s: float
     kept: Any  # parties' learners at the end, leaves [S * N, ...], and the global parts [S, d]
@@ -179,7 +179,7 @@ class Study:
         """
         began, told = time.monotonic(), [self._evaluated(episodes, 0)]
         marks = [self.arm.steps * at // evaluations for at in range(1, evaluations + 1)]
-        steps = [0]
+        steps, clock = [0], [0.0]
         while marks:
             self._alone() if not self.servers else self._round()
             self.axis.told()
@@ -188,6 +188,7 @@ class Study:
                 marks = [mark for mark in marks if mark > done]
                 told.append(self._evaluated(episodes, done))
                 steps.append(done)
+                clock.append(self.axis.now())
         tallies = [one.tally for one in self.servers]
         counts = scopes.counts(jax.eval_shape(self.parts.agent.init, jax.random.key(0)).params)
         nothing = np.zeros((self.seeds, 1), int)
@@ -197,7 +198,7 @@ class Study:
             rounds=np.array([int(one.arrays["rounds"][0]) for one in tallies] or [0] * self.seeds),
             lags=np.array([one.arrays["lags"] for one in tallies] or nothing),
             params=(counts.shared, counts.own) if self.servers else (0, counts.shared + counts.own),
-            simulated_s=np.full(self.seeds, self.axis.now()), seconds=time.monotonic() - began,
+            simulated_s=np.array(clock), seconds=time.monotonic() - began,
             compile_s=self.compile_s, kept=(self.axis.homes.members.state, self._thetas()),
         )  # fmt: skip
 

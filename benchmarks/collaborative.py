@@ -119,8 +119,13 @@ def command(arm: _owners_study.Arm) -> str:
     if arm.frozen:
         return f"global layers frozen: {words[0]}"
     for kind, settings in given.items():
-        words += [f"--{kind}.{key.replace('_', '-')} {value}" for key, value in settings.items()]
+        words += [f"--{kind}.{key.replace('_', '-')} {_typed(value)}" for key, value in settings.items()]
     return " ".join(words)
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def earlier(arguments: argparse.Namespace) -> dict[str, Arms]:
@@ -150,6 +155,7 @@ def conclude(kept: Mapping[str, Arms], seeds: int) -> dict[str, Any]:
         "conflict": conflict(kept.get("conflict", {})),
         "scaling": scaling(kept.get("scaling", {})),
         "stranger": stranger(kept.get("stranger", {})),
+        "pace": pace(kept.get("pace", {})),
         "newcomer": newcomer(kept.get("newcomer", {})),
         "spaces": spaces(kept.get("spaces", {})),
         "forms": {form: one_form(ablated, form) for form in _owners_arms.FORMS},
@@ -261,6 +267,19 @@ def scaling(arms: Arms) -> dict[str, Any]:
     most, one = (found.get(name, {}).get("steps_to_solved") for name in ("n8", "n1"))
     ratio = most / one if most and one else None
     return {**found, "ratio_8": ratio, "within": None if ratio is None else ratio <= BLANK}
+
+
+def pace(arms: Arms) -> dict[str, Any]:
+    """Simulated seconds to the score where one owner is ten times slower, and how old what was applied was."""
+    found = {}
+    for name, one in arms.items():
+        seconds = [float("inf") if each is None else each for each in one["seconds_to_solved"]]
+        applied = [lag for lag, count in enumerate(one["staleness"]) if count]
+        found[name] = {
+            **ends(one), "seconds_to_solved": numbers.median(seconds), "staleness": one["staleness"],
+            "staleness_max": max(applied, default=None),
+        }  # fmt: skip
+    return found
 
 
 def stranger(arms: Arms) -> dict[str, Any]:

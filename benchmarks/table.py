@@ -60,6 +60,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "population": population.population,
     "pbt": population.pbt,
     "inversion": privacy.inversion,
+    "membership": privacy.membership,
     "dp_utility": privacy.dp_utility,
     "consensus": agreeing.consensus,
     "collaborative": owners.collaborative,

@@ -24,7 +24,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHES = (
     "hogwild", "on_device", "cartpole", "startup", "presets", "map_propagation", "linear", "asynchrony",
     "async_scaling", "robustness", "pong", "gorila", "engines_actor", "accerl", "several", "tune", "population", "pbt",
-    "collaborative", "federation_threats", "consensus", "inversion", "dp_utility", "flower",
+    "collaborative", "federation_threats", "consensus", "inversion", "membership", "dp_utility", "flower",
 )  # fmt: skip
 
 
@@ -1151,7 +1151,7 @@ def _course(numbers, level, seeds=3):
     study = _load("_owners_study")
     course = study.Course(
         steps=steps, returns=returns, bytes=np.full((seeds, 2), 600), rounds=np.full(seeds, 4),
-        lags=np.array([[8, 1]] * seeds), params=(10, 2), simulated_s=np.zeros(seeds), seconds=1.0, compile_s=1.0,
+        lags=np.array([[8, 1]] * seeds), params=(10, 2), simulated_s=steps / 10.0, seconds=1.0, compile_s=1.0,
         kept=None,
     )  # fmt: skip
     return numbers.told(course, "owners:CartPole-same") | {"command": "", "seeds": seeds, "commit": "c"}
@@ -1197,6 +1197,17 @@ def test_form_a_is_held_against_independent_shared_and_pooled():
     shown = _load("table").TABLES["collaborative"](results)
     assert "pooled (breaks the boundary)" in shown
     assert "Not measured yet, or not all of it: same," in shown
+
+
+def test_seconds_to_the_score_are_of_the_simulated_clock():
+    bench, numbers, arms = _load("collaborative"), _load("_owners_numbers"), _load("_owners_arms")
+    told = bench.conclude({"pace": {"async": _course(numbers, 700.0)}}, 3)
+    one = told["pace"]["async"]
+    assert one["seconds_to_solved"] == pytest.approx(one["steps_to_solved"] / 10.0, abs=0.1)
+    assert (one["staleness"], one["staleness_max"]) == ([24, 3], 1)
+    shown = _load("table").TABLES["collaborative"](told)
+    assert "ten times slower, as they come" in shown
+    assert "--runtime.paces 1 1 1 1 10" in bench.command(arms.PARTS["pace"]["async"])
 
 
 def test_the_bench_of_owners_of_nothing_has_every_key_and_goes_on_where_it_was(tmp_path):
@@ -1292,3 +1303,45 @@ def test_nothing_gets_through_the_wire_of_the_bench():
     found = _load("federation_threats").wire(50)
     assert (found["accepted"], found["crashes"], found["unchanged"]) == (0, 0, True)
     assert found["turned_away"] == 50 + len(found["faults"])
+
+
+# ------------------------------------------------------------------------------------------------ membership
+
+
+def test_members_are_told_by_how_often_they_score_above_others_of_their_message():
+    judged = _load("membership").judged
+    others = np.linspace(0.0, 1.0, 101)[None] + np.array([[0.0], [10.0]])  # a message whose scores are all higher
+    assert judged(np.array([[2.0], [12.0]]), others) == {"auc": 1.0, "spread": 0.0, "found": 0.5}
+    assert judged(np.array([[-1.0], [9.0]]), others)["auc"] == 0.0
+    assert judged(np.array([[0.5], [10.5]]), others)["auc"] == pytest.approx(0.5)  # a tie counts half
+    rng = np.random.default_rng(0)
+    guessed = judged(rng.normal(size=(4000, 2)), rng.normal(size=(4000, 5)))
+    assert guessed["auc"] == pytest.approx(0.5, abs=guessed["spread"])
+    assert guessed["found"] == pytest.approx(0.01, abs=0.006)
+
+
+def test_a_segment_is_aligned_with_the_message_made_from_it_and_lies_in_its_span():
+    bench, rng = _load("membership"), np.random.default_rng(0)
+    found = rng.normal(size=(3, 4, 50))
+    scores = bench.cosines(2.0 * found[:, 0] + 1e-3, found)
+    assert (scores.argmax(axis=1) == 0).all()
+    assert scores[:, 0] == pytest.approx(1.0, abs=1e-4)
+    assert (bench.cosines(np.zeros((3, 50)), found) == 0.0).all()
+    seen = rng.normal(size=(3, 4, 8, 17))  # of three messages, four candidates of eight steps
+    rows = np.concatenate([seen[:, 0], np.ones((3, 8, 1))], axis=-1)
+    layer = np.einsum("mti,mtu->miu", rows, rng.normal(size=(3, 8, 64)))
+    scores = bench.spanned(layer, seen, 0.0)
+    assert scores[:, 0] == pytest.approx(1.0, abs=1e-6)
+    assert (scores[:, 1:] < 0.8).all()
+    assert bench.spanned(layer, seen, 1e6).max() < 1e-3, "beneath the noise there is no direction"
+
+
+def test_what_the_private_mode_leaves_is_the_worst_of_its_rows():
+    bench = _load("membership")
+    who = {"auc": 0.5, "spread": 0.1, "found": 0.01}
+    rows = {row.name: {"insider": who, "outsider": who} for row in bench.TABLE}
+    rows[bench.PRIVATE[1].name] = {"insider": {"auc": 0.7, "spread": 0.1, "found": 0.2}, "outsider": who}
+    told = bench.conclude(rows)
+    assert (told["private_auc"], told["private_found"], told["private"]) == (0.7, 0.2, False)
+    assert bench.conclude({})["private_auc"] is None
+    assert {row.updates for row in bench.PRIVATE} == {32}

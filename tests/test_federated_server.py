@@ -291,14 +291,35 @@ def test_a_job_of_its_own_number_so_that_none_of_an_older_one_counts():
     assert one.take(0, said(new, 1.0), 6.0) == "ok"
 
 
-def test_asynchronous_gradients_are_weighted_before_the_optimiser():
-    rules = server.Rules(asynchronous=True, optimiser=applying.Numbers("sgd", 0.1))
-    one = made(rules)
-    bodies = {party: one.job(party) for party in one.idle(0.0)}
-    for party in range(2):
+@pytest.mark.parametrize("mode", ["gradient", "delta"])
+def test_staleness_shortens_the_step_of_an_optimiser_that_divides_by_the_size_of_what_it_is_given(mode):
+    """On what is always the same, Adam's step is its rate however small that is: a weight before it changes nothing."""
+    numbers = applying.Numbers("adam", 0.1, applying.NEVER, 0.999, 1e-12)
+    one = made(server.Rules(mode=mode, asynchronous=True, alpha=0.6, optimiser=numbers))
+    bodies, sign = {party: one.job(party) for party in one.idle(0.0)}, -1.0 if mode == "gradient" else 1.0
+    want, moment, square = 0.0, 0.0, 0.0
+    for party in range(3):  # lags 0, 1, 2
         one.take(party, said(bodies[party], 1.0), 0.0)
         one.close(0.0)
-    np.testing.assert_allclose(one.theta, -0.1 - 0.1 / math.sqrt(2), rtol=1e-6)
+        moment, square = 0.9 * moment + 0.1, 0.999 * square + 0.001  # of FedAdam; Adam's own is corrected to 1
+        ratio = 1.0 if mode == "gradient" else moment / math.sqrt(square)
+        want += sign * 0.1 * 0.6 / math.sqrt(1 + party) * ratio
+        np.testing.assert_allclose(one.theta, want, rtol=1e-5)
+
+
+def test_in_a_buffer_staleness_weighs_gradients_beside_each_other():
+    rules = server.Rules(asynchronous=True, buffer=2, alpha=0.6, optimiser=applying.Numbers("sgd", 0.1))
+    one = made(rules)
+    bodies = {party: one.job(party) for party in one.idle(0.0)}
+    for party in (0, 1):  # both of version 0
+        one.take(party, said(bodies[party], 1.0), 0.0)
+    one.close(0.0)
+    np.testing.assert_allclose(one.theta, -0.06, rtol=1e-6)
+    bodies |= {0: one.job(0)}
+    one.take(0, said(bodies[0], 1.0), 0.0)  # of version 1
+    one.take(2, said(bodies[2], 4.0), 0.0)  # of version 0
+    one.close(0.0)
+    np.testing.assert_allclose(one.theta, -0.06 - 0.06 * (1.0 + 4.0 / math.sqrt(2)) / 2, rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ optimisers

@@ -286,6 +286,66 @@ def test_a_kill_between_line_and_release_counts_as_spent(tmp_path):
     assert opened(tmp_path, unit="party").total().releases == 3
 
 
+LIVES = """
+    import os, pathlib, random, select, signal, sys, time
+    import numpy as np
+    from shoal.runtimes.federated import accounting, leaving, ledger
+
+    folder, lives, moments = pathlib.Path(sys.argv[1]), int(sys.argv[2]), random.Random(0)
+
+    class Slow(leaving.Seeded):
+        def normal(self, size, party, turn):
+            time.sleep(0.002)  # the moment between the line and the release is long enough to be met
+            return super().normal(size, party, turn)
+
+    def live(out):
+        book = ledger.Ledger(folder, delta=1e-5, max_epsilon=0.0, unit="party")
+        leave, turn = leaving.Leaving(leaving.Settings(1.0, 5.0), Slow(0), book), len(ledger.read(folder))
+        while True:
+            os.write(out, leave(np.ones(3, np.float32), party=0, turn=turn).tobytes())
+            turn += 1
+
+    def left(pipe):
+        found = b""
+        while more := os.read(pipe, 1 << 16):
+            found += more
+        return len(found) // 12
+
+    accounting.epsilon({2.5: 1}, 1e-5)  # imported before the first life, not in each
+    released = 0
+    for _ in range(lives):
+        pipe, out = os.pipe()
+        child = os.fork()  # nothing here has threads
+        if not child:
+            os.close(pipe)  # so that it ends with whoever reads
+            live(out)
+        os.close(out)
+        select.select([pipe], [], [])  # the first release of this life
+        time.sleep(moments.uniform(0.0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        released += left(pipe)
+        os.close(pipe)
+        print(released, len(ledger.read(folder)), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_around_a_release_never_leave_less_spent_than_was_released(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    given = [sys.executable, "-c", textwrap.dedent(LIVES), tmp_path, "100"]
+    done = subprocess.run(given, capture_output=True, text=True, env=environment, check=True)
+    told = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(told) == 100
+    for life, (released, spent) in enumerate(told, 1):
+        assert released <= spent <= released + life, "a kill may cost one release that never left, and none for nothing"
+    released, spent = told[-1]
+    assert 0 < spent - released < 100, "kills before the line, and between the line and the release"
+    events = ledger.read(tmp_path)
+    assert [one.turn for one in events] == list(range(spent)), "no line is lost, none is there twice"
+    assert opened(tmp_path, unit="party").total().releases == spent
+
+
 # ------------------------------------------------------------------------------------------------ what is refused
 
 LOCAL = {"privacy": "local", "clip": 1.0, "noise": 1.0}

@@ -280,6 +280,7 @@ LINES = (
     Line("Hostile parties", "federation_threats", "hostile-parties", federation_threats),
     Line("Consensus", "consensus", "consensus", consensus),
     Line("Inversion", "inversion", "inversion", privacy.inversion_line),
+    Line("Membership", "membership", "membership", privacy.membership_line),
     Line("Privacy of owners", "dp_utility", "privacy-of-owners", privacy.dp_line),
     Line("Flower", "flower", "flower-as-a-carrier", flower),
     Line("MAP propagation", "map_propagation", "map-propagation", team),

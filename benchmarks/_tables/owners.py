@@ -15,6 +15,7 @@ WAYS = {
     "delta_sync": "changes, every 10 updates",
     "delta_async": "changes, asynchronous",
 }
+PACES = {"sync": "in rounds", "async": "as they come", "async_64": "as they come, up to 64 versions old"}
 STARTS = {
     "scratch": "from nothing",
     "frozen": "with the global part of five others, frozen",
@@ -135,6 +136,12 @@ def _rest(results: Mapping[str, Any]) -> str:
     if odd["auc_ratio"] is not None:
         ratio = _interval(odd, "auc_ratio", odd["low"], odd["high"])
         said.append(f"Area of three honest owners beside one whose rewards are noise, over without it: {ratio}.")
+    for name, one in results.get("pace", {}).items():
+        said.append(
+            f"One owner of five ten times slower, {PACES[name]}: {show.number(one['seconds_to_solved'])} simulated "
+            f"seconds to 475 ({one['solved_seeds']} seeds reach it), at the end {show.number(one['final'])}, what was "
+            f"applied {show.number(one['staleness_max'])} versions old at most."
+        )
     last = results["baselines"]
     if last:
         names = {"at_the_end": "one average at the end", "frozen_random": "a frozen random base"}

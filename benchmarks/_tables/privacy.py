@@ -40,6 +40,40 @@ def inversion_line(results: Mapping[str, Any]) -> str:
     )
 
 
+def membership(results: Mapping[str, Any]) -> str:
+    """Whether it works undefended, what the private mode leaves, then every kind of message."""
+    said = (
+        f"Undefended, form A, one update of one owner: area {show.number(results['open_insider_auc'])} for an insider, "
+        f"{show.number(results['open_auc'])} for an outsider. Private mode ({results['private_mode']}), the best "
+        f"attack of either: area {show.number(results['private_auc'])} ± {show.number(results['private_spread'])}, "
+        f"{show.number(100 * results['private_found'])} % found at most."
+    )
+    rows = [
+        [row["form"], f"{row['batch']} x {row['updates']}", DEFENCES.get(row["defence"], f"clipped, {row['defence']}"),
+         str(row["owners"]), *_attacker(row["insider"]), *_attacker(row["outsider"])]
+        for row in results["rows"].values()
+    ]  # fmt: skip
+    head = [
+        "form", "steps x updates", "defence", "owners in the sum", "insider: attack", "area", "found at 1 % false",
+        "outsider: attack", "area", "found at 1 % false",
+    ]  # fmt: skip
+    return f"{said}\n\n{show.grid(head, rows)}"
+
+
+def _attacker(told: Mapping[str, Any]) -> list[str]:
+    return [told["attack"], f"{show.number(told['auc'])} ± {show.number(told['spread'])}", show.number(told["found"])]
+
+
+def membership_line(results: Mapping[str, Any]) -> str:
+    """Without defences and with."""
+    return (
+        "whether a segment was behind an undefended gradient is told with an area of "
+        f"{show.number(results['open_auc'])} by whoever takes part and {show.number(results['open_insider_auc'])} by "
+        "who has the owner's layers (guessing: 0.5); in the private mode "
+        f"{show.number(results['private_auc'])} ± {show.number(results['private_spread'])} at most"
+    )
+
+
 def dp_utility(results: Mapping[str, Any]) -> str:
     """Area by epsilon, for each number of owners."""
     rows = []

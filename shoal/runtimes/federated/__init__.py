@@ -60,7 +60,7 @@ class Config:
     eta: float = options.number(1.0, low=0.0)
     """What the mean of deltas is multiplied by, in rounds."""
     alpha: float = options.number(0.6, low=0.0, high=1.0)
-    """What a delta is multiplied by, asynchronously."""
+    """What a step is multiplied by, asynchronously, of gradients as of deltas; besides it (1 + lag)^(-1/2)."""
     mu: float = options.number(0.0, low=0.0)
     """How strongly global layers are drawn to what was downloaded during local updates (FedProx); deltas alone."""
     max_norm: float = options.number(0.0, low=0.0)

@@ -32,8 +32,8 @@ class Rules(NamedTuple):
     max_lag: int = 8  # versions; an update computed from an older one is dropped
     buffer: int = 1  # updates of a step, asynchronously
     optimiser: applying.Numbers = applying.Numbers()  # of gradients: the experiment's; of deltas: "sgd" or "adam"
-    eta: float = 1.0  # of deltas, synchronously
-    alpha: float = 0.6  # and asynchronously
+    eta: float = 1.0  # of deltas that are added as they are, synchronously
+    alpha: float = 0.6  # of any step, asynchronously
     settings: message.Settings = message.Settings()  # what parties are told
     env_steps: int = message.MOST  # of a party in one round, at most
     updates: int = message.MOST
@@ -142,24 +142,46 @@ def step(
     Returns:
         What is then, and ""; or as before and why: "aborted", or "not_finite".
     """
-    updates = robust.bounded(came.updates, came.norms, most) if most else came.updates
+    updates, share = robust.bounded(came.updates, came.norms, most) if most else came.updates, 1.0
     if rules.asynchronous and not release:
-        updates = (updates * (1.0 + np.array(came.lags))[:, None] ** -0.5).astype(np.float32)
+        weights, share = stale(rules, came.lags)
+        updates = (updates * weights[:, None]).astype(np.float32)
     with np.errstate(all="ignore"):  # what overflows is seen below
         combine = robust.RULES[rules.aggregator].combine
         one = release(came) if release else combine(updates, rules.hostile)
         if one is None:
             return now, "aborted"
-        after = _applied(rules, now, one, clock)
+        after = _applied(rules, now, one, clock, share)
     whole = message.finite(after.theta) and all(message.finite(array) for array in after.kept.values())
     return (after, "") if whole else (now, "not_finite")
 
 
-def _applied(rules: Rules, now: Global, one: np.ndarray, clock: float) -> Global:
+def stale(rules: Rules, lags: Sequence[int]) -> tuple[np.ndarray, float]:
+    """What staleness takes off, where updates are applied as they come: s(τ) = (1 + τ)^(-1/2) of each.
+
+    An optimiser that divides by the size of what it is given, as Adam does, would undo a weight that all of its updates
+    have in common, and N parties would take N full steps where rounds take one. So there the weights only say how
+    updates count beside each other, and what they have in common is of the step.
+
+    Args:
+        rules: How rounds are held.
+        lags: τ of each update.
+
+    Returns:
+        What each update is multiplied by ``[n]``, and what the optimiser's step is: α and the mean of s(τ).
+    """
+    weights = (1.0 + np.array(lags)) ** -0.5
+    if rules.mode != "gradient" and rules.optimiser.rule != "adam":
+        return weights, 1.0
+    return weights / weights.mean(), rules.alpha * float(weights.mean())
+
+
+def _applied(rules: Rules, now: Global, one: np.ndarray, clock: float, share: float) -> Global:
+    optimiser = rules.optimiser._replace(learning_rate=rules.optimiser.learning_rate * share)
     if rules.mode == "gradient":
-        return Global(*applying.stepped(rules.optimiser, now.kept, now.theta, one, clock))
+        return Global(*applying.stepped(optimiser, now.kept, now.theta, one, clock))
     if rules.mode == "outputs":  # the mean of decisions is what parties are sent
         return now._replace(theta=one)
     if rules.optimiser.rule == "adam":
-        return Global(*applying.fed_adam(rules.optimiser, now.kept, now.theta, one))
+        return Global(*applying.fed_adam(optimiser, now.kept, now.theta, one))
     return now._replace(theta=now.theta + np.float32(rules.alpha if rules.asynchronous else rules.eta) * one)
