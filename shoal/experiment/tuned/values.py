@@ -57,7 +57,7 @@ def _async_value(target: str, summary: str, cartpole: Settings) -> Preset:
                     "algorithm": {
                         "target_period": 1_000,
                         "epsilon_steps": 50_000,
-                        "reward_scale": 0.05,
+                        "rollout_length": 16,
                         **cartpole.get("algorithm", {}),
                     },
                     "optimiser": {"learning_rate": 2e-3, "epsilon": 1e-3, **cartpole.get("optimiser", {})},
@@ -97,17 +97,17 @@ PRESETS: dict[str, Preset] = {
     "async_q": _async_value(
         "one_step",
         "asynchronous one-step Q-learning: lock-free processes, one target network for all",
-        {"algorithm": {"rollout_length": 16}},
+        {},
     ),
     "async_sarsa": _async_value(
         "sarsa",
         "asynchronous one-step Sarsa: the same, on the action really taken next",
-        {"algorithm": {"rollout_length": 16}},
+        {},
     ),
     "async_nstep_q": _async_value(
         "n_step",
         "asynchronous n-step Q-learning: every state learns from the longest return of its segment",
-        {"algorithm": {"rollout_length": 16}},
+        {"optimiser": {"learning_rate": 4e-3}},
     ),
     "gorila": Preset(
         summary="DQN in bundles of actor, learner and replay memory that push gradients to a sharded parameter server",
