@@ -41,8 +41,8 @@ def test_action_values_reach_their_score_when_they_are_followed(preset, target, 
             preset, "CartPole-v1", seed=seed, workers=2, out=tmp_path / str(seed), eval_episodes=100, quiet=True
         )
         assert run.summary["env_steps"] <= 501_000
-        reached.append(run.summary["eval_return_mean"] >= target)
-    assert sum(reached) >= len(SEEDS) - 1, reached
+        reached.append(run.summary["eval_return_mean"])
+    assert min(reached) >= target, reached  # of every seed: what was learned stays (decision 0041)
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,16 @@ ASYNC_VALUE_ATARI: Settings = {  # the paper's small set of games; its other num
 }
 
 
-def _async_value(target: str, summary: str, cartpole: Settings) -> Preset:
-    """The presets of Q-learning and Sarsa on lock-free workers, which differ in their targets."""
+def _async_value(target: str, summary: str, rate: float = 2e-3) -> Preset:
+    """The presets of Q-learning and Sarsa on lock-free workers, which differ in their targets.
+
+    CartPole is learned from rewards as they are: scaled down, values do not stay (decision 0041).
+
+    Args:
+        target: The rule's.
+        summary: One line for `shoal list`.
+        rate: The learning rate on CartPole.
+    """
     return Preset(
         summary=summary,
         source=A3C,
@@ -54,13 +62,8 @@ def _async_value(target: str, summary: str, cartpole: Settings) -> Preset:
             "CartPole-v1": Tuned(
                 500_000,
                 {
-                    "algorithm": {
-                        "target_period": 1_000,
-                        "epsilon_steps": 50_000,
-                        "rollout_length": 16,
-                        **cartpole.get("algorithm", {}),
-                    },
-                    "optimiser": {"learning_rate": 2e-3, "epsilon": 1e-3, **cartpole.get("optimiser", {})},
+                    "algorithm": {"target_period": 1_000, "epsilon_steps": 50_000, "rollout_length": 16},
+                    "optimiser": {"learning_rate": rate, "epsilon": 1e-3},
                     "network": {"initialiser": "orthogonal"},
                 },
             ),
@@ -97,17 +100,15 @@ PRESETS: dict[str, Preset] = {
     "async_q": _async_value(
         "one_step",
         "asynchronous one-step Q-learning: lock-free processes, one target network for all",
-        {},
     ),
     "async_sarsa": _async_value(
         "sarsa",
         "asynchronous one-step Sarsa: the same, on the action really taken next",
-        {},
     ),
     "async_nstep_q": _async_value(
         "n_step",
         "asynchronous n-step Q-learning: every state learns from the longest return of its segment",
-        {"optimiser": {"learning_rate": 4e-3}},
+        rate=4e-3,
     ),
     "gorila": Preset(
         summary="DQN in bundles of actor, learner and replay memory that push gradients to a sharded parameter server",
