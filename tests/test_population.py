@@ -491,6 +491,35 @@ def test_bytes_are_told_and_a_population_that_does_not_fit_is_refused(monkeypatc
     monkeypatch.setattr(budget, "available", lambda: 5 * budget.MB)
     with pytest.raises(errors.Refused, match=r"24 MB.*5 MB.*at most 2 members"):
         budget.check(budget.Need(2 * budget.MB, None), 12, "members", option="--members")
+    with pytest.raises(errors.Refused, match=r"8 MB.*5 MB.*at most 1 members"):
+        budget.check(budget.Need(2 * budget.MB, None), 2, "members", copies=2, option="--members")
+    said = budget.check(budget.Need(budget.MB, None), 2, "members", copies=2, option="--members")
+    assert said == "1.00 MB a learner, 4 MB while a checkpoint is written"
+    assert result.final.subsystems["population"]["peak_increase_mb"] >= 0.0
+
+
+@pytest.mark.parametrize(("platform", "devices", "copies"), [("cpu", 2, 2), ("cpu", 1, 1), ("gpu", 2, 1)])
+def test_a_checkpoint_is_a_second_copy_where_it_is_put_together(platform, devices, copies, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    assert budget.kept_twice() == copies
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("members", [8, 16])
+def test_what_is_told_of_memory_is_what_it_takes(members, tmp_path):
+    """In a process of its own, where nothing else has been in the memory; most of it is replay."""
+    small = ("--network.hidden", 32, "--algorithm.batch", 32, "--algorithm.learning-starts", 100)
+    words = ("--env", "gymnax:Pendulum-v1", "--members", members, "--steps", 600 * members, "--runtime.interval", 300)
+    more = ("--algorithm.capacity", 1_000_000, "--runtime.dispatch", "vmap", "--eval-episodes", 0, "--json")
+    with faults.Process("train", "pbt_td3", *words, *small, *more, "--out", tmp_path / "run") as process:
+        ended = process.ended()
+    assert ended.code == 0, ended.err
+    told = ended.json["population"]
+    copies = 2 if told["devices"] > 1 else 1
+    expected = copies * members * told["bytes_per_member"] / budget.MB
+    assert f"{expected:,.0f} MB while a checkpoint is written" in ended.err or copies == 1
+    assert told["peak_increase_mb"] == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(("preset", "runtime", "meant"), [

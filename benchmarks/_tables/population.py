@@ -86,6 +86,11 @@ def _way(at: Mapping[str, Any], way: str) -> str:
     return f"**{time}**" if way == at["chosen"] else time
 
 
+def _within(part: Mapping[str, Any]) -> str:
+    bounds = f" [{show.number(part['low'])}, {show.number(part['high'])}]" if part["low"] is not None else ""
+    return f"{show.number(part['iqm'])}{bounds}"
+
+
 def pbt(results: Mapping[str, Any]) -> str:
     """One table; populations that are missing are told."""
     rows = []
@@ -93,9 +98,10 @@ def pbt(results: Mapping[str, Any]) -> str:
         row = [env]
         for method in METHODS:
             part = found[method]
-            bounds = f" [{show.number(part['low'])}, {show.number(part['high'])}]" if part["low"] is not None else ""
             bias = "" if part["bias"] is None else f"; fitness {part['bias']:+.3g}"
-            row.append(f"{show.number(part['iqm'])}{bounds} ({len(part['runs'])}{bias})")
+            row.append(f"{_within(part)} ({len(part['runs'])}{bias})")
+        row += [_within(found[f"{method}_over_random"]) for method in ("pbt", "mf_pbt")]
         rows.append([*row, {True: "yes", False: "no", None: "–"}[found["pbt_beats_random"]]])
-    head = ["environment", *METHODS.values(), "PBT above random search, intervals apart"]
+    less = ["PBT less random search", "MF-PBT less random search", "PBT above it, intervals apart"]
+    head = ["environment", *METHODS.values(), *less]
     return show.grid(head, rows)
