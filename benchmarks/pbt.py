@@ -59,7 +59,7 @@ SMALL = (
     "--algorithm.minibatches", 4, "--optimiser.no-anneal",
 )  # fmt: skip
 PIXELS = (  # planes of ten by ten, flattened: convolutions would take ten times as long
-    "--runtime.environments", 16, "--algorithm.rollout-length", 32, "--algorithm.epochs", 4,
+    "--runtime.environments", 16, "--algorithm.rollout-length", 32, "--algorithm.epochs", 2,
     "--algorithm.minibatches", 4, "--optimiser.no-anneal", "--network.torso", "mlp", "--network.hidden", 64, 64,
 )  # fmt: skip
 TASKS = {

@@ -71,6 +71,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "pbt_ppo": _preset(
         ppo.PRESETS["ppo"], "a population of PPO learners that copy the better ones", PBT, PPO, interval=8_192,
+        fraction=0.25, **PERTURB,
     ),
     "mf_pbt": _preset(
         ppo.PRESETS["ppo"], "populations of PPO learners that evolve at different intervals, and exchange migrants",
