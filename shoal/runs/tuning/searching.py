@@ -92,7 +92,7 @@ def _ended(search: Search, study: optuna_side.Study, job: beside.Job, came: besi
 def _shown(search: Search, number: int, shown: beside.Shown) -> None:
     """What a trial elsewhere shows, or the death of a process (of no trial)."""
     console = search.how(_words(search, number) if number >= 0 else "the search").console
-    getattr(console, shown.kind)(*shown.said)
+    {"show": console.show, "note": console.note, "fault": console.fault}[shown.kind](*shown.said)
 
 
 def defaults(search: Search) -> dict[str, float] | None:
