@@ -162,6 +162,22 @@ def _replacing(setattr: Callable[..., None]) -> Callable[..., None]:
 
 
 @pytest.fixture(autouse=True)
+def environment_untouched() -> Iterator[None]:
+    """Nothing called in this process leaves a variable of ours behind, which the next test would obey.
+
+    Set up first of its scope, it is taken down after `monkeypatch`.
+    """
+    before = _ours()
+    yield
+    assert _ours() == before, "a variable of the environment was left behind"
+
+
+def _ours() -> dict[str, str]:
+    """Variables that shoal reads, but for the one that the fixtures here turn."""
+    return {name: value for name, value in os.environ.items() if name.startswith("SHOAL_") and name != "SHOAL_PROGRAMS"}
+
+
+@pytest.fixture(autouse=True)
 def strict_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
     """No silent promotion of types (a float64 or an integer where float32 is meant) or of ranks (a wrong broadcast)."""
     if request.module.__name__.rpartition(".")[2] not in STRICT:

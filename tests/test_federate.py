@@ -627,7 +627,7 @@ def test_a_lasting_party_that_is_killed_goes_on_and_says_the_same_again(seat, tm
     assert summary["env_steps"] == 3 * up.env_steps
     # Undisturbed, in this process, the same party says the same.
     from shoal import experiment
-    from shoal.runs import federating, run_folder
+    from shoal.runs import run_folder
     from shoal.runtimes.federated.flower import partaking
 
     mine = run_folder.unedited(tmp_path / "p", run_folder.read_config(tmp_path / "p"))
@@ -635,7 +635,6 @@ def test_a_lasting_party_that_is_killed_goes_on_and_says_the_same_again(seat, tm
     place = partaking.Seat(1, run, tmp_path / "s", tmp_path / "own")
     party = partaking.Partaking(mine.configs["runtime"], place)._party(experiment.build(mine).parts, mine.seed)
     assert [party.handle(job(at, at - 1, theta * 0.5 ** (at - 1))) for at in (1, 2, 3)] == [first, second, third]
-    assert federating.SAVE == "SHOAL_SAVE_EVERY"
 
 
 def test_a_party_whose_global_part_would_be_another_is_refused(seat, tmp_path):

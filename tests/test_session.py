@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
 
-from shoal import log
+from shoal import experiment, log
 from shoal.core import errors, types
 from shoal.experiment import presets
 from shoal.runs import checkpoint, run_folder, session
-from shoal.runs.session import telling
+from shoal.runs.session import saving, telling
+from shoal.runtimes import federated
 
 LIKE = {"theta": np.zeros(3, np.float32)}
 
@@ -131,6 +133,20 @@ def test_the_first_checkpoint_comes_within_two_seconds_of_training(tmp_path, mad
         saved.append(len(checkpoint.folders(tmp_path / "checkpoints")))
     kept.close()
     assert saved == [0, 0, 1, 1, 1], "the next at the usual pace"
+
+
+@pytest.mark.parametrize("placement", ["server", "party"])
+def test_a_side_of_a_deployment_saves_at_every_report_and_leaves_the_environment_alone(
+    tmp_path, placement, monkeypatch
+):
+    how = experiment.ways("federated", federated.Config(placement=placement))
+    kept = saving.Saver(tmp_path, None, 1, how.save_every)
+    first = progress(10, Ledger())._replace(train_s=0.01)
+    assert kept.due(first, 0.0)
+    kept.save(first, dict)
+    assert kept.due(first, time.monotonic()), "and the next at once, whatever the last one took"
+    monkeypatch.setenv("SHOAL_SAVE_EVERY", "20")
+    assert not saving.Saver(tmp_path, None, 1, how.save_every).due(first, 0.0), "what a person has set is obeyed"
 
 
 def test_status_tells_the_newest_checkpoint(folder, made, monkeypatch):

@@ -449,6 +449,7 @@ class Ways(NamedTuple):
     workers: str | None = None  # the setting that counts its workers; None: it has none
     processes: int = 0  # worker processes it starts, for each seed; 0: none, or as many as pay
     measures: bool = False  # it starts as many processes as pay
+    save_every: float | None = None  # seconds between checkpoints at least, 0: at every report; None: as usual
     process_mb: int = 0  # megabytes that each of them takes at least
     records: bool = False  # whether the order of applies is recorded (`replay`)
     recordable: bool = False  # whether it would be with `replayable`

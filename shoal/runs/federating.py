@@ -23,7 +23,6 @@ from shoal.runtimes.federated.flower import deploying, invitation, keys, link
 with epy.lazy_imports():
     from shoal.runtimes.federated.flower import opening, partaking, serving
 
-SAVE = "SHOAL_SAVE_EVERY"
 NAME = "run-name"  # a file of the server's: 32 hexadecimal digits that no other run has
 CLEARING = 20.0  # seconds in which what is left of a server that was killed gives its port back
 DEPLOYED = {"exchange": ("gradient", "delta"), "privacy": ("none", "local"), "unit": ("party",)}
@@ -58,7 +57,6 @@ def serve(request: presets.Request, out: Path | None, where: Listening, **asked:
     made, _ = presets.resolve(request)
     named = [one.name for one in _each(made)]
     _check_server(made, named, where, again=out is not None and out.exists())
-    os.environ.setdefault(SAVE, "0")
     folder = out or run_folder.named(made, [made.seed], None)
     side = _Server(made, folder, where, named)
     asked |= {"builder": side.built, "eval_episodes": 0}
@@ -214,7 +212,6 @@ def partake(seat: Seat, env: str | None, out: Path, **asked: Any) -> training.Ru
     """
     told = invitation.read(seat.invitation)
     request = _request(told, env)
-    os.environ.setdefault(SAVE, "0")
 
     def built(made: experiment.Experiment, opened: environments.Opened, start: types.Tree | None) -> experiment.Built:
         experiment.cache()

@@ -15,6 +15,7 @@ from etils import epy
 from shoal import experiment
 from shoal import log as logs
 from shoal.core import files, types
+from shoal.experiment import wiring
 from shoal.runs import checkpoint, run_folder
 from shoal.runs.session import accounts, ending, evaluations, lives, memory, program, saving, scores, summary, telling
 
@@ -62,7 +63,8 @@ class Session:
         env_steps, updates = (meta["env_steps"], meta["updates"]) if meta else (0, 0)
         self._ending = ending.Ending(experiment, env_steps=env_steps, updates=updates, heard=shared.heard)
         self._named: set[str] = set()  # kinds of what simulators gave that were told of
-        self._saver = saving.Saver(folder, resumed, shared.seeds)
+        how = wiring.ways(experiment.runtime, experiment.configs["runtime"])
+        self._saver = saving.Saver(folder, resumed, shared.seeds, how.save_every)
         self._kept = accounts.Accounts(
             folder=folder, made=experiment, log=self._log, scores=self._scores,
             evaluations=self._evaluations, lives=self._lives, ending=self._ending, memory=memory.Memory(),

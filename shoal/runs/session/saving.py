@@ -18,16 +18,19 @@ FIRST = 1.0  # seconds of training before a run's first: a kill soon after the s
 class Saver:
     """The checkpoints of one run."""
 
-    def __init__(self, folder: Path, resumed: checkpoint.Loaded | None, together: int) -> None:
+    def __init__(
+        self, folder: Path, resumed: checkpoint.Loaded | None, together: int, every: float | None = None
+    ) -> None:
         """Begin, or go on.
 
         Args:
             folder: The run folder.
             resumed: The checkpoint that the run goes on from; None for a new one.
             together: Seeds that share the program, and so the time that saving may take.
+            every: As `types.Ways.save_every` of its runtime.
         """
         self._folder, self._meta, self._together = folder, resumed.meta if resumed else None, together
-        self._every = save_every()
+        self._every = save_every(every)
         self._saved: checkpoint.Saved | None = None  # the newest of this life
         self._newest = resumed.folder.name if resumed else None
         self._saved_at = _written(resumed) if resumed else 0.0  # ``time.time()`` at the newest
@@ -110,15 +113,18 @@ def _written(resumed: checkpoint.Loaded) -> float:
         return time.time()
 
 
-def save_every() -> float:
-    """Seconds between checkpoints at least: `EVERY`, or the environment variable SHOAL_SAVE_EVERY.
+def save_every(declared: float | None = None) -> float:
+    """Seconds between checkpoints at least: the environment variable SHOAL_SAVE_EVERY, or what is declared.
 
     0 saves at every report of the runtime, whatever saving costs.
+
+    Args:
+        declared: As `types.Ways.save_every`; None: `EVERY`.
 
     Raises:
         Refused: The variable does not hold a number of seconds.
     """
-    given = os.environ.get("SHOAL_SAVE_EVERY", str(EVERY))
+    given = os.environ.get("SHOAL_SAVE_EVERY", str(EVERY if declared is None else declared))
     try:
         seconds = float(given)
     except ValueError:

@@ -144,6 +144,7 @@ def ways(config: Config) -> types.Ways:
         apart=config.clip if privacy.by_trajectory(config) else 0.0,
         fits=trajectories.fits if privacy.by_trajectory(config) else None,
         suits=functools.partial(placing.suits, config),
+        save_every=0.0 if config.placement in ("server", "party") else None,  # what was answered must outlive a kill
     )  # fmt: skip
 
 
