@@ -52,6 +52,22 @@ def test_truncation_by_hand():
     assert {*plan.weights_from[[0, 2]].tolist()} <= {1, 3, 4}
 
 
+@pytest.mark.parametrize("name", exchange.PLANS)
+@pytest.mark.parametrize("round", range(5))
+def test_nobody_takes_over_while_the_population_burns_in(name, round):
+    fitness, settings = np.arange(8.0), exchange.Settings(intervals=(1, 2), burn_in=3)
+    plan, told = exchange.planned(name, settings, jnp.asarray(fitness), jnp.int32(round), jax.random.key(0))
+    usual, of_usual = planned(name, fitness, round, settings=settings)
+    if round < 3:
+        assert plan.weights_from.tolist() == plan.hyperparameters_from.tolist() == list(range(8))
+        assert not plan.explore.any()
+        assert np.isnan(told.threshold), "nothing was the limit of anything"
+    else:
+        jax.tree.map(np.testing.assert_array_equal, (plan, told), (usual, of_usual))
+        assert plan.explore.any() == (name != "none")
+    assert told.rank.tolist() == of_usual.rank.tolist(), "fitness is told all the same"
+
+
 @pytest.mark.parametrize("members", [2, 3, 4, 8, 24, 80])
 @pytest.mark.parametrize("seed", range(4))
 def test_truncation_keeps_the_best_and_takes_from_nobody_else(members, seed):

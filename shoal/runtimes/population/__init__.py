@@ -60,6 +60,8 @@ class Config:
     intervals: tuple[int, ...] = (1, 10, 25, 50)
     """Rounds between two evolutions of each sub-population of mf_pbt; those for which there are not enough members are
     left out."""
+    burn_in: int = options.number(0, low=0)
+    """Intervals at the start after which nobody takes over from anybody: what a member does first is mostly luck."""
     copy: Literal["policy", "all"] = "policy"
     """What is taken over: the policy (critics and replay memory stay the member's own), or all but the memory."""
     explore: Literal["resample", "perturb"] = "resample"
@@ -126,7 +128,7 @@ def _prior(config: Config) -> dict[str, priors.Prior]:
 
 
 def _settings(config: Config) -> exchange.Settings:
-    return exchange.Settings(config.fraction, tuple(config.intervals))
+    return exchange.Settings(config.fraction, tuple(config.intervals), config.burn_in)
 
 
 def build(config: Config) -> types.Runtime:

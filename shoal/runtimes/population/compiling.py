@@ -113,7 +113,7 @@ class Compiler:
 
         def swap(states: types.State, found: Any, before: Any, key: types.Key) -> Any:
             plan_key, apply_key = jax.random.split(key)
-            plan, told = exchange.PLANS[rules.exchange](rules.settings, found, before, plan_key)
+            plan, told = exchange.planned(rules.exchange, rules.settings, found, before, plan_key)
             after = applying.apply(agent, rules.prior, rules.how, plan, states, apply_key)
             values = [applying.hyperparameters(agent, rules.prior, one) for one in (states, after)]
             return self.cut.held(after), plan, told, *values

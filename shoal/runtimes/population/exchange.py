@@ -25,6 +25,7 @@ class Settings(NamedTuple):
 
     fraction: float = 0.4  # of the members, those that `truncation` replaces
     intervals: tuple[int, ...] = (1, 10, 25, 50)  # rounds between two evolutions of each sub-population (`mf_pbt`)
+    burn_in: int = 0  # first rounds after which nobody takes over from anybody
 
 
 class Plan(NamedTuple):
@@ -180,6 +181,29 @@ PLANS: Mapping[str, Callable[[Settings, types.Array, types.Scalar, types.Key], t
     "mf_pbt": mf_pbt,
     "none": none,
 }
+
+
+def planned(
+    exchange: str, settings: Settings, fitness: types.Array, round: types.Scalar, key: types.Key
+) -> tuple[Plan, Told]:
+    """The plan of an exchange; before ``settings.burn_in`` rounds are over nobody takes over from anybody.
+
+    Args:
+        exchange: Name in `PLANS`.
+        settings: Of it.
+        fitness: ``[N]``.
+        round: Exchanges before this one.
+        key: Consumed.
+
+    Source: the burn-in of Ray Tune's PopulationBasedTraining; "ready" in Jaderberg et al. 2017, arXiv:1711.09846.
+    """
+    plan, told = PLANS[exchange](settings, fitness, round, key)
+    if not settings.burn_in:
+        return plan, told
+    still, _ = none(settings, fitness, round, key)
+    early = jnp.asarray(round) < settings.burn_in
+    plan = Plan(*(jnp.where(early, before, after) for before, after in zip(still, plan, strict=True)))
+    return plan, told._replace(threshold=jnp.where(early, jnp.float32(jnp.nan), told.threshold))
 
 
 def check(exchange: str, settings: Settings, members: int) -> None:
