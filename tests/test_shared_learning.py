@@ -187,8 +187,10 @@ def test_a_resumed_run_has_everything_back():
     assert np.any(after.block["target"] != after.block["theta"])
     assert after.block["copies"][0] == 90 // PERIOD
     for old, new in zip(before.workers, after.workers, strict=True):
-        np.testing.assert_array_equal(old.games.learners[0]._letter.rest.epsilon_end, new.learner._letter.rest.epsilon_end)
-        assert list(old.games.learners[0]._letter.key[:2]) != list(new.learner._letter.key[:2]), (
+        np.testing.assert_array_equal(
+            old.games.learners[0]._letter.rest.epsilon_end, new.games.learners[0]._letter.rest.epsilon_end
+        )
+        assert list(old.games.learners[0]._letter.key[:2]) != list(new.games.learners[0]._letter.key[:2]), (
             "random numbers are not used twice"
         )
     target = after.block["target"].copy()
