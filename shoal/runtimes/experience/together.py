@@ -39,7 +39,7 @@ class Together:
         self._first = programs.parts.agent.about.carry
         self._carry = jax.tree.map(lambda leaf: np.stack([leaf] * len(streams)), self._first)  # [G, ...]
 
-    def _decide(self, policy: types.Policy) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _decide(self, policy: types.Policy | None) -> tuple[np.ndarray, list[np.ndarray]]:
         """Actions ``[G, ...]``, and what is remembered of them, ``[G, ...]`` each."""
         for stream in self._streams:
             stream.key[2] += 1
@@ -48,7 +48,7 @@ class Together:
         action, extras, self._carry = self._act(policy, self._carry, seen, keys)
         return np.asarray(action), [np.asarray(leaf) for leaf in extras]
 
-    def collect(self, policy: types.Policy) -> list[segments.Segment]:
+    def collect(self, policy: types.Policy | None) -> list[segments.Segment]:
         """Act ``T`` steps in each; the seconds of both kinds are divided among them evenly."""
         clock, count = time.perf_counter, len(self._streams)
         courses = [_Course() for _ in self._streams]
@@ -89,7 +89,7 @@ class Together:
         for i in ended:
             jax.tree.map(lambda room, leaf, i=i: room.__setitem__(i, leaf), self._carry, self._first)
 
-    def rehearse(self, policy: types.Policy) -> Any:
+    def rehearse(self, policy: types.Policy | None) -> Any:
         """See `segments.Segments`; a replay does not rehearse, so nothing may have moved."""
         carry = self._carry
         for _ in range(2):  # the recurrent state comes from the host first, then from the call before

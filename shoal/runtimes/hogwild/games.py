@@ -8,7 +8,7 @@ cost as much as two calls (docs/decisions/0044). No process, lock or clock is kn
 from __future__ import annotations
 
 import collections
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from etils import epy
 
@@ -35,7 +35,8 @@ class Games:
         self.due: collections.deque[Due] = collections.deque()  # in the order of settling
         self._together: together.Together | None = None
         if len(games) > 1 and _at_once(compiled):
-            self._together = together.Together(compiled.programs, [one.segments for one in self.learners])
+            streams = [cast(segments.HostSegments, one.segments) for one in self.learners]
+            self._together = together.Together(compiled.programs, streams)
 
     def warm_up(self, arrays: Any) -> None:
         """Compile everything, without moving a stream."""
