@@ -40,7 +40,7 @@ class Games:
 
     def warm_up(self, arrays: Any) -> None:
         """Compile everything, without moving a stream."""
-        self.learners[0].warm_up(arrays, self._together and self._together.rehearse)
+        self.learners[0].warm_up(arrays, self._together.rehearse if self._together else None)
 
     def read(self, arrays: Any) -> None:
         """See `learning.Learner.read`: one snapshot for all games."""
