@@ -176,7 +176,7 @@ class HostSegments:
         """Begin a segment with this recurrent state."""
         jax.tree.map(_put, self._carry_room, carry)
 
-    def step(self, t: int, action: Any) -> tuple[float, float, bool, Finished | None]:
+    def step(self, t: int, action: types.Action) -> tuple[float, float, bool, Finished | None]:
         """Act once, ``t`` steps into the segment: reward, discount, whether it was cut, and the episode if it ended."""
         to, finished = self._room, None
         to.obs[t], to.action[t] = self.obs, action

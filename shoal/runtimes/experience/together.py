@@ -89,7 +89,7 @@ class Together:
         for i in ended:
             jax.tree.map(lambda room, leaf, i=i: room.__setitem__(i, leaf), self._carry, self._first)
 
-    def rehearse(self, policy: types.Policy | None) -> Any:
+    def rehearse(self, policy: types.Policy | None) -> types.Tree:
         """See `segments.Segments`; a replay does not rehearse, so nothing may have moved."""
         carry = self._carry
         for _ in range(2):  # the recurrent state comes from the host first, then from the call before

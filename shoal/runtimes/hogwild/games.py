@@ -8,10 +8,11 @@ cost as much as two calls (docs/decisions/0044). No process, lock or clock is kn
 from __future__ import annotations
 
 import collections
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from etils import epy
 
+from shoal.core import types
 from shoal.runtimes.experience import segments
 from shoal.runtimes.hogwild import learning
 
@@ -38,11 +39,11 @@ class Games:
             streams = [cast(segments.HostSegments, one.segments) for one in self.learners]
             self._together = together.Together(compiled.programs, streams)
 
-    def warm_up(self, arrays: Any) -> None:
+    def warm_up(self, arrays: types.Tree) -> None:
         """Compile everything, without moving a stream."""
         self.learners[0].warm_up(arrays, self._together.rehearse if self._together else None)
 
-    def read(self, arrays: Any) -> None:
+    def read(self, arrays: types.Tree) -> None:
         """See `learning.Learner.read`: one snapshot for all games."""
         first, *others = self.learners
         first.read(arrays)

@@ -104,7 +104,7 @@ class Learner:
         self._payload: Any = ()
         self.out = np.zeros(0, np.float32)  # [gradient | metrics | norm]
 
-    def warm_up(self, arrays: Any, rehearse: Callable[[Any], Any] | None = None) -> None:
+    def warm_up(self, arrays: Any, rehearse: Callable[[types.Policy | None], types.Tree] | None = None) -> None:
         """Compile everything, without moving the stream; `rehearse` instead of that of its own segments."""
         self._letter.theta[:], self._letter.target[:] = arrays["theta"], arrays["target"]
         payload = (rehearse or self.segments.rehearse)(self.policy())
