@@ -255,7 +255,7 @@ def test_everything_an_apply_writes_is_what_a_run_journals(private):
 def test_a_restarted_worker_begins_with_statistics_at_zero_and_a_resumed_one_keeps_them(private, incarnation, zero):
     record = changed(asynchrony.round_robin(2, 5), "incarnation", 4, incarnation)
     _, _, state = ends(private, record)
-    learner = private._learners[0][1]
+    learner = private._learners[0][1].learners[0]
     squares = np.float32(1.0 - 0.99) * learner.out[: len(state["theta"])] ** 2  # of the first gradient alone
     assert np.allclose(state["g"][0], squares, rtol=1e-5, atol=0.0) == zero
 

@@ -83,7 +83,7 @@ def team(count: int, saved: Any = None, statistics: str = "shared", **settings: 
     run.restore(saved)
     jobs = [run.job(i, 0)._replace(rebuild=lambda: parts) for i in range(count)]
     workers = [process.ActorLearner(job, ALONE) for job in jobs]
-    for i, learner in enumerate(worker.learner for worker in workers):
+    for i, learner in enumerate(worker.games.learners[0] for worker in workers):
         learner.segments.close()
         learner.segments = Played(learner._letter.rollout, rollouts(seed=i))
     return Team(run, workers)
@@ -96,7 +96,7 @@ def test_one_worker_learns_what_one_environment_does(target):
     here = built("host", {"algorithm": algorithm}, environments=1).parts.agent
     state, there = here.init(seeds.key(0, "init")), team(1, algorithm=algorithm)
     update, flat = jax.jit(here.update), tree.flattener(state.params)
-    annealed = there.workers[0].learner._letter.rest.optimiser.hyper
+    annealed = there.workers[0].games.learners[0]._letter.rest.optimiser.hyper
     assert annealed.anneal_steps == state.optimiser.hyper.anneal_steps
     copies = 0
     for rollout in rollouts():
@@ -125,7 +125,7 @@ def test_whichever_worker_passes_a_multiple_copies_the_target():
         else:
             np.testing.assert_array_equal(block["target"], before)
         np.testing.assert_array_equal(
-            both.workers[worker].learner._letter.target, before
+            both.workers[worker].games.learners[0]._letter.target, before
         )  # learned from, whoever copied it
     assert set(copier) == {0, 1}
 
@@ -149,8 +149,8 @@ def test_statistics_are_everybodys_or_ones_own(rule, statistics):
     assert (g[1] < 0).any() == (rule == "momentum")
     theta, own = both.block["theta"].copy(), g[1].copy()
     both.workers[1].turn()
-    gradient = both.workers[1].learner.out[: len(theta)]
-    hyper = both.workers[1].learner._letter.rest.optimiser.hyper
+    gradient = both.workers[1].games.learners[0].out[: len(theta)]
+    hyper = both.workers[1].games.learners[0]._letter.rest.optimiser.hyper
     eta = optimise.rate(hyper, 2 * T)
     if rule == "momentum":
         wanted = hyper.decay * own + (1 - hyper.decay) * gradient
@@ -168,7 +168,7 @@ def test_workers_explore_by_their_own_draw_and_the_steps_of_all():
     assert len(set(ends.tolist())) > 1, "this seed tells them apart"
     for i, worker in enumerate(both.workers):
         worker.turn()
-        assert int(worker.learner._letter.rest.stream) == i
+        assert int(worker.games.learners[0]._letter.rest.stream) == i
         done = T * (i + 1) / 100  # of all
         assert worker.report()[1]["epsilon"] == pytest.approx(1 + done * (ends[i] - 1), rel=1e-5)
 
@@ -187,8 +187,10 @@ def test_a_resumed_run_has_everything_back():
     assert np.any(after.block["target"] != after.block["theta"])
     assert after.block["copies"][0] == 90 // PERIOD
     for old, new in zip(before.workers, after.workers, strict=True):
-        np.testing.assert_array_equal(old.learner._letter.rest.epsilon_end, new.learner._letter.rest.epsilon_end)
-        assert list(old.learner._letter.key[:2]) != list(new.learner._letter.key[:2]), (
+        np.testing.assert_array_equal(
+            old.games.learners[0]._letter.rest.epsilon_end, new.games.learners[0]._letter.rest.epsilon_end
+        )
+        assert list(old.games.learners[0]._letter.key[:2]) != list(new.games.learners[0]._letter.key[:2]), (
             "random numbers are not used twice"
         )
     target = after.block["target"].copy()

@@ -88,6 +88,7 @@ class Programs:
 
         self.parts = parts
         self.act, self.segment = jax.jit(act), jax.jit(segment)
+        self.act_all = jax.jit(jax.vmap(act, in_axes=(None, 0, 0, 0)))  # the streams of one policy, at once
 
 
 class HostSegments:
@@ -105,11 +106,11 @@ class HostSegments:
         """
         agent = self._agent = programs.parts.agent
         self._env = finite.Guard(programs.parts.environment.host())
-        self._obs = self._env.reset(seeds.derive(seed, *place, "environment"))
+        self.obs = self._env.reset(seeds.derive(seed, *place, "environment"))
         self._return, self._length = 0.0, 0
         self._generator = np.random.default_rng(seeds.derive(seed, *place, "action"))
         self._small = in_numpy.deciding(agent.about, state, self._generator)
-        self._key = np.array([seeds.derive(seed, *place, "key", i) for i in range(2)] + [0], np.uint32)
+        self.key = np.array([seeds.derive(seed, *place, "key", i) for i in range(2)] + [0], np.uint32)
         self._carry = agent.about.carry
         self._act = programs.act
         self._carry_room, self._used = room.carry, room.used
@@ -117,8 +118,8 @@ class HostSegments:
         self._room = jax.tree.map(lambda leaf: leaf[:, 0], room.transitions)
 
     def _decide(self, policy: types.Policy | None) -> tuple[Any, Any]:
-        self._key[2] += 1
-        action, extras, self._carry = self._act(policy, self._carry, self._obs, self._key)
+        self.key[2] += 1
+        action, extras, self._carry = self._act(policy, self._carry, self.obs, self.key)
         return np.asarray(action), extras
 
     def collect(self, policy: types.Policy | None) -> Segment:
@@ -130,7 +131,7 @@ class HostSegments:
         rewards, discounts, cuts, extras_of = [], [], [], []
         jax.tree.map(_put, self._carry_room, self._carry)
         environment, started = 0.0, clock()
-        obs = self._obs
+        obs = self.obs
         for t in range(len(action_to)):
             action, extras = small(obs) if small else self._decide(policy)
             before = clock()
@@ -156,13 +157,45 @@ class HostSegments:
                 length = self._length + t + 1
                 finished.append(Finished(t + 1, self._return, length))
                 self._return, self._length, self._carry = 0.0, -t - 1, self._agent.about.carry
-            obs = self._obs = following
+            obs = self.obs = following
             if padded and finished:
                 break
         happened = len(rewards)
         self._length += happened
         self._fill(rewards, discounts, cuts, extras_of, [f.at - 1 for f in finished])
         return Segment((), finished, happened, environment, clock() - started - environment, self._env.take())
+
+    # ---------------------------------------------------------------- one step at a time: `together.Together`
+
+    @property
+    def length(self) -> int:
+        """``T``."""
+        return len(self._room.action)
+
+    def enter(self, carry: types.Carry) -> None:
+        """Begin a segment with this recurrent state."""
+        jax.tree.map(_put, self._carry_room, carry)
+
+    def step(self, t: int, action: types.Action) -> tuple[float, float, bool, Finished | None]:
+        """Act once, ``t`` steps into the segment: reward, discount, whether it was cut, and the episode if it ended."""
+        to, finished = self._room, None
+        to.obs[t], to.action[t] = self.obs, action
+        self.obs, (reward, discount, truncated, next_obs) = self._env.step(action)
+        self._return += reward
+        if truncated or discount == 0.0:
+            to.next_obs[t] = next_obs
+            finished = Finished(t + 1, self._return, self._length + t + 1)
+            self._return, self._length = 0.0, -t - 1
+        return reward, discount, truncated, finished
+
+    def leave(self, rewards: list, discounts: list, cuts: list, extras_of: list, finished: list[Finished]) -> None:
+        """End a whole segment."""
+        self._length += len(rewards)
+        self._fill(rewards, discounts, cuts, extras_of, [f.at - 1 for f in finished])
+
+    def unfit(self) -> tuple[int, int]:
+        """Rewards and observations that were not finite since the last call."""
+        return self._env.take()
 
     def _fill(self, rewards: list, discounts: list, cuts: list, extras_of: list, ends: list[int]) -> None:
         """What is cheaper to write at once: scalars, and successors where no episode ended (the next observation)."""
@@ -175,25 +208,25 @@ class HostSegments:
             room[:] = leaves
         kept = to.next_obs[ends]
         to.next_obs[:-1] = to.obs[1:]
-        to.next_obs[-1] = self._obs
+        to.next_obs[-1] = self.obs
         to.next_obs[ends] = kept
 
     def rehearse(self, policy: types.Policy | None) -> Any:
         """See `Segments`."""
         if not self._small:
-            before = self._key.copy()
+            before = self.key.copy()
             self._decide(policy)
             self._carry = self._agent.about.carry
-            self._key[:] = before  # a replay does not rehearse, and must draw the same actions
+            self.key[:] = before  # a replay does not rehearse, and must draw the same actions
         return ()
 
     def save(self) -> types.Tree:
         """See `Segments`; simulators cannot be saved, so the two random streams are all."""
-        return {"key": self._key.copy(), "generator": _words_of(self._generator)}
+        return {"key": self.key.copy(), "generator": _words_of(self._generator)}
 
     def restore(self, saved: types.Tree) -> None:
         """See `Segments`; the episode begins anew."""
-        self._key[:] = saved["key"]
+        self.key[:] = saved["key"]
         _set_words(self._generator, saved["generator"])
 
     def close(self) -> None:

@@ -30,6 +30,8 @@ class Config:
 
     workers: int = options.number(2, low=1, high=1024)
     """Processes, each with its own environment; about one a core."""
+    games: int = options.number(1, low=1, high=16)
+    """Environments of each worker: one decision for all, a segment and an update for each (docs/asynchrony.md)."""
     segment: Literal["fixed", "paper"] = "fixed"
     """fixed: segments of algorithm.rollout_length steps, which may cross an episode's end; paper: they end with the
     episode, so that an update follows every end, as in the pseudo-code of Mnih et al. 2016."""
@@ -52,9 +54,20 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
     """Refuse what this runtime cannot do.
 
     Raises:
-        Refused: An optimiser that has no form for shared memory, or a limit that would leave every worker waiting.
+        Refused: An optimiser that has no form for shared memory, a limit that would leave every worker waiting, or
+            several games where they cannot be played together.
     """
     del opened
+    if config.games > 1 and config.segment == "paper":
+        raise errors.Refused(
+            f"runtime.games={config.games} with segment=paper, whose segments end at different steps; "
+            "give runtime.segment=fixed, or more workers of one game each"
+        )
+    if config.games > 1 and config.max_lag and config.on_stale == "block":
+        raise errors.Refused(
+            f"runtime.games={config.games} with on_stale=block: the gradients of a worker's games were read at once, "
+            "and would wait for each other; give runtime.on_stale=drop, or more workers of one game each"
+        )
     least = config.workers - 1
     if config.on_stale == "block" and 0 < config.max_lag < least:
         raise errors.Refused(
@@ -76,7 +89,7 @@ def check(config: Config, experiment: Any, opened: Any) -> None:
 def ways(config: Config) -> types.Ways:
     """See `types.Ways`; neither the order of applies without locks nor the simulators can be saved."""
     return types.Ways(
-        learners=config.workers,
+        learners=config.workers * config.games,
         captures=True,
         rules=RULES,
         pads=config.segment == "paper",

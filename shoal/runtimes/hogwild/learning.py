@@ -34,6 +34,7 @@ class Start(NamedTuple):
     seed: int
     staleness: staleness.Policy
     padded: bool = False  # a segment ends with its episode
+    games: int = 1  # environments of a worker
 
 
 class _Letter(NamedTuple):
@@ -72,17 +73,18 @@ class Learner:
     """One stream of experience and what it computes from parameters it has read.
 
     `read`, `compute` and `settle` are the whole of what a worker does to the shared state; a replay calls the same
-    three. What they do depends on (seed, worker, incarnation) and on the arrays they are given, on nothing else.
+    three. What they do depends on (seed, worker, incarnation, game) and on the arrays they are given, on nothing else.
     """
 
-    def __init__(self, compiled: Compiled, worker: int, incarnation: int) -> None:
-        start, place = compiled.start, ("worker", worker, "incarnation", incarnation)
+    def __init__(self, compiled: Compiled, worker: int, incarnation: int, game: int = 0) -> None:
+        start = compiled.start
+        place = ("worker", worker, "incarnation", incarnation, *(("game", game) if game else ()))
         self._compiled, self._worker, self._staleness = compiled, worker, start.staleness
         self._words, self._letter, _ = compiled.letter()
         fields = compiled.parts.agent.about.fields
         jax.tree.map(_fill, self._letter.rest, start.rest)
         if fields.stream:
-            tree.field(self._letter.rest, fields.stream)[...] = worker
+            tree.field(self._letter.rest, fields.stream)[...] = worker * start.games + game
         self._letter.key[:2] = [seeds.derive(start.seed, *place, "update", i) for i in range(2)]
         before = compiled.flat.size + self._letter.target.size + 3
         self._rest = self._words[before:][: packing.size(start.rest)]
@@ -96,20 +98,20 @@ class Learner:
             self.segments = segments.HostSegments(compiled.programs, state, room, start.seed, *place)
         self._rule = in_place.build(start.rest.optimiser.rule, compiled.flat.size)
         self._target = target(self._letter.rest, fields)
-        self._restarted = incarnation % crew.LIVES > 0  # and has not applied anything yet
+        self._restarted = incarnation % crew.LIVES > 0 and game == 0  # and has not applied anything yet
         self.steps = 0  # of the last segment
         self.version = 0  # applies that the parameters had seen when they were read
         self._payload: Any = ()
         self.out = np.zeros(0, np.float32)  # [gradient | metrics | norm]
 
-    def warm_up(self, arrays: Any) -> None:
-        """Compile everything, without moving the stream."""
+    def warm_up(self, arrays: Any, rehearse: Callable[[types.Policy | None], types.Tree] | None = None) -> None:
+        """Compile everything, without moving the stream; `rehearse` instead of that of its own segments."""
         self._letter.theta[:], self._letter.target[:] = arrays["theta"], arrays["target"]
-        policy = self._policy()
-        payload = self.segments.rehearse(policy)
+        payload = (rehearse or self.segments.rehearse)(self.policy())
         self._compiled.gradient(self._words, payload if self._compiled.device else self._apart)
 
-    def _policy(self) -> types.Policy | None:
+    def policy(self) -> types.Policy | None:
+        """What its segments act with; None where that is the state itself, in NumPy."""
         return self._compiled.policy(self._words) if self._compiled.needs_policy else None
 
     def read(self, arrays: Any) -> None:
@@ -121,15 +123,27 @@ class Learner:
             jax.tree.map(_fill, letter.rest.normaliser, observed.normaliser(arrays, letter.rest.normaliser))
         letter.rest.env_steps[...] = arrays["steps"].sum()  # of all workers: schedules follow the whole run
 
+    def follow(self, other: Learner) -> None:
+        """Take what another one has just read instead of reading."""
+        ours, theirs = self._letter, other._letter
+        self.version = other.version
+        ours.theta[:], ours.target[:] = theirs.theta, theirs.target
+        jax.tree.map(_fill, ours.rest.normaliser, theirs.rest.normaliser)
+        ours.rest.env_steps[...] = theirs.rest.env_steps
+
     def compute(self) -> segments.Segment:
         """Act a segment, and find its gradient."""
+        segment = self.segments.collect(self.policy())
+        self.differentiate(segment)
+        return segment
+
+    def differentiate(self, segment: segments.Segment) -> None:
+        """Find the gradient of a segment that its stream has just given."""
         letter, compiled = self._letter, self._compiled
-        segment = self.segments.collect(self._policy())
         self._payload, self.steps = segment.payload, segment.steps
         self.out, rest = compiled.gradient(self._words, segment.payload if compiled.device else self._apart)
         self._rest[:] = rest
         letter.key[2] += 1
-        return segment
 
     @property
     def observations(self) -> np.ndarray | None:

@@ -39,6 +39,7 @@ def begin(config: Any, parts: types.Parts, seed: int) -> Begun:
         seed=seed,
         staleness=staleness.Policy(config.max_lag, config.on_stale == "block"),
         padded=config.segment == "paper",
+        games=config.games,
     )
     seen = state.normaliser.mean.size if state.normaliser else 0
     room = in_place.room(state.optimiser.rule, flat.size)
@@ -67,9 +68,9 @@ class Run:
         self._start = begin(config, parts, seed)
         self._flat, self._state = self._start.flat, self._start.state
         window = (goal or types.Goal(0.0)).window
-        # Each ticket holds a segment, and one is begun only while steps are left.
+        # Each ticket holds a segment, and those of a worker's games are begun only while steps are left.
         least = 1 if config.segment == "paper" else parts.agent.about.rollout_length
-        tickets = -(-steps // least) + config.workers if config.replayable else 0
+        tickets = -(-steps // least) + config.workers * config.games if config.replayable else 0
         state = self._start.layout
         self._saved_names = [*state, *process.KEPT]
         self._block = sharing.Block(process.layout(self._start.sizes, config.workers, window, tickets))

@@ -12,7 +12,7 @@ from shoal.core import types
 from shoal.monitor import asynchrony
 from shoal.runtimes.crew import life, messages, observed, sharing
 from shoal.runtimes.experience import segments
-from shoal.runtimes.hogwild import learning, shared_state, staleness, ticketing
+from shoal.runtimes.hogwild import games, learning, shared_state, staleness, ticketing
 
 KEPT = ("overlapped", "contended", "returns", "ended_at", "episodes")  # beside the state in a checkpoint
 
@@ -61,17 +61,16 @@ class ActorLearner(life.Worker):
     def __init__(self, job: Job, parent: life.Parent) -> None:
         """Build and compile everything."""
         parts = job.rebuild()
-        self.learner = learning.Learner(learning.Compiled(parts, job.start), job.worker, job.incarnation)
+        self.games = games.Games(learning.Compiled(parts, job.start), job.worker, job.incarnation)
         self._job, self._block, self._worker, self._parent = job, job.block, job.worker, parent
         recorded = "record" in job.block.layout
         state = len(shared_state.layout(shared_state.Sizes(0), 0))
         self._tickets = ticketing.Tickets(job.block, state) if recorded else None
         self._watch = staleness.Watch(job.block, job.worker)
         self._read_at = 0  # tickets
-        self._segment: segments.Segment | None = None  # acted, and its gradient not yet applied
         self._episodes: list[types.Episode] = []
         self._dropped_in_a_row = 0
-        self.learner.warm_up(job.block)
+        self.games.warm_up(job.block)
 
     @property
     def over(self) -> bool:
@@ -79,22 +78,21 @@ class ActorLearner(life.Worker):
         return self._parent.stopped or int(self._block["steps"].sum()) >= self._job.steps
 
     def turn(self) -> bool:
-        """Snapshot, act, gradient; apply. False: others' gradients under way would grow too old."""
-        clock, split = time.perf_counter, self._block["split"][self._worker]
+        """Snapshot, act, gradient; apply, of every game. False: others' gradients under way would grow too old."""
+        clock, split, due = time.perf_counter, self._block["split"][self._worker], self.games.due
         started, inside = clock(), 0.0
-        if self._segment is None:
-            self._segment = segment = self._act()
-            inside = segment.environment_s + segment.inference_s
-            split[0] += segment.environment_s
-            split[1] += segment.inference_s
-            self._block["unfit"][self._worker] += segment.unfit
-        settled = self._settle()
-        if settled:
-            self._block["reading"][self._worker] = staleness.IDLE
-            self._note(self._segment)
-            self._segment = None
+        if not due:
+            for segment in self._act():
+                inside += segment.environment_s + segment.inference_s
+                split[0] += segment.environment_s
+                split[1] += segment.inference_s
+                self._block["unfit"][self._worker] += segment.unfit
+        while due and self._settle(due[0].learner):
+            if len(due) == 1:
+                self._block["reading"][self._worker] = staleness.IDLE
+            self._note(due.popleft())
         split[2] += clock() - started - inside
-        return settled
+        return not due
 
     def wait(self) -> None:
         """See `life.Worker`; the time is accounted for."""
@@ -102,36 +100,36 @@ class ActorLearner(life.Worker):
         super().wait()
         self._block["split"][self._worker, 3] += time.perf_counter() - began
 
-    def _act(self) -> segments.Segment:
+    def _act(self) -> list[segments.Segment]:
         if self._tickets:
             with self._tickets:
                 self._read_at = int(self._block["tickets"][0])
                 self._read()
         else:
             self._read()
-        return self.learner.compute()
+        return self.games.compute()
 
     def _read(self) -> None:
         self._block["reading"][self._worker] = int(self._block["updates"].sum())
-        self.learner.read(self._block)
+        self.games.read(self._block)
 
-    def _settle(self) -> bool:
+    def _settle(self, learner: learning.Learner) -> bool:
         """Apply, without a lock or as the next ticket; False: not now."""
         if not self._tickets:
             if not self._may_apply():
                 return False
-            seen = self.learner.observations
+            seen = learner.observations
             if seen is not None:
                 with self._block.locked():
                     observed.absorb(self._block, seen)
-            self._count(self.learner.settle(self._block, watch=self._watch))
+            self._count(learner.settle(self._block, watch=self._watch))
             return True
         with self._tickets:
             if not self._may_apply():
                 return False
             self._tickets.begin()
-            flag = learning.in_turn(self.learner, self._block)
-            self._tickets.finish(self._worker, self._job.incarnation, self._read_at, self.learner.steps, flag)
+            flag = learning.in_turn(learner, self._block)
+            self._tickets.finish(self._worker, self._job.incarnation, self._read_at, learner.steps, flag)
         self._count(flag)
         return True
 
@@ -148,10 +146,11 @@ class ActorLearner(life.Worker):
         if self._dropped_in_a_row >= messages.DIVERGED:
             raise FloatingPointError(f"{messages.DIVERGED} gradients in a row were not finite; lower the learning rate")
 
-    def _note(self, segment: segments.Segment) -> None:
+    def _note(self, done: games.Due) -> None:
+        segment = done.segment
         if not segment.finished:
             return
-        block, worker, steps = self._block, self._worker, self.learner.steps
+        block, worker, steps = self._block, self._worker, done.learner.steps
         total = int(block["steps"].sum())
         window = block["returns"].shape[1]
         for finished in segment.finished:
@@ -172,11 +171,11 @@ class ActorLearner(life.Worker):
     def report(self) -> tuple[list[types.Episode], dict[str, float]]:
         """See `life.Worker`."""
         episodes, self._episodes = self._episodes, []
-        return episodes, self.learner.metrics()
+        return episodes, self.games.learners[-1].metrics()
 
     def close(self) -> None:
         """See `life.Worker`."""
-        self.learner.segments.close()
+        self.games.close()
 
 
 def _latest(block: sharing.Block, window: int) -> list[float]:

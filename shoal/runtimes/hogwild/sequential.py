@@ -19,7 +19,7 @@ from shoal.core import types
 from shoal.monitor import asynchrony
 from shoal.runtimes.crew import crew, life, sharing
 from shoal.runtimes.experience import segments
-from shoal.runtimes.hogwild import learning, shared_state
+from shoal.runtimes.hogwild import games, learning, shared_state
 
 with epy.lazy_imports():
     from shoal.core import tree
@@ -55,7 +55,7 @@ class Sequence:
         """
         self._compiled, self._first = learning.Compiled(parts, start), first
         self.state = {name: np.zeros(shape, dtype) for name, (shape, dtype) in layout.items()}
-        self._learners: dict[int, tuple[int, learning.Learner]] = {}  # worker -> incarnation, learner
+        self._learners: dict[int, tuple[int, games.Games]] = {}  # worker -> incarnation, what it plays
         self.begin()
 
     def begin(self) -> None:
@@ -78,11 +78,13 @@ class Sequence:
         for n, (worker, incarnation, read, flag) in enumerate(rows):
             if n in last:
                 kept[n] = {name: self.state[name].copy() for name in shared_state.SEEN}
-            learner = self._learner(worker, incarnation)
-            learner.read(kept[read])
+            played = self._games(worker, incarnation)
+            if not played.due:  # or an earlier ticket read for all its games
+                played.read(kept[read])
+                played.compute()
             if last[read] == n:
                 del kept[read]
-            segment = learner.compute()
+            learner, segment = played.due.popleft()
             became = learning.in_turn(learner, self.state, None if judge else flag)
             self.state["tickets"][0] += 1
             yield Done(n + 1, became, segment.finished)
@@ -94,23 +96,23 @@ class Sequence:
     def close(self) -> None:
         """Release the simulators."""
         learners, self._learners = self._learners, {}
-        for _, learner in learners.values():
-            _quietly(learner)
+        for _, played in learners.values():
+            _quietly(played)
 
-    def _learner(self, worker: int, incarnation: int) -> learning.Learner:
+    def _games(self, worker: int, incarnation: int) -> games.Games:
         known = self._learners.get(worker)
         if known is None or known[0] != incarnation:
             if known:
                 _quietly(known[1])  # it died; what it had not applied is lost here as it was there
-            known = incarnation, learning.Learner(self._compiled, worker, incarnation)
+            known = incarnation, games.Games(self._compiled, worker, incarnation)
             self._learners[worker] = known
         return known[1]
 
 
-def _quietly(learner: learning.Learner) -> None:
-    """Release its simulator; what that raises was told by the run that is repeated."""
+def _quietly(played: games.Games) -> None:
+    """Release its simulators; what that raises was told by the run that is repeated."""
     with contextlib.suppress(Exception):
-        learner.segments.close()
+        played.close()
 
 
 # ------------------------------------------------------------------------------------------------ in a process
