@@ -28,7 +28,7 @@ import _common
 from shoal.log import wording
 from shoal.report import statistics as statistics_of_seeds
 
-MEMBERS, ROUNDS = 16, 200
+ROUNDS = 200
 INTERVALS = (1, 10, 25, 50)
 EPISODES = 100  # of the fresh evaluation
 PRIOR = (
@@ -50,6 +50,7 @@ ALONE = "alone"  # one learner, with the schedule that won under PBT
 class Task(NamedTuple):
     """An environment, and what all methods are given there."""
 
+    members: int
     interval: int  # environment steps of a member between two exchanges
     words: tuple[Any, ...]
     episodes: int = 10  # of a fitness
@@ -65,10 +66,10 @@ PIXELS = (  # planes of ten by ten, flattened: convolutions would take ten times
     "--algorithm.minibatches", 4, "--optimiser.no-anneal", "--network.torso", "mlp", "--network.hidden", 64, 64,
 )  # fmt: skip
 TASKS = {
-    "gymnax:Pendulum-v1": Task(512, SMALL),
-    "gymnax:Acrobot-v1": Task(512, SMALL),  # easy: some member begins with settings that solve it
-    "gymnax:Breakout-MinAtar": Task(512, PIXELS, 5),
-    "gymnax:SpaceInvaders-MinAtar": Task(512, PIXELS, 5),
+    "gymnax:Pendulum-v1": Task(16, 512, SMALL),
+    "gymnax:Acrobot-v1": Task(16, 512, SMALL),  # easy: some member begins with settings that solve it
+    "gymnax:Breakout-MinAtar": Task(8, 1024, PIXELS, 5),
+    "gymnax:SpaceInvaders-MinAtar": Task(8, 1024, PIXELS, 5),
 }
 KEYS = (
     *(f"envs.*.{method}.{key}" for method in METHODS for key in ("iqm", "low", "high", "bias")),
@@ -154,9 +155,20 @@ def words(env: str, method: str, quick: bool = False) -> tuple[Any, ...]:
     if method == ALONE:
         return ("ppo", "--env", env, *task.words, "--steps", each)
     preset, *more = METHODS[method]
-    given = ("--members", MEMBERS, "--runtime.interval", task.interval, "--runtime.episodes", task.episodes,
+    given = ("--members", task.members, "--runtime.interval", task.interval, "--runtime.episodes", task.episodes,
         "--runtime.dispatch", "vmap")  # what `auto` finds for networks of this size, every time anew  # fmt: skip
-    return (preset, "--env", env, *task.words, *given, "--runtime.prior", *task.prior, *more, "--steps", each * MEMBERS)
+    return (
+        preset,
+        "--env",
+        env,
+        *task.words,
+        *given,
+        "--runtime.prior",
+        *task.prior,
+        *more,
+        "--steps",
+        each * task.members,
+    )
 
 
 def commands(env: str) -> dict[str, str]:
@@ -221,7 +233,7 @@ def conclude(env: str, runs: Mapping[str, Runs], seeds: int) -> dict[str, Any]:
         **{f"{name}_over_random": over(runs[name], runs["random"]) for name in METHODS if name != "random"},
         "commands": commands(env),
         "rounds": ROUNDS,
-        "members": MEMBERS,
+        "members": TASKS[env].members,
         "pbt_beats_random": pbt["low"] > chance["high"] if apart else None,
         "complete": all(one["complete"] for one in found.values()),
     }

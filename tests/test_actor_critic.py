@@ -260,12 +260,14 @@ def test_learning_remembers_what_acting_remembered_over_two_segments(case):
         jax.jit(jax.vmap(lambda output, action: jax.nn.log_softmax(output)[action])),
     )
     rule = _values.Rule(chosen.config, network, None, None, None)
-    along = jax.jit(functools.partial(_values.along, rule))
+    along = jax.jit(functools.partial(_values.along_all, rule))
     for first in (0, T):
         part = slice(first, first + T)
         zeros, flags = jnp.zeros(T), jnp.asarray(over[part])
         steps = types.Transition(obs[part], actions[part], zeros, 1.0 - zeros, flags, obs[part], ())
-        output, _, after = along(chosen.state.params, (), steps, carries[first])
+        one = jax.tree.map(lambda leaf: leaf[None], carries[first])
+        found = along(chosen.state.params, (), jax.tree.map(lambda leaf: leaf[:, None], steps), one)
+        output, after = jax.tree.map(lambda leaf: leaf[:, 0], (found[0], found[2]))
         np.testing.assert_allclose(head(output, actions[part]), log_probs[part], rtol=1e-5, atol=1e-6)
         # The state after each step is the one the actor went on with; the bootstrap did not advance it.
         for t in range(T - 1):
@@ -278,8 +280,8 @@ def test_the_bootstrap_reads_the_recurrent_state_and_leaves_it(case, rollout, en
     chosen = case(**CASES["lstm"])
     rule = _values.Rule(chosen.config, chosen.agent.about.networks["policy"], None, None, None)
     given = rollout(chosen.spec, T, B, seed=2, ends=ends(*ENDS["limit"]), carry=chosen.carry(2))
-    per_stream = jax.vmap(functools.partial(_values.along, rule, chosen.state.params, ()), in_axes=(1, 0), out_axes=1)
-    _, value, after = jax.jit(per_stream)(given.transitions, given.carry)
+    along = jax.jit(functools.partial(_values.along_all, rule, chosen.state.params, ()))
+    _, value, after = along(given.transitions, given.carry)
     kept = jax.tree.map(np.array, after)
     found = jax.jit(functools.partial(_values.bootstrap, rule))(
         chosen.state.params, (), given.transitions, value, after

@@ -935,8 +935,8 @@ def test_methods_of_pbt_have_the_same_steps_and_at_least_200_rounds():
     for env, task in pbt.TASKS.items():
         words = {method: pbt.words(env, method) for method in pbt.METHODS}
         assert len({one[-1] for one in words.values()}) == 1
-        assert words["pbt"][-1] // pbt.MEMBERS // task.interval > 200
-        assert pbt.words(env, pbt.ALONE)[-1] * pbt.MEMBERS == words["pbt"][-1]
+        assert words["pbt"][-1] // task.members // task.interval > 200
+        assert pbt.words(env, pbt.ALONE)[-1] * task.members == words["pbt"][-1]
 
 
 def test_consensus_tells_the_papers_numbers_and_those_at_equal_steps():

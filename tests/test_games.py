@@ -64,6 +64,24 @@ def test_each_game_has_the_gradient_of_its_own_segment_and_an_update_of_its_own(
     two.close()
 
 
+def test_what_a_dead_worker_left_is_cleared_once_by_whichever_game_applies_first(lstm):
+    lstm.begin()
+    state = lstm.state | {"g": np.full((2, lstm._compiled.flat.size), 7.0, np.float32)}  # of each worker
+    heir = games.Games(lstm._compiled, 0, 1)
+    first, second = heir.learners
+    heir.read(state)
+    heir.compute()
+    first.settle(state, asynchrony.STALE)
+    assert (state["g"][0] == 7.0).all(), "nothing is applied yet"
+    second.settle(state)
+    after = state["g"][0].copy()
+    assert after.max() < 1.0
+    first.settle(state)
+    assert (state["g"][0] >= after * 0.98).all(), "what the second had added stays"
+    assert (state["g"][1] == 7.0).all(), "another worker's"
+    heir.close()
+
+
 def test_games_that_decide_together_go_as_they_would_alone(lstm):
     """The bits of a product depend on its rows; actions and episodes of these seeds do not."""
     lstm.begin()

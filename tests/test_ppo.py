@@ -398,8 +398,7 @@ def test_a_recurrent_update_of_one_pass_is_the_gradient_of_a2c(env_spec, build_a
     carry = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, (B, *leaf.shape)), jnp.float32), mine.about.carry)
     given = rollout(spec, T, B, seed=4, ends=ends(TERMINAL, LIMIT), carry=carry)
     rule = _values.Rule(ppo.Config(), mine.about.networks["policy"], None, None, None)
-    along = jax.vmap(lambda s, c: _values.along(rule, state.params, (), s, c), in_axes=(1, 0), out_axes=1)
-    output, value, _ = along(given.transitions, carry)
+    output, value, _ = _values.along_all(rule, state.params, (), given.transitions, carry)
     log_prob = jnp.take_along_axis(jax.nn.log_softmax(output), given.transitions.action[..., None], axis=-1)[..., 0]
     steps = given.transitions._replace(extras=ppo.Remembered(log_prob, value))
     given = given._replace(transitions=steps)

@@ -56,29 +56,19 @@ def decide_many(
     return drawn if rule.head.box is None else drawn._replace(action=distributions.stretch(rule.head.box, drawn.action))
 
 
-def along(
-    rule: Rule, params: types.Params, normaliser: Any, stream: types.Transition, carry: types.Carry
-) -> tuple[Any, Any, types.Carry]:
-    """Head outputs, values, and the recurrent state after each step of one stream ``[T]``."""
-    start = rule.network.carry
-    if not start:  # no memory: all steps at once
-        output, value, _ = jax.vmap(lambda obs: evaluate(rule, params, normaliser, obs, ()))(stream.obs)
-        return output, value, ()
-
-    def step(carry: types.Carry, at: types.Transition) -> Any:
-        output, value, carry = evaluate(rule, params, normaliser, at.obs, carry)
-        over = (at.discount == 0) | at.truncated
-        following = jax.tree.map(lambda first, now: jnp.where(over, first, now), start, carry)
-        return following, (output, value, carry)
-
-    return jax.lax.scan(step, carry, stream)[1]
-
-
 def along_all(
     rule: Rule, params: types.Params, normaliser: Any, steps: types.Transition, carry: types.Carry
 ) -> tuple[Any, Any, types.Carry]:
-    """The same of every stream: leaves ``[T, B, ...]``, from recurrent states ``[B, ...]``."""
-    return jax.vmap(functools.partial(along, rule, params, normaliser), in_axes=(1, 0), out_axes=1)(steps, carry)
+    """Head outputs, values, and the recurrent state after each step ``[T, B, ...]``, from states ``[B, ...]``."""
+    if rule.network.along is None:  # no memory
+        every = jax.vmap(jax.vmap(lambda obs: evaluate(rule, params, normaliser, obs, ())))
+        output, value, _ = every(steps.obs)
+        return output, value, ()
+    seen = steps.obs
+    if normaliser:
+        seen = jax.vmap(jax.vmap(functools.partial(normalise.apply, normaliser)))(seen)
+    outputs, after = rule.network.along(params, seen, over(steps), carry)
+    return outputs["policy"], outputs["value"][..., 0], after
 
 
 def bootstrap(

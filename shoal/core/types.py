@@ -249,6 +249,9 @@ class Network(NamedTuple):
     apply: Callable[[Params, Obs, Carry], tuple[Outputs, Carry]]  # -> ({head: output}, carry)
     carry: Carry  # the recurrent state at the start of an episode; () where there is none
     spec: NetworkSpec
+    along: Callable[[Params, Obs, Array, Carry], tuple[Outputs, Carry]] | None = None
+    # the same along streams: (params, obs [T, B, ...], over [T, B], carry [B, ...]) -> ({head: [T, B, n]}, the carry
+    # after each step [T, B, ...], which the next step does not see where an episode is over); None: it has no carry
 
 
 class Policy(NamedTuple):

@@ -21,7 +21,7 @@ with epy.lazy_imports():
     import jax.numpy as jnp
     from flax import linen
 
-    from shoal.networks import forms, in_flax, scaling, walking
+    from shoal.networks import forms, in_flax, recurrent, scaling, walking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +216,8 @@ def build(
     def apply(params: types.Params, obs: Any, carry: types.Carry) -> tuple[Mapping[str, Any], types.Carry]:
         return module.apply({"params": params}, obs, carry)
 
-    return types.Network(init, apply, carry or (), spec)
+    unrolled = recurrent.along(spec, config.initialiser, carry) if carry else None
+    return types.Network(init, apply, carry or (), spec, unrolled)
 
 
 def critic(config: Config, spec: types.EnvSpec) -> types.Network:

@@ -33,6 +33,8 @@ class Games:
     def __init__(self, compiled: learning.Compiled, worker: int, incarnation: int) -> None:
         games = range(compiled.start.games)
         self.learners = [learning.Learner(compiled, worker, incarnation, game) for game in games]
+        for other in self.learners[1:]:
+            other.left = self.learners[0].left  # the worker's: whichever game applies first
         self.due: collections.deque[Due] = collections.deque()  # in the order of settling
         self._together: together.Together | None = None
         if len(games) > 1 and _at_once(compiled):

@@ -5,6 +5,7 @@ No process, lock or clock is known here: a learner is given arrays (`shared_stat
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,6 +70,13 @@ class Compiled:
         return packing.make(_Letter(theta, slow, key, rest, self.enclosed))
 
 
+@dataclasses.dataclass
+class Left:
+    """Whether a worker that died left statistics: its heir begins with none, at the first gradient it applies."""
+
+    there: bool
+
+
 class Learner:
     """One stream of experience and what it computes from parameters it has read.
 
@@ -98,7 +106,7 @@ class Learner:
             self.segments = segments.HostSegments(compiled.programs, state, room, start.seed, *place)
         self._rule = in_place.build(start.rest.optimiser.rule, compiled.flat.size)
         self._target = target(self._letter.rest, fields)
-        self._restarted = incarnation % crew.LIVES > 0 and game == 0  # and has not applied anything yet
+        self.left = Left(incarnation % crew.LIVES > 0)
         self.steps = 0  # of the last segment
         self.version = 0  # applies that the parameters had seen when they were read
         self._payload: Any = ()
@@ -184,9 +192,9 @@ class Learner:
         statistics = arrays["g"]
         if statistics.ndim == 2:  # each worker's own
             statistics = statistics[self._worker]
-            if self._restarted:  # those of the one that died are lost with it
+            if self.left.there:  # those of the one that died are lost with it
                 statistics[:] = 0.0
-        self._restarted = False
+        self.left.there = False
         before = int(arrays["steps"].sum())  # as `optimise.local`: the steps this update does not hold
         eta = float(optimise.rate(optimiser.hyper, before))
         etas = eta * self._each(optimiser.rates) if optimiser.rates else eta  # as this update left them
