@@ -93,7 +93,8 @@ def _cell(cell: Mapping[str, Any], x: Any, over: Any, start: tuple[Any, Any], ca
     seen = jnp.concatenate([cell[f"i{gate}"]["kernel"] for gate in GATES], axis=1)
     recurrent = jnp.concatenate([cell[f"h{gate}"]["kernel"] for gate in GATES], axis=1)
     bias = jnp.concatenate([cell[f"h{gate}"]["bias"] for gate in GATES])
-    return _steps()(x @ seen + bias[None, None], recurrent, over, start, carry)
+    gates = _flat(x) @ seen + bias[None]
+    return _steps()(gates.reshape(*over.shape, -1), recurrent, over, start, carry)
 
 
 @functools.cache
@@ -103,34 +104,53 @@ def _steps() -> Any:
     Made here so that importing this file does not import JAX.
     """
 
-    def plain(gates: Any, recurrent: Any, over: Any, start: Any, carry: Any) -> Any:
+    def forward(gates: Any, recurrent: Any, over: Any, start: Any, carry: Any) -> Any:
         def step(carry: Any, at: Any) -> Any:
             given, ends = at
-            c, h = carry
-            i, f, g, o = jnp.split(given + h @ recurrent, 4, axis=-1)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-            h = jax.nn.sigmoid(o) * jnp.tanh(c)
-            return _anew(start, ends, (c, h)), (c, h)
+            given = given + carry[1] @ recurrent
+            i, f, g, o = _opened(given)
+            c = f * carry[0] + i * g
+            h = o * jnp.tanh(c)
+            return _anew(start, ends, (c, h)), (given, c, h)
 
-        return jax.lax.scan(step, carry, (gates, over))[1]
-
-    def forward(gates: Any, recurrent: Any, over: Any, start: Any, carry: Any) -> Any:
-        def run(gates: Any, carry: Any) -> Any:
-            return plain(gates, recurrent, over, start, carry)
-
-        states, pull = jax.vjp(run, gates, carry)
-        _, h = _anew(start, over, states)
-        return states, (pull, jnp.concatenate([carry[1][None], h[:-1]]))
+        _, (gates, c, h) = jax.lax.scan(step, carry, (gates, over))
+        return (c, h), (gates, recurrent, over, start, carry, c, h)
 
     def backward(kept: Any, back: Any) -> Any:
-        pull, before = kept
-        gates, carry = pull(back)
-        recurrent = jnp.einsum("tbn,tbm->nm", before, gates)  # once, instead of at every step
-        return gates, recurrent, None, None, carry
+        gates, recurrent, over, start, carry, c, h = kept
+        behind = _anew(start, over, (c, h))
+        before = [jnp.concatenate([first[None], then[:-1]]) for first, then in zip(carry, behind, strict=True)]
+        turned = recurrent.T
 
-    steps = jax.custom_vjp(plain)
+        def step(later: Any, at: Any) -> Any:
+            gates, ends, c, before, back = at
+            i, f, g, o = _opened(gates)
+            squashed = jnp.tanh(c)
+            of_c, of_h = (mine + jnp.where(ends[:, None], 0.0, next) for mine, next in zip(back, later, strict=True))
+            of_c = of_c + of_h * o * (1.0 - squashed**2)
+            each = of_c * g * i * (1.0 - i), of_c * before * f * (1.0 - f), of_c * i * (1.0 - g**2)
+            of_gates = jnp.concatenate([*each, of_h * squashed * o * (1.0 - o)], axis=1)
+            return (of_c * f, of_gates @ turned), of_gates
+
+        at = gates, over, c, before[0], back
+        of_carry, of_gates = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, carry), at, reverse=True)
+        of_recurrent = _flat(before[1]).T @ _flat(of_gates)  # once, instead of added up at every step
+        return of_gates, of_recurrent, None, None, of_carry
+
+    steps = jax.custom_vjp(lambda *given: forward(*given)[0])
     steps.defvjp(forward, backward)
     return steps
+
+
+def _opened(gates: Any) -> tuple[Any, Any, Any, Any]:
+    """Input, forget, candidate and output of a cell, from their sums."""
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+
+
+def _flat(x: Any) -> Any:
+    """``[T, B, n]`` as ``[T B, n]``: a product over two axes is none of those that XLA hands to its fast library."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _anew(start: Any, over: Any, states: Any) -> Any:
