@@ -147,7 +147,7 @@ def test_the_file_and_other_options_must_agree(tmp_path):
         (["a2c", "--parties", "3"], "the on_device runtime has none; leave it out, or use --runtime federated"),
         (["collab_a2c", "--parties-file", "no.toml"], "the parties file no.toml cannot be read (No such file"),
         (["collab_a2c", "--parties", "0"], "runtime.parties=0 is out of range"),
-        (["collab_a2c", "--federation.partys", "3"], "'--runtime.partys'; did you mean --runtime.parties?"),
+        (["collab_a2c", "--federation.partys", "3"], "'--federation.partys'; did you mean --runtime.parties?"),
         (["collab_dqn", "--parties", "3", "--environment.parties", "7"], "owners:CartPole-lengths is to have 7"),
         (["a2c", "--env", "owners:Spaces"], "no single learner fits it"),
         (["collab_a2c", "--runtime.placement", "axis", "--env", "owners:Spaces", "--network.form", "C"],

@@ -419,6 +419,7 @@ class Traits(NamedTuple):
     samples: Callable[[int], int] = _one  # streams of a learner -> rows that its largest product has in a gradient step
     gradients: int = 1  # gradient steps of an update, by each of its optimisers
     metrics: tuple[str, ...] = ()  # names of what a rule measures that does not learn through `Agent.update`
+    rollout: int = 1  # steps of each stream that an update takes in (`About.rollout_length`)
 
 
 class Ways(NamedTuple):

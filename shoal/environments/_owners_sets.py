@@ -37,6 +37,7 @@ class Compiled(NamedTuple):
         return len(self.simulators) == 1
 
 
+@functools.lru_cache(maxsize=8)  # a generator each: drawn once where there are very many
 def thetas(name: str, count: int, draw: int) -> np.ndarray:
     """Each owner's theta, f64 [count].
 
