@@ -56,6 +56,14 @@ BAD = {  # arguments -> what the one line must say
     "train a3c stray": ["'stray'", "--help"],
     "train collab_a2c --federation.partis 3": ["unknown option '--federation.partis'", "did you mean --runtime.parties?"],
     "train collab_a2c --runtime.membrs 3": ["'--runtime.membrs'", "nothing like it"],
+    "train collab_a2c --runtime.server adam": [
+        "runtime.server=adam changes nothing with runtime.exchange=gradient; use --runtime.exchange delta, or leave it"
+    ],
+    "train collab_a2c --runtime.max-lag 3": ["max_lag=3 changes nothing with runtime.asynchronous=false"],
+    "train collab_td3 --runtime.server-rate 0.1": ["server_rate=0.1", "runtime.server=sgd; use --runtime.server adam"],
+    "train independent --runtime.quorum 2": ["quorum=2", "runtime.exchange=none; use --runtime.exchange gradient or"],
+    "train collab_a2c --runtime.attack 1:nan --runtime.exchange none": ["attack=1:nan", "runtime.exchange=none"],
+    "train collab_a2c --runtime.no-spread": ["spread=False", "--runtime.exchange outputs"],
     "train a3c --workers 2 --runtime.workers 3": ["--workers=2 and --runtime.workers=3", "leave one"],
     "train pbt_ppo --members 3 --population.members=8": ["--members=3 and --runtime.members=8", "leave one"],
     "train collab_a2c --parties 3 --federation.parties 5": ["--parties=3 and --runtime.parties=5", "leave one"],

@@ -462,6 +462,8 @@ class Ways(NamedTuple):
     meanwhile: bool = False  # whether its learners go on while its observer is at work
     threads: int | None = None  # of the compiled program; 0: as many as pay; None: it does not ask
     spreads: bool = False  # whether several seeds are spread over the cores
+    idle: Mapping[str, str] = MappingProxyType({})  # its settings that change nothing as the others are -> which other
+    # is in the way, and what to set
     ahead: bool = False  # whether programs are computed while the host does something else, so they are handed over
 
 

@@ -6,6 +6,7 @@ evenly. What theta does to a simulator is a few lines for each set.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple

@@ -214,6 +214,7 @@ def resolve(request: Request, runs: int = 1) -> tuple[experiment.Experiment, env
     usual = follows.steps if follows else tuned.steps if tuned else preset.steps
     usual = request.filed.steps if request.filed and request.filed.steps and not follows else usual
     how = experiment.ways(names["runtime"], configs["runtime"])
+    _check_idle(configs["runtime"], config(request, "runtime"), how)
     if request.steps is not None or request.episodes is None:  # before what takes its time where there are many
         given = usual if request.steps is None else _whole(request.steps)
         if isinstance(given, int):
@@ -242,6 +243,14 @@ def resolve(request: Request, runs: int = 1) -> tuple[experiment.Experiment, env
     made = dataclasses.replace(asked, steps=_steps(request, usual, opened.spec), goal=_goal(request.until, opened.spec))
     experiment.validate(made, opened)
     return made, opened
+
+
+def _check_idle(asked: Any, usual: Any, how: types.Ways) -> None:
+    """Refuse a setting of the runtime that was asked for and changes nothing; what the preset has is nobody's mistake."""
+    for name, why in how.idle.items():
+        if (value := getattr(asked, name)) != getattr(usual, name):
+            shown = value if not isinstance(value, tuple) else " ".join(map(str, value))
+            raise errors.Refused(f"runtime.{name}={shown} changes nothing with {why}, or leave it out")
 
 
 def _unknown_argument(name: str, configs: Mapping[str, Any]) -> errors.Refused:

@@ -19,7 +19,7 @@ from shoal.core import options, types
 from shoal.runtimes.crew import threads
 
 with epy.lazy_imports():
-    from shoal.runtimes.federated import beginning, placing, privacy, terms, trajectories
+    from shoal.runtimes.federated import beginning, effects, placing, privacy, terms, trajectories
     from shoal.runtimes.federated.flower import opening, partaking, serving
 
 
@@ -145,7 +145,7 @@ def ways(config: Config) -> types.Ways:
         rules=RULES if config.exchange == "gradient" else None,
         apart=config.clip if privacy.by_trajectory(config) else 0.0,
         fits=trajectories.fits if privacy.by_trajectory(config) else None,
-        suits=functools.partial(placing.suits, config),
+        suits=functools.partial(placing.suits, config), idle=effects.idle(config),
         save_every=0.0 if config.placement in ("server", "party") else None,  # what was answered must outlive a kill
     )  # fmt: skip
 
