@@ -54,7 +54,10 @@ BAD = {  # arguments -> what the one line must say
     "train a3c --entropy-cost 1": ["'--entropy-cost'", "did you mean --algorithm.entropy-cost?"],
     "train a3c --algorithm.entropy-csot 1": ["--algorithm.entropy-csot", "did you mean --algorithm.entropy-cost?"],
     "train a3c stray": ["'stray'", "--help"],
-    "train collab_a2c --federation.partis 3": ["unknown option '--federation.partis'", "did you mean --runtime.parties?"],
+    "train collab_a2c --federation.partis 3": [
+        "unknown option '--federation.partis'",
+        "did you mean --runtime.parties?",
+    ],
     "train collab_a2c --runtime.membrs 3": ["'--runtime.membrs'", "nothing like it"],
     "train collab_a2c --runtime.server adam": [
         "runtime.server=adam changes nothing with runtime.exchange=gradient; use --runtime.exchange delta, or leave it"

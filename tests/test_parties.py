@@ -157,7 +157,7 @@ def test_the_file_and_other_options_must_agree(tmp_path):
         (["collab_a2c", "--runtime.participation", "0"], "runtime.participation=0 asks nobody"),
         (["collab_a2c", "--parties", "2", "--runtime.join", "0:9", "1:9"], "none would ever begin"),
         (["collab_a2c", "--parties", "2", "--runtime.join", "1"], "parties are numbered 0 to 1; give e.g. 1:20000"),
-        (["independent", "--parties", "2", "--runtime.join", "2:9"], "runtime.join=2:9 names no party"),
+        (["independent", "--parties", "2", "--runtime.join", "2:9"], "runtime.join=2:9 changes nothing"),
         (["collab_a2c", "--parties", "2", "--runtime.paces", "1", "-4"], "runtime.paces=1 -4: give each of the 2"),
         (["collab_a2c", "--parties", "2", "--runtime.paces", "1", "1", "1"], "runtime.paces=1 1 1"),
     ],

@@ -35,7 +35,9 @@ class Workshop:
         """Args: `made`, the preset on its environment; what is built with its programs differs in leaves from it."""
         self._like = _rest(made, ())
         how = experiment.ways(made.runtime, made.configs["runtime"])
-        self._shares = how.ahead and not experiment.processes(made) and how.members == 1 and made.compressor == "identity"
+        self._shares = (
+            how.ahead and not experiment.processes(made) and how.members == 1 and made.compressor == "identity"
+        )
         self._base: experiment.Built | None = None
         self._memo: dict[Hashable, Any] = {}
         self._values = _Values()
