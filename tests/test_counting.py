@@ -49,7 +49,7 @@ def test_seeds_side_by_side_are_no_more_than_have_their_files_open(tmp_path, mon
     monkeypatch.setattr(budget.resource, "getrlimit", lambda _: (1024, 4096))
     budget.check_files(240)
     with pytest.raises(
-        errors.Refused, match="--seeds 100000: each seed keeps 4 files open.* 1,024; give at most --seeds 240"
+        errors.Refused, match=r"--seeds 100000: each seed keeps 4 files open.* 1,024; give at most --seeds 240"
     ):
         training.train_seeds(presets.Request("ppo", env="probe:match"), 100_000, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

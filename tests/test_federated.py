@@ -250,5 +250,5 @@ def test_what_a_preset_has_is_kept_where_another_exchange_passes_it_over():
     made, _ = presets.resolve(presets.Request("collab_td3", env="probe:target", settings=settings))
     assert made.configs["runtime"].local_updates == 10
     asked = {"runtime": {"exchange": "none", "local_updates": 3}}
-    with pytest.raises(errors.Refused, match="local_updates=3 changes nothing with runtime.exchange=none"):
+    with pytest.raises(errors.Refused, match=r"local_updates=3 changes nothing with runtime.exchange=none"):
         presets.resolve(presets.Request("collab_td3", env="probe:target", settings=asked))

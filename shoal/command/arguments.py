@@ -74,7 +74,7 @@ def parse(cls: type, verb: str, arguments: list[str], default: Any = None) -> An
 def _hint(name: str, known: Sequence[str]) -> str | None:
     """The option that was probably meant; None if none is like it.
 
-    Of a dotted name the last part is what was mistaken: the group's name is long, and makes everything in it look alike.
+    Of a dotted name the last part was mistaken: the group's name is long, and makes everything in it look alike.
     """
     if alias := aliases.setting(name, {flag.removeprefix("--") for flag in known}):
         return f"--{alias}"

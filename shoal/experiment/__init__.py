@@ -32,6 +32,6 @@ from shoal.experiment.wiring import (
 
 __all__ = [
     "NAMED", "SCHEMA", "Built", "Experiment", "build", "cache", "cache_folder", "check_environment", "check_shares",
-    "compiled", "config_class", "elsewhere", "from_json", "horizon", "keep_programs", "kinds", "open_environment", "party",
-    "prepare", "prepare_seeds", "processes", "rebuild", "serves", "traits", "unshareable", "validate", "ways",
+    "compiled", "config_class", "elsewhere", "from_json", "horizon", "keep_programs", "kinds", "open_environment",
+    "party", "prepare", "prepare_seeds", "processes", "rebuild", "serves", "traits", "unshareable", "validate", "ways",
 ]  # fmt: skip
