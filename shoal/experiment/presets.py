@@ -248,7 +248,7 @@ def resolve(request: Request, runs: int = 1) -> tuple[experiment.Experiment, env
 def _check_idle(asked: Any, usual: Any, how: types.Ways) -> None:
     """Refuse a setting of the runtime that was asked for and changes nothing; the preset's are nobody's mistake."""
     for name, why in how.idle.items():
-        if (value := getattr(asked, name)) != getattr(usual, name):
+        if (value := vars(asked)[name]) != vars(usual)[name]:
             shown = value if not isinstance(value, tuple) else " ".join(map(str, value))
             raise errors.Refused(f"runtime.{name}={shown} changes nothing with {why}, or leave it out")
 
