@@ -104,7 +104,10 @@ def train(
         names[kind] = named.pop("name", None)
         settings[kind] = named
     if env_kwargs is not None:
-        settings["environment"] = {"kwargs": env_kwargs, **settings.get("environment", {})}
+        environment = settings.get("environment", {})
+        if "kwargs" in environment:
+            presets.one_value("env_kwargs", env_kwargs, "environment.kwargs", environment["kwargs"])
+        settings["environment"] = {"kwargs": env_kwargs, **environment}
     if env is not None and not isinstance(env, str):
         env = importing.name_of(env)
     request = presets.Request(
@@ -116,12 +119,10 @@ def train(
         request = owners.over(request, parties)
     if settings_file is not None:
         request = filed.over(request, filed.read(settings_file, preset))
-    if workers is not None:
-        settings["runtime"] = {presets.workers(request): workers, **settings["runtime"]}
-    if members is not None:
-        settings["runtime"] = {"members": members, **settings["runtime"]}
-    if isinstance(parties, int):
-        settings["runtime"] = {"parties": parties, **settings["runtime"]}
+    counts = {"workers": workers, "members": members, "parties": parties if isinstance(parties, int) else None}
+    for name, (short, value) in presets.shortened(request, counts).items():
+        presets.one_value(short, value, f"runtime.{name}", settings["runtime"].get(name, value))
+        settings["runtime"] = {**settings["runtime"], name: value}
     if seeds is None:
         return training.train(request, out, console=log.pick(quiet), eval_episodes=eval_episodes)
     return training.train_seeds(request, seeds, out, console=log.pick(quiet), eval_episodes=eval_episodes)

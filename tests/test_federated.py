@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from shoal import experiment
-from shoal.core import seeds, tree
+from shoal.core import errors, seeds, tree
 from shoal.experiment import presets
 from shoal.networks import scopes
-from shoal.runtimes import on_device
-from shoal.runtimes.federated import beginning, running, together
+from shoal.runtimes import federated, on_device
+from shoal.runtimes.federated import beginning, effects, running, together
 from shoal.runtimes.members import dispatch, learning, loop
 from tests.conformance.test_runtimes import Observer
 
@@ -235,3 +235,20 @@ def test_who_joins_late_is_idle_before_and_starts_from_the_global_part(monkeypat
     assert steps[-1][0] > steps[-1][2]
     shared = [tree.sha256(scopes.split(policy.params)[0]) for policy in result.policies]
     assert len(set(shared)) == 1
+
+
+def test_every_setting_that_only_some_exchanges_read_is_declared():
+    fields = federated.Config.__dataclass_fields__
+    assert set(effects.WHERE) <= set(fields)
+    general = {"parties", "exchange", "clip", "noise", "privacy", "unit", "max_epsilon", "delta", "secure_sum",
+               "environments", "placement", "dispatch", "evaluate_every", "episodes", "segment"}  # fmt: skip
+    assert set(fields) - set(effects.WHERE) == general, "these are read with any exchange, or refused by `privacy`"
+
+
+def test_what_a_preset_has_is_kept_where_another_exchange_passes_it_over():
+    settings = {"runtime": {"exchange": "none"}}
+    made, _ = presets.resolve(presets.Request("collab_td3", env="probe:target", settings=settings))
+    assert made.configs["runtime"].local_updates == 10
+    asked = {"runtime": {"exchange": "none", "local_updates": 3}}
+    with pytest.raises(errors.Refused, match=r"local_updates=3 changes nothing with runtime.exchange=none"):
+        presets.resolve(presets.Request("collab_td3", env="probe:target", settings=asked))

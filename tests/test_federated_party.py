@@ -48,7 +48,8 @@ class Observer:
 
 
 def built(env="probe:match", steps=240, **runtime):
-    given = {"parties": 2, "exchange": "delta", "local_updates": 2, "environments": 2, **runtime}
+    given = {"parties": 2, "exchange": "delta", "environments": 2, **runtime}
+    given = {"local_updates": 2, **given} if given["exchange"] != "none" else given
     settings = {**SETTINGS, "runtime": given, "algorithm": {"normalise_observations": True}}
     if env == "owners:Spaces":
         settings["network"] = {"hidden": (8,), "form": "C", "adapter": 4}
@@ -108,8 +109,27 @@ def in_python(**runtime):
     return trained(built("CartPole-v1", placement="turns", **runtime))
 
 
-def test_parties_whose_simulators_are_in_python_learn_and_send_what_they_learned():
+def compiled(monkeypatch):
+    """How often each program of a round was compiled, before and after every round of a party in Python."""
+    round_, found = simulated.Simulated.__call__, []
+
+    def sizes(one):
+        return [getattr(one, name)._cache_size() for name in ("_words", "_act", "_update", "_begin", "_end")]
+
+    def called(self, *given):
+        before = sizes(self)
+        made = round_(self, *given)
+        found.append((before, sizes(self)))
+        return made
+
+    monkeypatch.setattr(simulated.Simulated, "__call__", called)
+    return found
+
+
+def test_parties_whose_simulators_are_in_python_learn_and_send_what_they_learned(monkeypatch):
+    programs = compiled(monkeypatch)
     observer, result = in_python(evaluate_every=60)
+    assert programs == [([1] * 5, [1] * 5)] * 2, "before the first round, for that is start-up"
     told = result.final.subsystems["federation"]
     assert told["failed_jobs"] == [0, 0]
     assert told["failed_rounds"] == 0

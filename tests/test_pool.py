@@ -183,6 +183,9 @@ def test_a_worker_dies_with_its_parent_while_it_still_imports(tmp_path):
         (("parallel_sarsa", "MountainCar-v0", {"workers": 64}), 64, threads.COMPUTES),
         (("parallel_sarsa", "MountainCar-v0", {"workers": 64, "spawn": False}), 0, 0),
         (("a2c", "CartPole-v1", {"processes": -1}), 0, 0),
+        (("collab_a2c", "CartPole-v1", {"parties": 1000}), 1000, threads.COMPUTES),
+        (("collab_a2c", "gymnax:CartPole-v1", {"parties": 1000}), 0, 0),
+        (("collab_a2c", "gymnax:CartPole-v1", {"parties": 1000, "placement": "processes"}), 1000, threads.COMPUTES),
     ],
 )
 def test_processes_are_counted_before_anything_is_made(typed, processes, each, monkeypatch):

@@ -183,9 +183,11 @@ def test_a_signal_before_the_first_step_is_answered_at_once_and_the_run_begins_a
         run.evaluate()
     if runtime == "host":  # compiled anew it takes long, and is the same
         return
+    (out / "summary.json").write_text(json.dumps({**summary, "wall_s": 1000.0}))
     again = training.resume(out, console=log.Quiet(), eval_episodes=0)
     assert again.summary["status"] == "completed"
     assert again.summary["train_s"] > 0
+    assert 1000.0 < again.summary["wall_s"] < 1100.0, "the seconds of the life that saved nothing are not lost"
     assert read.read(out).resumed("step").tolist() == [], "nothing was done before"
 
 

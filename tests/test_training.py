@@ -355,3 +355,24 @@ def test_small_gradient_steps_are_given_one_thread(preset, settings, threads, mo
     monkeypatch.setenv("NPROC", "3")
     experiment.prepare(made.runtime, made.algorithm, made.configs)
     assert os.environ["NPROC"] == "3", "what a person has set stays"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"members": 3, "runtime": {"members": 4}}, r"members=3 and runtime\.members=4 are two values"),
+        ({"workers": 2, "runtime": {"name": "hogwild", "workers": 3}}, r"workers=2 and runtime\.workers=3"),
+        ({"env_kwargs": {"a": 1}, "environment": {"kwargs": {"a": 2}}}, r"env_kwargs=.*environment\.kwargs="),
+    ],
+)
+def test_a_short_argument_and_its_setting_may_not_differ(given, told, tmp_path):
+    with pytest.raises(errors.Refused, match=told):
+        shoal.train("a2c", env="CartPole-v1", out=tmp_path / "run", quiet=True, **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_value_given_twice_is_fine(monkeypatch):
+    asked = []
+    monkeypatch.setattr(training, "train", lambda request, *_, **__: asked.append(request))
+    shoal.train("pbt_ppo", members=3, runtime={"members": 3, "episodes": 1})
+    assert asked[0].settings["runtime"] == {"members": 3, "episodes": 1}

@@ -57,6 +57,7 @@ def traits(config: Any, unshareable: str) -> types.Traits:
         unshareable=unshareable,
         capacity=config.capacity,
         normalises=config.normalise_observations,
+        rollout=config.rollout_length,
         samples=lambda _: config.batch,
         gradients=config.updates,
     )

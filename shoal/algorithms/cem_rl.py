@@ -146,6 +146,7 @@ def traits(config: Config) -> types.Traits:
         unshareable="cem_rl has several optimisers, and a runtime takes one gradient from each update",
         capacity=config.capacity,
         normalises=config.normalise_observations,
+        rollout=config.rollout_length,
         samples=lambda _: max(1, config.trained) * config.batch,
         gradients=config.rollout_length,
     )

@@ -131,6 +131,7 @@ def traits(config: Config) -> types.Traits:
         unshareable="dqn makes several gradient steps in an update; set algorithm.updates to 1" if several else "",
         capacity=config.capacity,
         normalises=config.normalise_observations,
+        rollout=config.rollout_length,
         samples=lambda _: config.batch,
         gradients=config.updates,
     )

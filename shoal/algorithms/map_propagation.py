@@ -142,6 +142,7 @@ def traits(config: Config) -> types.Traits:
         actions=("discrete", "continuous"),
         unshareable=_unshareable(config),
         normalises=config.normalise_observations,
+        rollout=config.rollout_length,
         samples=lambda streams: streams * config.rollout_length,
         gradients=config.rollout_length * (2 if config.variant == "paper" else 1),  # one more where an episode ends
     )

@@ -116,6 +116,7 @@ def traits(config: Config) -> types.Traits:
         tells_mu=True,
         unshareable=_unshareable(config),
         normalises=config.normalise_observations,
+        rollout=config.rollout_length,
         samples=lambda streams: streams * config.rollout_length // config.minibatches,
         gradients=config.epochs * config.minibatches,
     )

@@ -142,6 +142,7 @@ def traits(config: Config) -> types.Traits:
         tells_mu=True,
         padded=True,
         normalises=config.normalise_observations,
+        rollout=config.rollout_length,
         samples=lambda streams: streams * config.rollout_length,
     )
 

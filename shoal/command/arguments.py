@@ -25,6 +25,9 @@ with epy.lazy_imports():
     import tyro
 
 
+SYNONYMS = re.compile(r"^--(population|federation)\.")  # what settings of a runtime are called as well
+
+
 def parse(cls: type, verb: str, arguments: list[str], default: Any = None) -> Any:
     """The options of a verb; every mistake becomes one line.
 
@@ -41,8 +44,9 @@ def parse(cls: type, verb: str, arguments: list[str], default: Any = None) -> An
         Refused: An unknown option, a missing or wrong value.
     """
     shown = io.StringIO()
+    as_typed = {plain(word): word for word in arguments}  # a message names what was typed
     try:
-        arguments = _whole(arguments, cls)
+        arguments = _whole([plain(word) for word in arguments], cls)
         with contextlib.redirect_stderr(shown):
             parsed, left = tyro.cli(
                 cls, prog=f"shoal {verb}", args=arguments, default=default, return_unknown_args=True
@@ -55,18 +59,37 @@ def parse(cls: type, verb: str, arguments: list[str], default: Any = None) -> An
         gc.enable()  # off since the start of the command
     if left:
         known = sorted(_flags(cls))
+        said = as_typed.get(left[0], left[0])
         name = left[0].partition("=")[0].replace("_", "-")
         if not name.startswith("-"):
-            raise errors.Refused(f"unexpected argument {left[0]!r}; `shoal {verb} --help` tells what is expected")
+            raise errors.Refused(f"unexpected argument {said!r}; `shoal {verb} --help` tells what is expected")
         if remedy := aliases.VERBS.get(name.lstrip("-")):
-            raise errors.Refused(f"unknown option {left[0]!r}; {remedy}")
-        alias = aliases.setting(name, {flag.removeprefix("--") for flag in known})
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        last = [flag for flag in known if flag.rpartition(".")[2].lstrip("-") == name.lstrip("-")]
-        hint = ([f"--{alias}"] if alias else last or near)[:1]
-        also = f"did you mean {hint[0]}?" if hint else "there is nothing like it;"
-        raise errors.Refused(f"unknown option {left[0]!r}; {also} (`shoal {verb} --help` lists all)")
+            raise errors.Refused(f"unknown option {said!r}; {remedy}")
+        hint = _hint(name, known)
+        also = f"did you mean {hint}?" if hint else "there is nothing like it;"
+        raise errors.Refused(f"unknown option {said!r}; {also} (`shoal {verb} --help` lists all)")
     return parsed
+
+
+def _hint(name: str, known: Sequence[str]) -> str | None:
+    """The option that was probably meant; None if none is like it.
+
+    Of a dotted name the last part was mistaken: the group's name is long, and makes everything in it look alike.
+    """
+    if alias := aliases.setting(name, {flag.removeprefix("--") for flag in known}):
+        return f"--{alias}"
+    if last := [flag for flag in known if flag.rpartition(".")[2].lstrip("-") == name.lstrip("-")]:
+        return last[0]
+    group, dot, setting = name.rpartition(".")
+    inside = {flag.rpartition(".")[2]: flag for flag in known if dot and flag.rpartition(".")[0] == group}
+    if inside:
+        return next((inside[one] for one in difflib.get_close_matches(setting, inside, n=1, cutoff=0.6)), None)
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
+
+
+def plain(word: str) -> str:
+    """A word of the command line by the option's own name: ``--federation.eta`` is ``--runtime.eta``."""
+    return SYNONYMS.sub("--runtime.", word)
 
 
 def _whole(arguments: list[str], cls: type) -> list[str]:
@@ -209,3 +232,10 @@ def value(arguments: list[str], flag: str) -> str | None:
         if argument.startswith(f"{flag}="):
             return argument.partition("=")[2]
     return None
+
+
+def typed(arguments: list[str], flag: str) -> bool:
+    """Whether an option was typed, in any spelling that is taken; of a yes or no also its ``no-``."""
+    group, dot, name = flag.rpartition(".")
+    spelled = {flag, f"{group}{dot}no-{name}"}
+    return any(plain(word).partition("=")[0].replace("_", "-") in spelled for word in arguments)

@@ -422,6 +422,7 @@ class Traits(NamedTuple):
     samples: Callable[[int], int] = _one  # streams of a learner -> rows that its largest product has in a gradient step
     gradients: int = 1  # gradient steps of an update, by each of its optimisers
     metrics: tuple[str, ...] = ()  # names of what a rule measures that does not learn through `Agent.update`
+    rollout: int = 1  # steps of each stream that an update takes in (`About.rollout_length`)
 
 
 class Ways(NamedTuple):
@@ -464,6 +465,8 @@ class Ways(NamedTuple):
     meanwhile: bool = False  # whether its learners go on while its observer is at work
     threads: int | None = None  # of the compiled program; 0: as many as pay; None: it does not ask
     spreads: bool = False  # whether several seeds are spread over the cores
+    idle: Mapping[str, str] = MappingProxyType({})  # its settings that change nothing as the others are -> which other
+    # is in the way, and what to set
     ahead: bool = False  # whether programs are computed while the host does something else, so they are handed over
 
 

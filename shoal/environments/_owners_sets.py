@@ -6,6 +6,7 @@ evenly. What theta does to a simulator is a few lines for each set.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -37,6 +38,7 @@ class Compiled(NamedTuple):
         return len(self.simulators) == 1
 
 
+@functools.lru_cache(maxsize=8)  # a generator each: drawn once where there are very many
 def thetas(name: str, count: int, draw: int) -> np.ndarray:
     """Each owner's theta, f64 [count].
 

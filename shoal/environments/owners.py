@@ -11,6 +11,7 @@ Source: Jin et al. 2022, arXiv:2204.02634 (lengths, links, thighs, legs); Xie an
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 
 from shoal import environments
@@ -35,6 +36,7 @@ def _in_python(env_id: str) -> bool:
     return _split(env_id)[0] in _owners_simulated.SIMULATED
 
 
+@functools.lru_cache(maxsize=8)  # asked for again and again, and there may be very many
 def _owned(env_id: str, config: environments.Config) -> environments.Owned:
     """Whose environments a set holds; nobody's where it is one owner's, or no set."""
     name, given = _split(env_id)

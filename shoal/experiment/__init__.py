@@ -9,6 +9,7 @@ from shoal.experiment.wiring import (
     Experiment,
     build,
     check_environment,
+    check_shares,
     compiled,
     config_class,
     elsewhere,
@@ -20,6 +21,7 @@ from shoal.experiment.wiring import (
     party,
     prepare,
     prepare_seeds,
+    processes,
     rebuild,
     serves,
     traits,
@@ -29,7 +31,7 @@ from shoal.experiment.wiring import (
 )
 
 __all__ = [
-    "NAMED", "SCHEMA", "Built", "Experiment", "build", "cache", "cache_folder", "check_environment", "compiled",
-    "config_class", "elsewhere", "from_json", "horizon", "keep_programs", "kinds", "open_environment", "party",
-    "prepare", "prepare_seeds", "rebuild", "serves", "traits", "unshareable", "validate", "ways",
+    "NAMED", "SCHEMA", "Built", "Experiment", "build", "cache", "cache_folder", "check_environment", "check_shares",
+    "compiled", "config_class", "elsewhere", "from_json", "horizon", "keep_programs", "kinds", "open_environment",
+    "party", "prepare", "prepare_seeds", "processes", "rebuild", "serves", "traits", "unshareable", "validate", "ways",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ with epy.lazy_imports():
     from shoal.core import tree
 
 MB = 2**20
+OTHER_FILES = 64  # that the process itself has open: libraries, pipes, the device
 CROWD = 4  # worker processes for each core that are not remarked on
 CGROUPS = Path("/sys/fs/cgroup")
 # (folder below CGROUPS, limit, used) of versions 2 and 1
@@ -132,6 +134,25 @@ def check_processes(count: int, each_mb: int, cores: int) -> str | None:
     if count <= CROWD * cores:
         return None
     return f"{count:,} worker processes share {cores} cores: more than one a core mostly wait, and take long to start"
+
+
+def check_files(runs: int, each: int = 4) -> None:
+    """Refuse more runs side by side than may have their files open: metrics, episodes, curves and the lock of each.
+
+    Args:
+        runs: How many.
+        each: Files that each keeps open.
+
+    Raises:
+        Refused: Names the most.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = (limit - OTHER_FILES) // each
+    if limit != resource.RLIM_INFINITY and runs > most:
+        raise errors.Refused(
+            f"--seeds {runs}: each seed keeps {each} files open, and this process may have {limit:,}; give at most "
+            f"--seeds {max(1, most)} at a time, or raise the limit (ulimit -n)"
+        )
 
 
 def available() -> int | None:

@@ -231,12 +231,31 @@ def each(made: wiring.Experiment, how: types.Ways) -> tuple[Each, ...]:
     Raises:
         Refused: A setting of one is unknown or wrong; names the party.
     """
-    number = count(made, how)
+    return tuple(one(made, how, at) for at in range(count(made, how)))
+
+
+def one(made: wiring.Experiment, how: types.Ways, at: int) -> Each:
+    """One of them, for which the others are not looked at.
+
+    Args:
+        made: The experiment.
+        how: What its runtime declares.
+        at: Its number, from 0.
+
+    Raises:
+        Refused: A setting of it is unknown or wrong; names the party.
+    """
     if made.parties:
-        return tuple(_filed(made, one) for one in made.parties)
-    owners = tuple(Each(one.name, dataclasses.replace(made, env=one.env)) for one in _owned(made).owners)
-    found = owners or tuple(Each(str(at), made) for at in range(number))
-    return tuple(_spread(one, at) for at, one in enumerate(found)) if how.spread else found
+        return _filed(made, made.parties[at])
+    owners = _owned(made).owners
+    found = Each(owners[at].name, dataclasses.replace(made, env=owners[at].env)) if owners else Each(str(at), made)
+    return _spread(found, at) if how.spread else found
+
+
+def named(made: wiring.Experiment, how: types.Ways) -> list[tuple[str, str]]:
+    """Of each its name and the id of its environment, in their order; arguments as in `each`."""
+    whose = made.parties or _owned(made).owners
+    return [(one.name, one.env) for one in whose] or [(str(at), made.env) for at in range(how.parties)]
 
 
 def _spread(one: Each, at: int) -> Each:
@@ -274,7 +293,8 @@ def lead(made: wiring.Experiment, how: types.Ways) -> wiring.Experiment:
     """
     if not how.parties or (not made.parties and not how.spread and _owned(made).alike):
         return made
-    return each(made, how)[0].made
+    count(made, how)
+    return one(made, how, 0).made
 
 
 def _owned(made: wiring.Experiment) -> environments.Owned:
@@ -288,13 +308,13 @@ def kinds(made: wiring.Experiment, how: types.Ways) -> list[Each]:
         made: The experiment.
         how: What its runtime declares.
     """
-    found = each(made, how)
     if not made.parties and _owned(made).alike:
-        return list(found[:1])
+        count(made, how)
+        return [one(made, how, 0)]
     first: list[Each] = []
-    for one in found:
-        if not any(_same(one.made, other.made) for other in first):
-            first.append(one)
+    for other in each(made, how):
+        if not any(_same(other.made, seen.made) for seen in first):
+            first.append(other)
     return first
 
 
@@ -306,7 +326,7 @@ def ids(made: wiring.Experiment, how: types.Ways) -> list[str]:
     """The environments of a run, each once: of all parties, or the one there is."""
     if not how.parties or not made.parties:
         return [made.env]
-    return list(dict.fromkeys(one.made.env for one in each(made, how)))
+    return list(dict.fromkeys(env for _, env in named(made, how)))
 
 
 def alike(made: wiring.Experiment, how: types.Ways, device: types.Env | None) -> bool:

@@ -119,6 +119,40 @@ def workers(request: Request) -> str:
     return experiment.ways(parts(request)["runtime"]).workers or "workers"
 
 
+SHORT = ("workers", "members", "parties", "replayable")  # options and arguments that stand for a runtime's setting
+
+
+def shortened(request: Request, given: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """The runtime's settings that were given in short: field -> (how it is called in short, its value).
+
+    Args:
+        request: What else was asked for.
+        given: Values by their short names; None, or False of a yes or no, is none.
+    """
+    found = {short: given.get(short) for short in SHORT}
+    fields = {"workers": workers(request)} if found["workers"] is not None else {}
+    return {fields.get(one, one): (one, value) for one, value in found.items() if not (value is None or value is False)}
+
+
+def one_value(short: str, value: Any, long: str, other: Any) -> None:
+    """Refuse two values of one setting; one value twice is fine.
+
+    Args:
+        short: How it is called in short.
+        value: What that says.
+        long: Its own name.
+        other: What that says.
+
+    Raises:
+        Refused: They differ.
+    """
+    if value != other:
+        raise errors.Refused(
+            f"{short}={value} and {long}={other} are two values of one setting, for {short} is short for {long}; leave "
+            "one of them out"
+        )
+
+
 def config(request: Request, kind: str) -> Any:
     """The preset's config of a kind of part, with what is tuned for the environment, and what a settings file holds."""
     preset, names = find(request.preset), parts(request)
@@ -180,6 +214,11 @@ def resolve(request: Request, runs: int = 1) -> tuple[experiment.Experiment, env
     usual = follows.steps if follows else tuned.steps if tuned else preset.steps
     usual = request.filed.steps if request.filed and request.filed.steps and not follows else usual
     how = experiment.ways(names["runtime"], configs["runtime"])
+    _check_idle(configs["runtime"], config(request, "runtime"), how)
+    if request.steps is not None or request.episodes is None:  # before what takes its time where there are many
+        given = usual if request.steps is None else _whole(request.steps)
+        if isinstance(given, int):
+            experiment.check_shares(given, names["algorithm"], names["runtime"], configs)
     configs["environment"] = parties.fitted(configs["environment"], names["env"], how)
     experiment.prepare(names["runtime"], names["algorithm"], configs, runs)
     asked = experiment.Experiment(
@@ -204,6 +243,14 @@ def resolve(request: Request, runs: int = 1) -> tuple[experiment.Experiment, env
     made = dataclasses.replace(asked, steps=_steps(request, usual, opened.spec), goal=_goal(request.until, opened.spec))
     experiment.validate(made, opened)
     return made, opened
+
+
+def _check_idle(asked: Any, usual: Any, how: types.Ways) -> None:
+    """Refuse a setting of the runtime that was asked for and changes nothing; the preset's are nobody's mistake."""
+    for name, why in how.idle.items():
+        if (value := vars(asked)[name]) != vars(usual)[name]:
+            shown = value if not isinstance(value, tuple) else " ".join(map(str, value))
+            raise errors.Refused(f"runtime.{name}={shown} changes nothing with {why}, or leave it out")
 
 
 def _unknown_argument(name: str, configs: Mapping[str, Any]) -> errors.Refused:

@@ -228,6 +228,12 @@ def compiled(experiment: Experiment) -> bool:
     return all(map(environments.pure_jax, _ids(experiment)))
 
 
+def processes(experiment: Experiment) -> int:
+    """Worker processes that a run starts, for each seed; none where its environments are compiled with the learner."""
+    how = ways(experiment.runtime, experiment.configs["runtime"])
+    return 0 if how.compiles and compiled(experiment) else how.processes
+
+
 def elsewhere(experiment: Experiment) -> str:
     """Why another process cannot open one of its environments; "" if it can. Opens nothing."""
     return next(filter(None, map(environments.elsewhere, _ids(experiment))), "")
@@ -273,6 +279,21 @@ def check_environment(opened: environments.Opened) -> None:
         raise errors.Refused(
             f"{opened.spec.id}: {wrong.what}; {wrong.remedy}. `shoal check-env {opened.spec.id}` tells more"
         )
+
+
+def check_shares(steps: int, algorithm: str, runtime: str, configs: Mapping[str, Any]) -> None:
+    """See `counting.check_shares`, of members and of parties; nothing is opened or built.
+
+    Args:
+        steps: Environment steps of the run.
+        algorithm: The rule's name.
+        runtime: The runtime's.
+        configs: The settings of all parts.
+    """
+    how = ways(runtime, configs["runtime"])
+    update = traits(algorithm, configs["algorithm"]).rollout * how.streams
+    for count, what in ((how.parties, "parties"), (how.members, "members")):
+        counting.check_shares(steps, update, count, what, f"--{what}")
 
 
 def traits(algorithm: str, config: Any = None) -> types.Traits:
@@ -471,8 +492,8 @@ def _parts(
 
 def _parties(experiment: Experiment, how: types.Ways, start: types.Tree | None) -> tuple[types.Party, ...]:
     return tuple(
-        types.Party(name, made.env, functools.partial(party, experiment, at, start))
-        for at, (name, made) in enumerate(parties.each(experiment, how))
+        types.Party(name, env, functools.partial(party, experiment, at, start))
+        for at, (name, env) in enumerate(parties.named(experiment, how))
     )
 
 
@@ -488,7 +509,7 @@ def party(experiment: Experiment, at: int, start: types.Tree | None = None) -> t
         compilation.call_here()
         compilation.share()
     how = ways(experiment.runtime, experiment.configs["runtime"])
-    made = parties.each(experiment, how)[at].made
+    made = parties.one(experiment, how, at).made
     opened = environments.open(made.env, made.configs["environment"])
     parts = _parts(made, how, opened, start, _shelf(made))
     return parts._replace(rebuild=functools.partial(party, experiment, at, start))

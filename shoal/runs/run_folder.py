@@ -182,6 +182,17 @@ def taken(folder: Path, made: experiment.Experiment) -> int:
         return made.steps
 
 
+def spent_s(folder: Path) -> float:
+    """Seconds of all lives that have ended, as its ``summary.json`` says; 0 while it has none.
+
+    The newest checkpoint does not know of a life that ended before it saved anything.
+    """
+    try:
+        return max(0.0, float(json.loads((folder / "summary.json").read_text())["wall_s"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
 def digest(made: experiment.Experiment) -> str:
     """SHA-256 of the experiment as data."""
     return hashlib.sha256(json.dumps(made.to_json(), sort_keys=True).encode()).hexdigest()

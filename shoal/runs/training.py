@@ -171,6 +171,7 @@ def train_seeds(
     since, console = since or time.time(), console or log.pick()
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise errors.Refused(f"--seeds {seeds!r} is not a number of seeds; give at least 1, or leave it out")
+    budget.check_files(seeds)
     ready = _ready(request, seeds, out, eval_episodes, command, together=True, builder=builder)
     listed = {"seeds": [made.seed for made in ready.members]}
     with session.Heard(console.note) as heard:
@@ -348,6 +349,7 @@ def checked(made: experiment.Experiment, agent: types.Agent, needed: budget.Need
     how = experiment.ways(made.runtime, made.configs["runtime"])
     gradients = experiment.traits(made.algorithm, made.configs["algorithm"]).gradients
     counting.check_gradients(made.steps, agent.about.rollout_length * how.streams, gradients)
+    experiment.check_shares(made.steps, made.algorithm, made.runtime, made.configs)
     if how.parties:
         held = budget.check(needed, how.parties, "parties", option="--parties")
         return f"{how.parties} parties, {-(-made.steps // how.parties):,} steps each; {held}"
@@ -390,7 +392,8 @@ def crowd(made: experiment.Experiment, seeds: int) -> str | None:
         seeds: That share a program; each has worker processes of its own.
     """
     how = experiment.ways(made.runtime, made.configs["runtime"])
-    return budget.check_processes(how.processes * seeds, how.process_mb, threads.cores()) if how.processes else None
+    count = experiment.processes(made)
+    return budget.check_processes(count * seeds, how.process_mb, threads.cores()) if count else None
 
 
 def _seeds(folder: Path, config: dict[str, Any]) -> list[int]:

@@ -174,6 +174,13 @@ def test_a_run_longer_than_it_can_count_is_refused(name):
     assert experiment.traits(name, small(registry.load("algorithm", name))).gradients >= 1
 
 
+@pytest.mark.parametrize("name", registry.names("algorithm"))
+def test_a_rule_declares_how_long_its_rollouts_are(name):
+    config = small(registry.load("algorithm", name))
+    declared = experiment.traits(name, config)
+    assert declared.rollout == getattr(config, "rollout_length", 1)
+
+
 def test_so_is_one_with_more_gradient_steps_than_it_can_count():
     counting.check_gradients(counting.MOST, 32, 32)
     with pytest.raises(errors.Refused, match=r"more gradient steps than 32 bits count; give at most 2,000,000,000 "):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +67,6 @@ def run(typed: list[str]) -> int:
 
 def _server(typed: list[str]) -> int:
     since = output.process_start()
-    given_as, typed = typed, [re.sub(r"^--(population|federation)\.", "--runtime.", word) for word in typed]
     first = arguments.peek(typed)
     if first is None:
         if {"-h", "--help"} & set(typed):
@@ -85,11 +83,11 @@ def _server(typed: list[str]) -> int:
         if getattr(given, name) is not None:
             flag = name.replace("_", "-")
             raise errors.Refused(f"--{flag}: a federation's server sees no returns and holds one run; leave it out")
-    request = train.asked_for(request, given)
+    request = train.asked_for(request, given, typed)
     where = federating.Listening(given.host, given.port, given.keys)
     made = federating.serve(
         request, given.out, where, console=log.pick(given.quiet), since=since,
-        command=shlex.join(["shoal", "federate", "server", *given_as]),
+        command=shlex.join(["shoal", "federate", "server", *typed]),
     )  # fmt: skip
     return output.ended(made, as_json=given.json, quiet=given.quiet)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,7 +91,6 @@ def run(typed: list[str]) -> int:
         Refused: In one line, before anything is made.
     """
     since = output.process_start()
-    given_as, typed = typed, [re.sub(r"^--(population|federation)\.", "--runtime.", word) for word in typed]
     first = arguments.peek(typed)
     if first is None:
         if {"-h", "--help"} & set(typed):
@@ -100,12 +98,12 @@ def run(typed: list[str]) -> int:
         raise errors.Refused("give a preset, e.g. `shoal train a3c`; `shoal list presets` describes them")
     request = chosen(first, typed)
     given = arguments.parse(options(request), f"train {first}", [first, *arguments.without_first(typed, first)])
-    request = asked_for(request, given)
+    request = asked_for(request, given, typed)
     asked: dict[str, Any] = {
         "console": log.pick(given.quiet),
         "eval_episodes": given.eval_episodes,
         "since": since,
-        "command": shlex.join(["shoal", "train", *given_as]),
+        "command": shlex.join(["shoal", "train", *typed]),
     }
     made = (
         training.train(request, given.out, **asked)
@@ -115,17 +113,18 @@ def run(typed: list[str]) -> int:
     return output.ended(made, as_json=given.json, quiet=given.quiet)
 
 
-def asked_for(request: presets.Request, given: TrainOptions) -> presets.Request:
+def asked_for(request: presets.Request, given: TrainOptions, typed: list[str]) -> presets.Request:
     """What the options come to.
 
     Args:
         request: The parts that were chosen.
         given: All options.
+        typed: As they were typed: a setting at its default may have been asked for, too.
 
     Raises:
-        Refused: One that the runtime lacks, or a wrong number.
+        Refused: One that the runtime lacks, a wrong number, or two values of one setting.
     """
-    configs = _configs(request, given)
+    configs = _configs(request, given, typed)
     if given.eval_episodes < 0:
         raise errors.Refused(f"--eval-episodes {given.eval_episodes} is negative; 0 turns the evaluation off")
     return request._replace(
@@ -168,15 +167,15 @@ def options(request: presets.Request) -> type:
     return made
 
 
-def _configs(request: presets.Request, given: TrainOptions) -> dict[str, Any]:
+def _configs(request: presets.Request, given: TrainOptions, typed: list[str]) -> dict[str, Any]:
     """The settings of every part, short options included."""
     configs = {kind: getattr(given, f"{kind}_config") for kind in experiment.kinds()}
-    short = (presets.workers(request), given.workers), ("replayable", given.replayable or None)
-    for name, value in (*short, ("members", given.members), ("parties", given.parties)):
-        if value is None:
-            continue
+    for name, (short, value) in presets.shortened(request, vars(given)).items():
         if not hasattr(configs["runtime"], name):
             raise errors.Refused(_lacking(request, name, value, configs))
+        flag = f"--runtime.{name.replace('_', '-')}"
+        if arguments.typed(typed, flag):
+            presets.one_value(f"--{short}", value, flag, getattr(configs["runtime"], name))
         configs["runtime"] = dataclasses.replace(configs["runtime"], **{name: value})
     return configs
 

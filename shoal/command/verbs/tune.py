@@ -95,6 +95,10 @@ def run(typed: list[str]) -> int:
         raise errors.Refused("give a preset, e.g. `shoal tune ppo --budget 1e6`; `shoal list presets` describes them")
     request = _chosen(first, typed)
     given = arguments.parse(_options(request), f"tune {first}", [first, *arguments.without_first(typed, first)])
+    if given.members is not None and arguments.typed(typed, "--runtime.members"):
+        presets.one_value("--members", given.members, "--runtime.members", given.runtime_config.members)
+    if given.method == "pbt" and arguments.typed(typed, "--runtime.prior"):
+        raise errors.Refused("--runtime.prior: what a search changes is given by --prior, once for each setting")
     if given.budget is None:
         raise errors.Refused("give the environment steps of all trials together, e.g. --budget 1e6")
     wanted = tuning.Wanted(

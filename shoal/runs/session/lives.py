@@ -14,7 +14,12 @@ class Lives:
     """Sums over the lives of one run."""
 
     def __init__(
-        self, made: experiment.Experiment, since: float, meta: Mapping[str, Any] | None, together: int
+        self,
+        made: experiment.Experiment,
+        since: float,
+        meta: Mapping[str, Any] | None,
+        together: int,
+        spent_s: float = 0.0,
     ) -> None:
         """Begin, or go on.
 
@@ -23,10 +28,11 @@ class Lives:
             since: ``time.time()`` when this life's command began.
             meta: What the checkpoint says that the run goes on from; None for a new one.
             together: Seeds that share the program, this one included.
+            spent_s: Seconds of the lives that have ended, whether or not they saved anything.
         """
         before = meta or {}
         self._since, self._together = since, together
-        self._wall_before: float = before.get("wall_s", 0.0)
+        self._wall_before: float = max(before.get("wall_s", 0.0), spent_s)
         self._train_before: float = before.get("train_s", 0.0)
         self._faults_before: dict[str, int] = before.get("faults", {})
         self._not_saved = 0  # in this life

@@ -59,7 +59,7 @@ class Session:
         )  # fmt: skip
         self._scores = scores.Scores(experiment.goal, experiment.episodes, meta or {})
         self._evaluations = evaluations.Evaluations(folder, experiment, meta or {}, judge.still if judge else None)
-        self._lives = lives.Lives(experiment, since, meta, shared.seeds)
+        self._lives = lives.Lives(experiment, since, meta, shared.seeds, run_folder.spent_s(folder))
         env_steps, updates = (meta["env_steps"], meta["updates"]) if meta else (0, 0)
         self._ending = ending.Ending(experiment, env_steps=env_steps, updates=updates, heard=shared.heard)
         self._named: set[str] = set()  # kinds of what simulators gave that were told of

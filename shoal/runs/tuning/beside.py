@@ -83,7 +83,7 @@ def check_runtime(parallel: int, made: experiment.Experiment) -> None:
     Raises:
         Refused: Names the runtime.
     """
-    if parallel > 1 and experiment.ways(made.runtime, made.configs["runtime"]).processes:
+    if parallel > 1 and experiment.processes(made):
         raise errors.Refused(
             f"--parallel {parallel}: each trial is one process, but the runtime {made.runtime} starts others; leave "
             "--parallel out, or let its trials be of another --runtime"

@@ -35,7 +35,8 @@ class Workshop:
         """Args: `made`, the preset on its environment; what is built with its programs differs in leaves from it."""
         self._like = _rest(made, ())
         how = experiment.ways(made.runtime, made.configs["runtime"])
-        self._shares = how.ahead and not how.processes and how.members == 1 and made.compressor == "identity"
+        here = not experiment.processes(made)
+        self._shares = how.ahead and here and how.members == 1 and made.compressor == "identity"
         self._base: experiment.Built | None = None
         self._memo: dict[Hashable, Any] = {}
         self._values = _Values()

@@ -16,9 +16,10 @@ from typing import Literal, Protocol
 from etils import epy
 
 from shoal.core import options, types
+from shoal.runtimes.crew import threads
 
 with epy.lazy_imports():
-    from shoal.runtimes.federated import beginning, placing, privacy, terms, trajectories
+    from shoal.runtimes.federated import beginning, effects, placing, privacy, terms, trajectories
     from shoal.runtimes.federated.flower import opening, partaking, serving
 
 
@@ -138,12 +139,13 @@ def ways(config: Config) -> types.Ways:
         streams=config.environments, parties=1 if config.placement == "party" else config.parties, seeds=True,
         exact_resume=True, threads=0, ahead=True,
         splits=config.exchange == "gradient", proximal=config.exchange == "delta" and config.mu > 0.0,
-        holds_memory=True, compiles=True, pads=config.segment == "episode",
+        processes=config.parties if config.placement in ("auto", "processes") else 0, process_mb=threads.COMPUTES,
+        holds_memory=True, compiles=config.placement != "processes", pads=config.segment == "episode",
         spread=config.exchange == "outputs" and config.spread,
         rules=RULES if config.exchange == "gradient" else None,
         apart=config.clip if privacy.by_trajectory(config) else 0.0,
         fits=trajectories.fits if privacy.by_trajectory(config) else None,
-        suits=functools.partial(placing.suits, config),
+        suits=functools.partial(placing.suits, config), idle=effects.idle(config),
         save_every=0.0 if config.placement in ("server", "party") else None,  # what was answered must outlive a kill
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from etils import epy
 
-from shoal.core import types
+from shoal.core import errors, types
 from shoal.formulas import streams
 from shoal.runtimes.crew import beside
 from shoal.runtimes.federated import (
@@ -26,6 +26,7 @@ from shoal.runtimes.federated import (
     message,
     placing,
     privacy,
+    processes,
     promises,
     running,
     server,
@@ -264,6 +265,9 @@ def trained(
         block = int(saved.standing.block) if saved is not None else -1
         rounds = math.ceil(max(0, steps - done) / len(opening.names) / made.per_update / made.shape.updates)
         carried.compile(max(1, rounds), look, choose=config.dispatch == "auto" and block < 0)
+    if isinstance(carried, processes.Processes) and not carried.begin(lambda: look(carried.stage())):
+        carried.close()
+        raise errors.NotBegun("asked to end before the first step")
     serving = served(opening, carried.beginning(), log, promised)
     now = running.fresh(len(opening.names))
     if saved is not None:

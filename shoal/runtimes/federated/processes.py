@@ -69,6 +69,11 @@ class Processes:
                 return False
         return True
 
+    def stage(self) -> types.Stage:
+        """Which are there, while they start and compile."""
+        count = len(self._names)
+        return types.Stage(f"starting {count} parties", len(self._opened), count)
+
     def beginning(self) -> np.ndarray:
         """What the global part may begin with, ``[d]``: the first party's own."""
         self.begin(lambda: True)

@@ -27,6 +27,9 @@ with epy.lazy_imports():
     from shoal.core import prng
 
 
+Collect = Callable[..., tuple[types.Carry, types.Rollout]]  # as `Simulated._collect`
+
+
 class Simulated:
     """Simulators of Python's, all in this process; decisions and learning are compiled."""
 
@@ -88,8 +91,11 @@ class Simulated:
         return self._like
 
     def begin(self) -> Home:
-        """See `Work`."""
+        """See `Work`; every program of a round is compiled by then, for that is start-up and no training."""
         home: Home = jax.jit(self._start)(key(self._place, "init"))
+        theta, updates = np.zeros(self._channel.spec.size, np.float32), np.int32(min(2, self._place.most))
+        asked = Asked(theta, np.int32(0), np.float32(0.0), updates)
+        jax.block_until_ready(self._round(home, asked, self._imagined, []))  # and thrown away
         return home
 
     def _opened(self) -> vectors.Serial:
@@ -108,12 +114,19 @@ class Simulated:
             self._vector = self._opened()
         before = self._finite.rewards, self._finite.observations
         ended: list[Ended] = []
+        home, vector, skipped, good, named, done = self._round(home, asked, self._collect, ended)
+        after = self._finite.rewards - before[0], self._finite.observations - before[1]
+        steps = done * self._agent.about.rollout_length * self._place.environments
+        return home, np.asarray(vector), Told(ended, named, int(skipped), after, bool(good), steps, done)
+
+    def _round(self, home: Home, asked: Asked, collect: Collect, ended: list[Ended]) -> Any:
+        """A round whose rollouts are given: home after it, what goes up, and what is told of it."""
         each: list[types.Metrics] = []
         first, gathered = home.members.state, self._channel.first
         home = self._begin(home, asked)
         for number in range(int(asked.updates)):
             policy, words, learn_key = self._words(home, self._key)
-            carry, rollout = self._collect(policy, home.members.actors, np.asarray(words), number, ended)
+            carry, rollout = collect(policy, home.members.actors, np.asarray(words), number, ended)
             home = Home(home.members._replace(actors=carry), home.common)
             home, gathered, metrics = self._update(home, gathered, rollout, learn_key)
             each.append(metrics)
@@ -123,10 +136,20 @@ class Simulated:
         whole = jax.device_get(each)
         named = {name: float(np.mean([one[name] for one in whole])) for name in whole[0]}
         home, *rest = self._end(first, home, asked._replace(updates=done), gathered, named)
-        vector, skipped, good = jax.device_get(rest)
-        after = self._finite.rewards - before[0], self._finite.observations - before[1]
-        steps = int(done) * self._agent.about.rollout_length * self._place.environments
-        return home, np.asarray(vector), Told(ended, named, int(skipped), after, bool(good), steps, int(done))
+        return home, *jax.device_get(rest), named, int(done)
+
+    def _imagined(
+        self, policy: types.Policy, carry: types.Carry, words: np.ndarray, number: int, ended: list[Ended]
+    ) -> tuple[types.Carry, types.Rollout]:
+        """A rollout of the shapes of `_collect`'s, of an environment that shows and pays zeros."""
+        del number, ended
+        spec, batch = self._parts.spec.observation, self._place.environments
+        obs = np.zeros((batch, *spec.shape), spec.dtype)
+        action, extras, after = self._act(policy, carry, obs, words[0])
+        zeros, over = np.zeros(batch, np.float32), np.zeros(batch, bool)
+        step = types.Transition(obs, np.asarray(action), zeros, zeros, over, obs, jax.device_get(extras))
+        following = restarted(self._agent.about.carry, after, over)
+        return following, types.Rollout(jax.tree.map(lambda leaf: np.stack([leaf] * len(words)), step), carry)
 
     def _collect(
         self, policy: types.Policy, carry: types.Carry, words: np.ndarray, number: int, ended: list[Ended]
