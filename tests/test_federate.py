@@ -533,7 +533,7 @@ def experiment_of():
     ]
     request = train.chosen("a2c", words)
     given = arguments.parse(train.options(request), "train a2c", words)
-    made, opened = presets.resolve(train.asked_for(request, given))
+    made, opened = presets.resolve(train.asked_for(request, given, words))
     return made, experiment.build(made, opened)
 
 

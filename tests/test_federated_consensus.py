@@ -147,9 +147,14 @@ def test_public_states_are_recorded_or_drawn():
 @pytest.mark.parametrize(
     ("preset", "env", "more", "match"),
     [
-        ("a2c", "probe:match", {"asynchronous": True}, "agrees in rounds"),
+        ("a2c", "probe:match", {"asynchronous": True}, "asynchronous=True changes nothing"),
         ("a2c", "probe:match", {"clip": 1.0}, "distributions"),
-        ("a2c", "probe:match", {"segment": "episode", "exchange": "delta"}, "segment=episode"),
+        (
+            "a2c",
+            "probe:match",
+            {"segment": "episode", "exchange": "delta", "public": 500, "distil_every": 5},
+            "segment=episode",
+        ),
         ("a2c", "probe:match", {"segment": "episode", "environments": 2}, "one environment"),
     ],
 )
