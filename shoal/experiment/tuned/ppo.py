@@ -21,11 +21,10 @@ MUJOCO: Settings = {  # Huang et al. 2022, "The 37 Implementation Details of PPO
     },
     "runtime": {"environments": 8},
 }
-PONG: Settings = {  # for two cores: the field alone, in small pictures; small minibatches, which fit their caches
-    "environment": {"size": 42, "frames": 4, "crop": (34, 194)},
+PONG: Settings = {  # for two cores: small minibatches, which fit their caches; clip, rewards and shared trunk as usual
     "algorithm": {"minibatches": 16, "clip": 0.1, "reward_clip": 1.0},
     "optimiser": {"learning_rate": 5e-4},
-    "network": {"torso": "universe", "shared": True},
+    "network": {"torso": "dqn_2013", "shared": True},
 }
 LUNAR: Settings = {  # discount and lambda as in rl-baselines3-zoo; more environments, fewer steps of each
     "algorithm": {"rollout_length": 256, "epochs": 10, "minibatches": 16, "discount": 0.999},
@@ -65,7 +64,7 @@ PRESETS: dict[str, Preset] = {
                 },
             ),
             "Acrobot-v1": Tuned(500_000, {"optimiser": {"learning_rate": 1e-3}, "runtime": {"environments": 16}}),
-            "ALE/Pong-v5": Tuned(1_500_000, PONG),
+            "ALE/Pong-v5": Tuned(2_500_000, PONG),
             "MountainCarContinuous-v0": Tuned(
                 500_000,
                 {
