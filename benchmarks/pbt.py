@@ -77,8 +77,11 @@ KEYS = (
     "envs.*.pbt_over_random.iqm",
     "envs.*.mf_pbt_over_random.iqm",
     "envs.*.pbt_beats_random",
+    "envs.*.mf_pbt_beats_random",
     "schedule_alone",
 )
+
+BEATS = ("pbt_beats_random", "mf_pbt_beats_random")
 
 Runs = dict[str, dict[str, Any]]  # seed -> run
 
@@ -218,23 +221,22 @@ def record(arguments: argparse.Namespace, kept: Mapping[str, Mapping[str, Runs]]
     seeds = _seeds(arguments)
     envs = {env: conclude(env, runs, seeds) for env, runs in kept.items() if any(runs.values())}
     alone = {env: one["schedule_alone"]["iqm"] for env, one in envs.items()}
-    beaten = sum(bool(one["pbt_beats_random"]) for one in envs.values())
-    results = {"envs": envs, "schedule_alone": alone, "pbt_beats_random_on": beaten, "of": len(TASKS)}
+    beaten = {f"{name}_on": sum(bool(one[name]) for one in envs.values()) for name in BEATS}
+    results = {"envs": envs, "schedule_alone": alone, **beaten, "of": len(TASKS)}
     return _common.record("pbt", arguments, results)
 
 
 def conclude(env: str, runs: Mapping[str, Runs], seeds: int) -> dict[str, Any]:
     """An environment's numbers."""
     found: dict[str, Any] = {_key(name): aggregate(of, seeds) for name, of in runs.items()}
-    pbt, chance = found["pbt"], found["random"]
-    apart = pbt["low"] is not None and chance["high"] is not None
+    ends = {name: (found[name.removesuffix("_beats_random")]["low"], found["random"]["high"]) for name in BEATS}
     return {
         **found,
         **{f"{name}_over_random": over(runs[name], runs["random"]) for name in METHODS if name != "random"},
         "commands": commands(env),
         "rounds": ROUNDS,
         "members": TASKS[env].members,
-        "pbt_beats_random": pbt["low"] > chance["high"] if apart else None,
+        **{name: low > high if None not in (low, high) else None for name, (low, high) in ends.items()},
         "complete": all(one["complete"] for one in found.values()),
     }
 

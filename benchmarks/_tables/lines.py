@@ -221,8 +221,9 @@ def pbt(results: Mapping[str, Any]) -> str:
         pair = [show.number(found[name]["iqm"]) for name in ("pbt", "mf_pbt", "random")]
         told.append(f"{env} {' / '.join(pair)}")
     return (
-        f"PBT / MF-PBT / random search at equal steps, fresh evaluations of the winners: {', '.join(told) or '–'}; PBT "
-        f"is above random search, intervals apart, on {results['pbt_beats_random_on']} of {len(results['envs'])}"
+        f"PBT / MF-PBT / random search at equal steps, fresh evaluations of the winners: {', '.join(told) or '–'}; "
+        f"above random search, intervals apart, are PBT on {results['pbt_beats_random_on']} and MF-PBT on "
+        f"{results['mf_pbt_beats_random_on']} of {len(results['envs'])}"
     )
 
 

@@ -101,7 +101,8 @@ def pbt(results: Mapping[str, Any]) -> str:
             bias = "" if part["bias"] is None else f"; fitness {part['bias']:+.3g}"
             row.append(f"{_within(part)} ({len(part['runs'])}{bias})")
         row += [_within(found[f"{method}_over_random"]) for method in ("pbt", "mf_pbt")]
-        rows.append([*row, {True: "yes", False: "no", None: "–"}[found["pbt_beats_random"]]])
-    less = ["PBT less random search", "MF-PBT less random search", "PBT above it, intervals apart"]
+        apart = [{True: "yes", False: "no", None: "–"}[found[f"{method}_beats_random"]] for method in ("pbt", "mf_pbt")]
+        rows.append([*row, ", ".join(apart)])
+    less = ["PBT less random search", "MF-PBT less random search", "PBT, MF-PBT above it, intervals apart"]
     head = ["environment", *METHODS.values(), *less]
     return show.grid(head, rows)
