@@ -5,6 +5,8 @@ Sleeps are real ones, and what is told is held against what was really slept, wh
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 
 import numpy as np
@@ -27,6 +29,22 @@ TURNS = 60
 @pytest.fixture(scope="module", autouse=True)
 def cached():
     experiment.cache()
+
+
+def undisturbed(test):
+    """Three times at most: on a busy machine the core may go elsewhere between two looks at the clock.
+
+    What is told in the wrong column is there each time.
+    """
+
+    @functools.wraps(test)
+    def tried(**given):
+        for _ in range(2):
+            with contextlib.suppress(AssertionError):
+                return test(**given)
+        return test(**given)
+
+    return tried
 
 
 class Late:
@@ -119,6 +137,7 @@ def into_wait(acts, run):
 
 
 @pytest.mark.parametrize("put_in", [into_inference, into_env, into_wait, into_load])
+@undisturbed
 def test_a_millisecond_appears_in_the_right_column_of_the_actor(put_in):
     name = put_in.__name__.removeprefix("into_")
     more = {"algorithm": {"rollout_length": 4}}
@@ -148,6 +167,7 @@ def test_a_millisecond_appears_in_the_right_column_of_the_actor(put_in):
 
 
 @pytest.mark.parametrize("name", ["wait", "update", "publish"])
+@undisturbed
 def test_a_millisecond_appears_in_the_right_column_of_the_learner(name):
     """While the learner waits the actor takes its turns, in this process: that is waiting too."""
     made, there = built("a2c", engine="numpy", environments=1, more={"algorithm": {"rollout_length": 4}})

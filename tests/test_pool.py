@@ -190,7 +190,7 @@ def test_a_worker_dies_with_its_parent_while_it_still_imports(tmp_path):
 )
 def test_processes_are_counted_before_anything_is_made(typed, processes, each, monkeypatch):
     preset, env, runtime = typed
-    made, _ = presets.resolve(presets.Request(preset, env, 1000, settings={"runtime": runtime}))
+    made, _ = presets.resolve(presets.Request(preset, env, 100_000, settings={"runtime": runtime}))
     monkeypatch.setattr(training.threads, "cores", lambda: 2)
     monkeypatch.setattr(budget, "on_host", lambda: processes * each * budget.MB)
     told = training.crowd(made, 1)
