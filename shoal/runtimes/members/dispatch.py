@@ -22,8 +22,11 @@ with epy.lazy_imports():
 MODES = ("auto", "vmap", "map", "sequential")
 BLOCKS = (4, 8, 2)  # in the order in which they are tried
 SECONDS, SHARE = 30.0, 0.02  # that choosing takes at most: seconds, or this share of the run
-CALLS, ENOUGH = 5, 0.3  # a candidate is timed for so many calls, or so many seconds;
-SEVERAL, CALL = 8, 0.05  # a call has so many updates at least, and lasts so many seconds at least, if it may be so long
+CALLS, ENOUGH, LEAST = 5, 0.3, 3  # a candidate is timed for so many calls, or so many seconds, but never for fewer;
+SEVERAL, CALL = (
+    8,
+    0.05,
+)  # a call lasts so many seconds at least, if it may, and has so many updates where they are short
 
 
 class Way(NamedTuple):
@@ -165,10 +168,10 @@ class Clock:
             compiling: Seconds that it took to make.
         """
         call(1)  # the first is slower
-        few = min(SEVERAL, most)
+        few = min(SEVERAL, most) if _seconds(call, 1) < CALL else 1  # of a long one, what a call costs is nothing
         length = min(most, max(few, int(few * CALL / max(_seconds(call, few), 1e-6))))
         seconds: list[float] = []
-        while len(seconds) < CALLS and sum(seconds) < ENOUGH:
+        while len(seconds) < CALLS and (sum(seconds) < ENOUGH or len(seconds) < LEAST):
             seconds.append(_seconds(call, length))
         self.timed.append(Timed(way, statistics.median(seconds) / length, compiling))
 
