@@ -264,8 +264,8 @@ def trained():
 
 
 def test_nothing_is_compiled_once_exchanges_have_begun():
-    """Every exchange changes hyperparameters of members; what XLA is asked to compile is counted."""
-    made, events, seen = built("a2c", steps=1600, fraction=0.9), [], []
+    """Every exchange but the burn-in changes hyperparameters of members; what XLA is asked to compile is counted."""
+    made, events, seen = built("a2c", steps=1600, fraction=0.9, burn_in=1), [], []
 
     def heard(name, seconds, **more):
         del seconds, more
@@ -284,6 +284,8 @@ def test_nothing_is_compiled_once_exchanges_have_begun():
     exchanged = [count for exchanges, count in seen if exchanges >= 1]
     assert seen[-1][0] == 3
     assert exchanged[0] == exchanged[-1]
+    told = [event for event in result.final.artefacts[lineage.FILE].events() if event.event == "exchange"]
+    assert {event.round for event in told if event.source is not None} == {1, 2}, "nobody takes over in the first round"
     assert result.final.subsystems["population"]["compilations_after_first_exchange"] == 0
 
 
