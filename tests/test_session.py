@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import time
 
 import numpy as np
 import pytest
 
-from shoal import experiment, log
+from shoal import log
 from shoal.core import errors, types
 from shoal.experiment import presets
 from shoal.runs import checkpoint, run_folder, session
-from shoal.runs.session import saving, telling
+from shoal.runs.session import telling
 from shoal.runtimes import federated
 
 LIKE = {"theta": np.zeros(3, np.float32)}
@@ -136,17 +136,21 @@ def test_the_first_checkpoint_comes_within_two_seconds_of_training(tmp_path, mad
 
 
 @pytest.mark.parametrize("placement", ["server", "party"])
-def test_a_side_of_a_deployment_saves_at_every_report_and_leaves_the_environment_alone(
-    tmp_path, placement, monkeypatch
-):
-    how = experiment.ways("federated", federated.Config(placement=placement))
-    kept = saving.Saver(tmp_path, None, 1, how.save_every)
-    first = progress(10, Ledger())._replace(train_s=0.01)
-    assert kept.due(first, 0.0)
-    kept.save(first, dict)
-    assert kept.due(first, time.monotonic()), "and the next at once, whatever the last one took"
+def test_a_side_of_a_deployment_saves_at_every_report(tmp_path, made, placement, monkeypatch):
+    configs = {**made.configs, "runtime": federated.Config(placement=placement)}
+    side = dataclasses.replace(made, runtime="federated", configs=configs)
+    run_folder.write_config(tmp_path, side, "shoal federate server")
+
+    def saved(steps):
+        kept = opened(tmp_path, side)
+        for step in steps:
+            kept(progress(step, Ledger())._replace(train_s=0.01))
+        kept.close()
+        return checkpoint.newest(tmp_path / "checkpoints", LIKE, print).step
+
+    assert saved((10, 20)) == 20, "the first at once, and the next too, whatever the last one took"
     monkeypatch.setenv("SHOAL_SAVE_EVERY", "20")
-    assert not saving.Saver(tmp_path, None, 1, how.save_every).due(first, 0.0), "what a person has set is obeyed"
+    assert saved((30, 40)) == 20, "what a person has set is obeyed"
 
 
 def test_status_tells_the_newest_checkpoint(folder, made, monkeypatch):
