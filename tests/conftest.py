@@ -31,7 +31,7 @@ QUICK = (  # most of the time of tests is compiling: no optimisation, and the em
     " --xla_cpu_enable_concurrency_optimized_scheduler=false"  # as in workers: some tests compare bits with theirs
 )
 AS_USERS = {"xla_cpu_use_fusion_emitters": True}  # compiler options where what `QUICK` rounds apart matters
-MUCH = 1000  # MB of this process from which on memory is given back between two files
+MUCH, MORE = 1000, 400  # MB of this process, and since it was last given back, from which on memory is between files
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # the same bits in this process and in those that tests start
 os.environ.setdefault("XLA_FLAGS", QUICK)  # `XLA_FLAGS= pytest` compiles as a user does
@@ -105,14 +105,22 @@ def memory_kept_small() -> Iterator[None]:
     give_back_memory()
 
 
+_held = MUCH  # MB that were left when memory was last given back
+
+
 def give_back_memory() -> None:
-    """Once it is much: what the compiler left free, then compiled programs; those wanted again come from the cache."""
-    if _resident_mb() > MUCH:
+    """Once it is much: what the compiler left free, then compiled programs; those wanted again come from the cache.
+
+    Letting go of programs takes the better part of a second and all of them are traced anew, so not after every file.
+    """
+    global _held  # noqa: PLW0603  of this process, as its memory is
+    if _resident_mb() > _held + MORE:
         _trim()
-    if _resident_mb() > MUCH:
+    if _resident_mb() > _held + MORE:
         jax.clear_caches()
         gc.collect()
         _trim()
+        _held = max(MUCH, _resident_mb())
 
 
 def _trim() -> None:

@@ -8,6 +8,7 @@ of their own. The data form is what compressors, the ONNX export and the global/
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -18,10 +19,13 @@ from shoal.core import errors, options, types
 from shoal.formulas import distributions
 
 with epy.lazy_imports():
+    import jax
     import jax.numpy as jnp
     from flax import linen
 
     from shoal.networks import forms, in_flax, recurrent, scaling, walking
+
+KEPT = 64  # networks that are built once a process, so that their initial weights are traced once a process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,9 +185,17 @@ def build(
         judges: Whether it is a critic (`specify`).
 
     Returns:
-        `types.Network`; `apply` returns ``{head: [outputs]}`` and the new recurrent state.
+        `types.Network`; `apply` returns ``{head: [outputs]}`` and the new recurrent state. The same one for the same
+        arguments, and `init` is traced once: a run asks for its shapes in half a dozen places.
     """
-    spec = specify(config, observation, heads, judges=judges)
+    return _built(config, observation, tuple((name, Head(*head)) for name, head in heads.items()), judges)
+
+
+@functools.lru_cache(KEPT)
+def _built(
+    config: Config, observation: types.ObservationSpec, heads: tuple[tuple[str, Head], ...], judges: bool
+) -> types.Network:
+    spec = specify(config, observation, dict(heads), judges=judges)
     carry = {
         layer.name: (jnp.zeros(layer.size), jnp.zeros(layer.size))
         for trunk in spec.trunks.values()
@@ -210,6 +222,7 @@ def build(
     module = Stack()
     sample = jnp.zeros(observation.shape, observation.dtype)
 
+    @jax.jit
     def init(key: types.Key) -> types.Params:
         return module.init(key, sample, carry)["params"]
 

@@ -23,10 +23,8 @@ MODES = ("auto", "vmap", "map", "sequential")
 BLOCKS = (4, 8, 2)  # in the order in which they are tried
 SECONDS, SHARE = 30.0, 0.02  # that choosing takes at most: seconds, or this share of the run
 CALLS, ENOUGH, LEAST = 5, 0.3, 3  # a candidate is timed for so many calls, or so many seconds, but never for fewer;
-SEVERAL, CALL = (
-    8,
-    0.05,
-)  # a call lasts so many seconds at least, if it may, and has so many updates where they are short
+SEVERAL = 8  # updates of a call, at least, where they are short;
+CALL = 0.05  # seconds that it lasts at least, if it may
 
 
 class Way(NamedTuple):
@@ -168,9 +166,12 @@ class Clock:
             compiling: Seconds that it took to make.
         """
         call(1)  # the first is slower
-        few = min(SEVERAL, most) if _seconds(call, 1) < CALL else 1  # of a long one, what a call costs is nothing
-        length = min(most, max(few, int(few * CALL / max(_seconds(call, few), 1e-6))))
-        seconds: list[float] = []
+        first = _seconds(call, 1)
+        if first < CALL:
+            few = min(SEVERAL, most)
+            length, seconds = min(most, max(few, int(few * CALL / max(_seconds(call, few), 1e-6)))), []
+        else:  # what a call costs is nothing beside its update
+            length, seconds = 1, [first]
         while len(seconds) < CALLS and (sum(seconds) < ENOUGH or len(seconds) < LEAST):
             seconds.append(_seconds(call, length))
         self.timed.append(Timed(way, statistics.median(seconds) / length, compiling))
