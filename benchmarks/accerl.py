@@ -42,6 +42,7 @@ ADAM = (
     "--optimiser.epsilon",
     1e-8,
 )
+SLOWER = (*ADAM[:3], 1e-4, *ADAM[4:])  # a rate at which what was learned stays (seed 1000)
 ALONE = ("--runtime.workers", 1, "--runtime.environments", 1)
 SWEPT = ("impala", "--env", "CartPole-v1", *DEEP, *ALONE, *ADAM, "--algorithm.rollout-length", 128,
          "--runtime.publish-every", 4)  # fmt: skip
@@ -54,6 +55,11 @@ TASKS = {
         ("impala", "--env", "CartPole-v1", *DEEP, *ALONE, *ADAM, "--algorithm.rollout-length", 256,
          "--runtime.publish-every", 4),
         12_000, 22.0, "the same with updates from twice as many steps: the learner is quicker a step",
+    ),
+    "cartpole_3x2048_learned": Task(
+        ("impala", "--env", "CartPole-v1", *DEEP, *ALONE, *SLOWER, "--algorithm.rollout-length", 128,
+         "--runtime.publish-every", 4),
+        50_000, 22.0, "the same for as long as it takes to learn the task: is what is learned as good?",
     ),
     "cartpole_3x3072": Task(
         ("impala", "--env", "CartPole-v1", *DEEPER, *ALONE, *ADAM, "--algorithm.rollout-length", 256,
@@ -85,7 +91,9 @@ TASKS = {
     ),
 }  # fmt: skip
 COARSE = "cartpole_coarse"
-FEW = ("cartpole_3x3072", "cartpole_3x2048_env_2ms", "cartpole_3x2048_env_10ms")  # tasks that only these are tried on:
+FEW = (  # tasks that only these are tried on:
+    "cartpole_3x2048_learned", "cartpole_3x3072", "cartpole_3x2048_env_2ms", "cartpole_3x2048_env_10ms",
+)  # fmt: skip
 TRIED = ("identity", "quantise", "chain")
 COMPRESSORS: dict[str, tuple[Any, ...]] = {  # name -> words
     "identity": ("--compressor", "identity"),
