@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--only", choices=TASKS, help="this task alone")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to K-1")
     parser.add_argument("--vtrace-only", action="store_true", help="leave the other correctors for later")
+    parser.add_argument("--compressors", nargs="+", choices=COMPRESSORS, help="these alone")
     arguments = parser.parse_args()
     arguments.seeds = 1 if arguments.quick else arguments.seeds
     kept = earlier(arguments)
@@ -144,6 +145,8 @@ def main() -> None:
         for task in wanted:
             for name, corrector in parts(task)[: 3 if arguments.quick else None]:
                 if arguments.vtrace_only and corrector != "vtrace":
+                    continue
+                if arguments.compressors and name not in arguments.compressors:
                     continue
                 runs = kept[task].setdefault(f"{name}, {corrector}", {})
                 if str(seed) not in runs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import types
 from typing import NamedTuple
 
 import jax
@@ -186,6 +187,36 @@ def test_a_party_that_is_killed_comes_back_as_of_its_last_round(monkeypatch):
     for one, other in zip(parameters(result), parameters(in_turns()[1]), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
     assert result.final.env_steps == in_turns()[1].final.env_steps
+
+
+def test_parties_that_still_start_are_not_waited_for(monkeypatch):
+    """What they import and compile keeps them from hearing words, and they have nothing to lose."""
+    ended = []
+
+    class Crew:
+        def __init__(self, *_):
+            self.told = []
+
+        def said(self, _):
+            told, self.told = self.told, []
+            return told
+
+        def answered(self, *_, **__):
+            pass
+
+        def __exit__(self, kind, *_):
+            ended.append(kind)
+
+    monkeypatch.setattr(processes.housed, "block", lambda like: None)
+    plan = types.SimpleNamespace(terms=None, leaving=None)
+    pair = [types.SimpleNamespace(name=name) for name in "ab"]
+    network = processes.Processes(pair, plan, [None, None], print, Crew)
+    for number in range(2):
+        network.close()
+        network._crew.told.append((processes.ROLE, number, 0, processes.housed.Opened(np.zeros(1), 0)))
+        network.begin(lambda: False)
+    network.close()
+    assert ended == [errors.NotBegun, errors.NotBegun, None]
 
 
 def test_turns_go_on_with_the_same_bits(monkeypatch):

@@ -153,8 +153,9 @@ class Processes:
             self._give(number, following)
 
     def close(self) -> None:
-        """See `network.Network`."""
-        self._crew.__exit__(None)
+        """See `network.Network`; parties that still start and compile have nothing to lose, and hear nobody."""
+        there = len(self._opened) == len(self._names)
+        self._crew.__exit__(None if there else errors.NotBegun)
 
     # ---------------------------------------------------------------- network.Beside
 
