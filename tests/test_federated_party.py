@@ -207,7 +207,7 @@ def test_parties_that_still_start_are_not_waited_for(monkeypatch):
         def __exit__(self, kind, *_):
             ended.append(kind)
 
-    monkeypatch.setattr(processes.housed, "block", lambda like: None)
+    monkeypatch.setattr(processes.housed, "block", lambda _: None)
     plan = types.SimpleNamespace(terms=None, leaving=None)
     pair = [types.SimpleNamespace(name=name) for name in "ab"]
     network = processes.Processes(pair, plan, [None, None], print, Crew)

@@ -13,7 +13,7 @@ from flax import linen
 from shoal import networks
 from shoal.core import errors, types
 from shoal.formulas import distributions
-from shoal.networks import convolution
+from shoal.networks import convolution, initialising
 
 HEADS = {"policy": (3, 0.01), "value": (1, 1.0)}
 
@@ -254,7 +254,7 @@ def test_a_critic_sees_the_observation_and_the_action():
 @pytest.mark.parametrize("shape", [(64, 64), (4, 64), (64, 2), (8, 8, 4, 32)])
 def test_orthogonal_weights_are_orthonormal_uniform_and_the_same_under_vmap(shape):
     """One network is made as many are: the batched factorisation that could wait for ever is not there."""
-    draw = jax.jit(lambda key: networks.initialising.orthogonal(2.0)(key, shape))
+    draw = jax.jit(lambda key: initialising.orthogonal(2.0)(key, shape))
     keys = jax.random.split(jax.random.key(0), 50)
     many = np.asarray(jax.jit(jax.vmap(draw))(keys))
     flat = many.reshape(50, -1, shape[-1]) / 2.0
@@ -266,6 +266,42 @@ def test_orthogonal_weights_are_orthonormal_uniform_and_the_same_under_vmap(shap
     assert abs(many.mean()) < 6 * many.std() / np.sqrt(many.size)
     assert "while" in str(jax.make_jaxpr(draw)(keys[0])), "made of products"
     assert "geqrf" not in jax.jit(draw).lower(keys[0]).as_text()
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (80, 48), (48, 80)])
+def test_large_orthogonal_weights_are_made_panel_by_panel_and_as_uniform(shape, monkeypatch):
+    """Sixteen columns at a time: the last panel has no more directions left than it has columns."""
+    monkeypatch.setattr(initialising, "AT_ONCE", 32)
+    monkeypatch.setattr(initialising, "PANELS", (8, 17))
+    monkeypatch.setattr(initialising, "_polar", whole := Counted(initialising._polar))
+    draw = jax.jit(jax.vmap(lambda key: initialising.orthogonal(2.0)(key, shape)))
+    many = np.asarray(draw(jax.random.split(jax.random.key(0), 400))) / 2.0
+    assert {start.shape for start in whole.given} == {(max(shape), 16)}
+    tall = many if shape[0] >= shape[1] else many.transpose(0, 2, 1)
+    product = tall.transpose(0, 2, 1) @ tall
+    np.testing.assert_allclose(product, np.broadcast_to(np.eye(48), product.shape), atol=3e-6)
+    for panel in range(0, 48, 16):
+        some = tall[:, :, panel : panel + 16]
+        assert some.var() == pytest.approx(1 / max(shape), rel=1e-3)
+        assert abs(some.mean()) < 6 * some.std() / np.sqrt(some.size)
+        fourth = 3 / (max(shape) * (max(shape) + 2))  # of a number of a uniform unit vector
+        assert (some**4).mean() == pytest.approx(fourth, rel=0.03)
+
+
+def test_widths_that_no_panel_divides_are_made_at_once():
+    panels = {64: 0, 1024: 0, 2048: 256, 3072: 256, 2047: 89, 1031: 0}
+    assert {wide: initialising._panel(wide) for wide in panels} == panels
+
+
+class Counted:
+    """Calls through, and keeps what it was given."""
+
+    def __init__(self, function):
+        self.given, self._function = [], function
+
+    def __call__(self, start):
+        self.given.append(start)
+        return self._function(start)
 
 
 # ------------------------------------------------------------------------------------------------ convolutions
