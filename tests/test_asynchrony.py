@@ -346,8 +346,11 @@ def test_workers_that_see_pictures_are_replayed_with_their_target_network(tmp_pa
     assert replayed["params_sha256"] == summary["params_sha256"]
 
 
-def test_decisions_of_a_compiled_network_are_replayed_to_the_same_bits(tmp_path):
-    """Small networks decide in NumPy; an LSTM in one jitted call a step, which workers rehearse before they start."""
+def test_decisions_of_a_compiled_network_are_replayed_to_the_same_bits(tmp_path, capsys):
+    """Small networks decide in NumPy; an LSTM in one jitted call a step, which workers rehearse before they start.
+
+    In a process with one thread, as workers are: products along a segment are summed in another order by several.
+    """
     folder = tmp_path / "run"
     typed = (
         "train", "a3c", "--env", "CartPole-v1", "--workers", 2, "--steps", 400, "--replayable", "--network.hidden", 8,
@@ -355,9 +358,10 @@ def test_decisions_of_a_compiled_network_are_replayed_to_the_same_bits(tmp_path)
         "--quiet",
     )  # fmt: skip
     assert cli.main([str(word) for word in typed]) == 0
-    digest, flags, _ = reached(folder)
-    assert digest == faults.summary(folder)["params_sha256"]
-    assert set(flags) == {asynchrony.APPLIED}
+    replayed = faults.call(capsys, "replay", folder, "--json").json
+    assert replayed["equal"]
+    assert replayed["params_sha256"] == faults.summary(folder)["params_sha256"]
+    assert set(asynchrony.read(folder).record.flag.tolist()) == {asynchrony.APPLIED}
 
 
 def test_what_was_measured_adds_up(died):
