@@ -31,7 +31,8 @@ QUICK = (  # most of the time of tests is compiling: no optimisation, and the em
     " --xla_cpu_enable_concurrency_optimized_scheduler=false"  # as in workers: some tests compare bits with theirs
 )
 AS_USERS = {"xla_cpu_use_fusion_emitters": True}  # compiler options where what `QUICK` rounds apart matters
-MUCH, MORE = 1000, 400  # MB of this process, and since it was last given back, from which on memory is between files
+MUCH = 1000  # MB of this process that are nothing to mind
+MORE = 400  # MB beyond that, or since memory was last given back, after which it is given back between two files
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # the same bits in this process and in those that tests start
 os.environ.setdefault("XLA_FLAGS", QUICK)  # `XLA_FLAGS= pytest` compiles as a user does

@@ -1085,6 +1085,11 @@ def test_compressed_actors_have_a_table_a_task():
     told = acting.accerl(made)
     assert "| chain, vtrace | 2 | 9 (9 to 9) | 5 (5 to 5) | 80.0 % (80.0 % to 80.0 %) | 80.0 % |" in told
     assert "| three_bits, none | 2 | 100 [100, 100] |" in told
+    kept["cartpole_3x2048"]["chain, vtrace"] = {seed: run | {"return_full": 50.0} for seed, run in runs.items()}
+    made = accerl.record(argparse.Namespace(quick=True, seeds=2, only=None, json=None), kept)["results"]
+    assert made["best_actor_time_ratio"] == 1.0, "to learn worse faster is no gain"
+    line = importlib.import_module("_tables.lines").accerl(made)
+    assert "take 1x less time (2 seeds, returns not inferior)" in line
 
 
 def played(returned, distance):

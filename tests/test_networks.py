@@ -293,6 +293,23 @@ def test_widths_that_no_panel_divides_are_made_at_once():
     assert {wide: initialising._panel(wide) for wide in panels} == panels
 
 
+@pytest.mark.parametrize("cells", [0, 5])
+def test_weights_are_traced_once_whoever_builds_the_network_and_its_state_is_ones_own(cells, monkeypatch):
+    config = networks.Config(hidden=(13,), lstm=cells)
+    monkeypatch.setattr(initialising, "_polar", counted := Counted(initialising._polar))
+    first, second = (networks.build(config, vector(7), HEADS) for _ in range(2))
+    shapes = jax.eval_shape(lambda key: {"mine": first.init(key)}, jax.random.key(0))
+    traced = len(counted.given)
+    assert traced
+    assert jax.eval_shape(lambda key: {"mine": second.init(key)}, jax.random.key(0)) == shapes
+    assert len(counted.given) == traced
+    for leaf in jax.tree.leaves(first.carry):
+        leaf.delete()  # as a call does that is given it
+    third = networks.build(config, vector(7), HEADS)
+    for leaf in jax.tree.leaves((second.carry, third.carry)):
+        assert not np.any(leaf)
+
+
 class Counted:
     """Calls through, and keeps what it was given."""
 

@@ -24,7 +24,7 @@ def accerl(results: Mapping[str, Any]) -> str:
         )
         tables.append(f"**{name}** ({task['why']}): `{task['command']}`\n\n{show.grid(head, rows)}")
     best = show.number(results["best_actor_time_ratio"]), _percent(results["best_train_time_reduction"])
-    tables.append(f"Best: actor time {best[0]} times less, whole training {best[1]} less.")
+    tables.append(f"Best of what did not learn worse: actor time {best[0]} times less, whole training {best[1]} less.")
     return "\n\n".join(tables)
 
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from etils import epy
 
 from shoal.core import errors, options, types
@@ -185,10 +186,11 @@ def build(
         judges: Whether it is a critic (`specify`).
 
     Returns:
-        `types.Network`; `apply` returns ``{head: [outputs]}`` and the new recurrent state. The same one for the same
-        arguments, and `init` is traced once: a run asks for its shapes in half a dozen places.
+        `types.Network`; `apply` returns ``{head: [outputs]}`` and the new recurrent state. For the same arguments
+        the same functions, and `init` is traced once: a run asks for its shapes in half a dozen places.
     """
-    return _built(config, observation, tuple((name, Head(*head)) for name, head in heads.items()), judges)
+    made = _built(config, observation, tuple((name, Head(*head)) for name, head in heads.items()), judges)
+    return made._replace(carry=jax.tree.map(jnp.array, made.carry))  # a copy: whoever is given it may give it away
 
 
 @functools.lru_cache(KEPT)
@@ -197,7 +199,7 @@ def _built(
 ) -> types.Network:
     spec = specify(config, observation, dict(heads), judges=judges)
     carry = {
-        layer.name: (jnp.zeros(layer.size), jnp.zeros(layer.size))
+        layer.name: (np.zeros(layer.size, np.float32), np.zeros(layer.size, np.float32))
         for trunk in spec.trunks.values()
         for layer in trunk
         if layer.kind == "lstm"
@@ -220,7 +222,7 @@ def _built(
             return outputs, carry or ()
 
     module = Stack()
-    sample = jnp.zeros(observation.shape, observation.dtype)
+    sample = np.zeros(observation.shape, observation.dtype)  # NumPy's: what is kept belongs to nobody's trace
 
     @jax.jit
     def init(key: types.Key) -> types.Params:
