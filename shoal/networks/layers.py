@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from etils import epy
 
 from shoal.core import errors, options, types
@@ -22,6 +21,7 @@ from shoal.formulas import distributions
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
+    import numpy as np
     from flax import linen
 
     from shoal.networks import forms, in_flax, recurrent, scaling, walking
