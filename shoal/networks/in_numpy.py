@@ -117,6 +117,7 @@ class Sampler:
         }
         self.decide = kinds[head]
         self._noise: np.ndarray = np.empty((0, 0))
+        self._drawn: list[float] = []  # a list: to take a number out of it is quicker than out of an array
         self._at = 0
 
     def _next(self, size: int) -> np.ndarray:
@@ -127,11 +128,11 @@ class Sampler:
         return self._noise[self._at - 1]
 
     def _uniform(self) -> float:
-        if self._at == len(self._noise):
-            self._noise = self._generator.random(NOISE)
-            self._at = 0
-        self._at += 1
-        return float(self._noise[self._at - 1])
+        at = self._at
+        if at == len(self._drawn):
+            self._drawn, at = self._generator.random(NOISE).tolist(), 0
+        self._at = at + 1
+        return self._drawn[at]
 
     def _categorical(self, logits: np.ndarray) -> Decision:
         return self._choice(logits.tolist())

@@ -105,6 +105,11 @@ class Lock:
         fcntl.lockf(self._block.handle, fcntl.LOCK_UN, *self._at)
 
 
+def total(counts: np.ndarray) -> int:
+    """The sum of a few whole numbers, of each worker's; Python's is quicker than NumPy's for so few."""
+    return sum(counts.tolist())
+
+
 def size(layout: Layout) -> int:
     """Bytes that arrays take, each on its boundary."""
     lengths = (int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in layout.values())

@@ -114,12 +114,13 @@ class HostSegments:
         self._carry = agent.about.carry
         self._act = programs.act
         self._carry_room, self._used = room.carry, room.used
+        self._remembers = bool(jax.tree.leaves(room.carry))
         self._padded = not isinstance(room.used, tuple)
         self._room = jax.tree.map(lambda leaf: leaf[:, 0], room.transitions)
 
-    def _decide(self, policy: types.Policy | None) -> tuple[Any, Any]:
+    def _decide(self, policy: types.Policy | None, obs: np.ndarray) -> tuple[Any, Any]:
         self.key[2] += 1
-        action, extras, self._carry = self._act(policy, self._carry, self.obs, self.key)
+        action, extras, self._carry = self._act(policy, self._carry, obs, self.key)
         return np.asarray(action), extras
 
     def collect(self, policy: types.Policy | None) -> Segment:
@@ -129,11 +130,12 @@ class HostSegments:
         to, finished, padded = self._room, [], self._padded
         obs_to, action_to, next_to = to.obs, to.action, to.next_obs
         rewards, discounts, cuts, extras_of = [], [], [], []
-        jax.tree.map(_put, self._carry_room, self._carry)
+        if self._remembers:
+            jax.tree.map(_put, self._carry_room, self._carry)
         environment, started = 0.0, clock()
-        obs = self.obs
+        obs, paid, lasted = self.obs, self._return, self._length  # of the episode under way
         for t in range(len(action_to)):
-            action, extras = small(obs) if small else self._decide(policy)
+            action, extras = small(obs) if small else self._decide(policy, obs)
             before = clock()
             following, outcome = step(action)
             environment += clock() - before
@@ -151,17 +153,16 @@ class HostSegments:
             discounts.append(discount)
             cuts.append(truncated)
             extras_of.append(extras)
-            self._return += reward
+            paid += reward
             if over:
                 next_to[t] = next_obs
-                length = self._length + t + 1
-                finished.append(Finished(t + 1, self._return, length))
-                self._return, self._length, self._carry = 0.0, -t - 1, self._agent.about.carry
-            obs = self.obs = following
+                finished.append(Finished(t + 1, paid, lasted + t + 1))
+                paid, lasted, self._carry = 0.0, -t - 1, self._agent.about.carry
+            obs = following
             if padded and finished:
                 break
         happened = len(rewards)
-        self._length += happened
+        self.obs, self._return, self._length = obs, paid, lasted + happened
         self._fill(rewards, discounts, cuts, extras_of, [f.at - 1 for f in finished])
         return Segment((), finished, happened, environment, clock() - started - environment, self._env.take())
 
@@ -206,16 +207,17 @@ class HostSegments:
         to.reward[:], to.discount[:], to.truncated[:] = rewards, discounts, cuts
         for room, leaves in zip(to.extras, zip(*extras_of, strict=True), strict=True):
             room[:] = leaves
-        kept = to.next_obs[ends]
+        kept = to.next_obs[ends] if ends else None
         to.next_obs[:-1] = to.obs[1:]
         to.next_obs[-1] = self.obs
-        to.next_obs[ends] = kept
+        if ends:
+            to.next_obs[ends] = kept
 
     def rehearse(self, policy: types.Policy | None) -> Any:
         """See `Segments`."""
         if not self._small:
             before = self.key.copy()
-            self._decide(policy)
+            self._decide(policy, self.obs)
             self._carry = self._agent.about.carry
             self.key[:] = before  # a replay does not rehearse, and must draw the same actions
         return ()

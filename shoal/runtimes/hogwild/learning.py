@@ -6,6 +6,7 @@ No process, lock or clock is known here: a learner is given arrays (`shared_stat
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from shoal.core import prng, seeds, types
 from shoal.formulas import in_place, optimise
 from shoal.monitor import asynchrony
 from shoal.networks import in_numpy
-from shoal.runtimes.crew import crew, lags, observed, packing
+from shoal.runtimes.crew import crew, lags, observed, packing, sharing
 from shoal.runtimes.hogwild import shared_state, staleness
 
 with epy.lazy_imports():
@@ -125,11 +126,11 @@ class Learner:
     def read(self, arrays: Any) -> None:
         """Take what the next segment acts and learns with: the arrays `shared_state.SEEN`."""
         letter = self._letter
-        self.version = int(arrays["updates"].sum())
+        self.version = sharing.total(arrays["updates"])
         letter.theta[:], letter.target[:] = arrays["theta"], arrays["target"]
         if letter.rest.normaliser:
             jax.tree.map(_fill, letter.rest.normaliser, observed.normaliser(arrays, letter.rest.normaliser))
-        letter.rest.env_steps[...] = arrays["steps"].sum()  # of all workers: schedules follow the whole run
+        letter.rest.env_steps[...] = sharing.total(arrays["steps"])  # of all workers: schedules follow the whole run
 
     def follow(self, other: Learner) -> None:
         """Take what another one has just read instead of reading."""
@@ -172,8 +173,8 @@ class Learner:
             What became of it: `asynchrony.APPLIED`, ``STALE`` or ``NON_FINITE``.
         """
         worker = self._worker
-        lag = int(arrays["updates"].sum()) - self.version
-        if not np.isfinite(self.out[-1]):
+        lag = sharing.total(arrays["updates"]) - self.version
+        if not math.isfinite(self.out[-1]):
             flag = asynchrony.NON_FINITE
         elif flag is None:
             flag = asynchrony.STALE if self._staleness.drops(lag) else asynchrony.APPLIED
@@ -195,7 +196,7 @@ class Learner:
             if self.left.there:  # those of the one that died are lost with it
                 statistics[:] = 0.0
         self.left.there = False
-        before = int(arrays["steps"].sum())  # as `optimise.local`: the steps this update does not hold
+        before = sharing.total(arrays["steps"])  # as `optimise.local`: the steps this update does not hold
         eta = float(optimise.rate(optimiser.hyper, before))
         etas = eta * self._each(optimiser.rates) if optimiser.rates else eta  # as this update left them
         if watch:

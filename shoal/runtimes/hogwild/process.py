@@ -11,7 +11,7 @@ import numpy as np
 from shoal.core import types
 from shoal.monitor import asynchrony
 from shoal.runtimes.crew import life, messages, observed, sharing
-from shoal.runtimes.experience import segments
+from shoal.runtimes.experience import finite, segments
 from shoal.runtimes.hogwild import games, learning, shared_state, staleness, ticketing
 
 KEPT = ("overlapped", "contended", "returns", "ended_at", "episodes")  # beside the state in a checkpoint
@@ -75,7 +75,7 @@ class ActorLearner(life.Worker):
     @property
     def over(self) -> bool:
         """Enough steps, the goal, or the parent's word."""
-        return self._parent.stopped or int(self._block["steps"].sum()) >= self._job.steps
+        return self._parent.stopped or sharing.total(self._block["steps"]) >= self._job.steps
 
     def turn(self) -> bool:
         """Snapshot, act, gradient; apply, of every game. False: others' gradients under way would grow too old."""
@@ -86,7 +86,8 @@ class ActorLearner(life.Worker):
                 inside += segment.environment_s + segment.inference_s
                 split[0] += segment.environment_s
                 split[1] += segment.inference_s
-                self._block["unfit"][self._worker] += segment.unfit
+                if segment.unfit != finite.NONE:
+                    self._block["unfit"][self._worker] += segment.unfit
         while due and self._settle(due[0].learner):
             if len(due) == 1:
                 self._block["reading"][self._worker] = staleness.IDLE
@@ -110,7 +111,7 @@ class ActorLearner(life.Worker):
         return self.games.compute()
 
     def _read(self) -> None:
-        self._block["reading"][self._worker] = int(self._block["updates"].sum())
+        self._block["reading"][self._worker] = sharing.total(self._block["updates"])
         self.games.read(self._block)
 
     def _settle(self, learner: learning.Learner) -> bool:
@@ -135,7 +136,7 @@ class ActorLearner(life.Worker):
 
     def _may_apply(self) -> bool:
         block, policy = self._block, self._job.start.staleness
-        free = policy.lets_in(block["reading"], int(block["updates"].sum()), self._worker)
+        free = policy.lets_in(block["reading"], sharing.total(block["updates"]), self._worker)
         return free or self._parent.gone()  # then nobody is left who would clear the place of one that died
 
     def _count(self, flag: int) -> None:
@@ -151,7 +152,7 @@ class ActorLearner(life.Worker):
         if not segment.finished:
             return
         block, worker, steps = self._block, self._worker, done.learner.steps
-        total = int(block["steps"].sum())
+        total = sharing.total(block["steps"])
         window = block["returns"].shape[1]
         for finished in segment.finished:
             at = total - steps + finished.at

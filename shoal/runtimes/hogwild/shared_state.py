@@ -50,7 +50,7 @@ def copy_when_due(arrays: Any, period: int) -> None:
     The multiples copied at are counted for all, so none is missed however the workers' counts interleave; two that
     find the same one at once copy the same parameters twice.
     """
-    passed = int(arrays["steps"].sum()) // period
+    passed = sharing.total(arrays["steps"]) // period
     if passed > arrays["copies"][0]:
         arrays["target"][:] = arrays["theta"]
         arrays["copies"][0] = passed

@@ -105,7 +105,7 @@ class Bundle(life.Worker):
 
     @property
     def _used_up(self) -> bool:
-        return int(self._block["steps"].sum()) >= self._job.steps
+        return sharing.total(self._block["steps"]) >= self._job.steps
 
     def turn(self) -> bool:
         """Fetch, act, learn, push; False: the server has to apply something first."""
@@ -116,7 +116,7 @@ class Bundle(life.Worker):
             split[3] += clock() - began
             return pushed
         if self._used_up:  # one that is stopped keeps what it gathered
-            self._pushes.take_rest(self._hyper, int(self._block["steps"].sum()) - self._steps)
+            self._pushes.take_rest(self._hyper, sharing.total(self._block["steps"]) - self._steps)
             self._pushes.count *= self._pushes.pending
             return True
         if not self._fetch():
@@ -170,7 +170,7 @@ class Bundle(life.Worker):
         update = pushing.Update(
             gradient=out[:size], norm=float(out[-1]), loss=self._metrics["loss"], rates=rates, versions=self._versions
         )
-        self._pushes.take(update, self._hyper, int(self._block["steps"].sum()) - self._steps)
+        self._pushes.take(update, self._hyper, sharing.total(self._block["steps"]) - self._steps)
         self._note(segment)
         return segment
 
@@ -187,7 +187,7 @@ class Bundle(life.Worker):
         return observed.normaliser(self._block, self._state.normaliser)
 
     def _note(self, segment: segments.Segment) -> None:
-        before = int(self._block["steps"].sum()) - self._steps if segment.finished else 0
+        before = sharing.total(self._block["steps"]) - self._steps if segment.finished else 0
         for found in segment.finished:
             self._episodes.append(
                 types.Episode(
