@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +102,25 @@ def shoal(*words: Any, cache: str | None = None) -> tuple[str, float]:
     found = [str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]  # wrappers by name (`_slow`)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(found)} | ({"SHOAL_CACHE_DIR": cache} if cache else {})
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    with _ending():
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     seconds = time.perf_counter() - began
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[2:])} ended with {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout, seconds
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """SIGTERM raises in here, so that what is being run ends with the benchmark instead of training on alone."""
+    if threading.current_thread() is not threading.main_thread():  # Python hears signals there alone
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def train(preset: str, *words: Any, cache: str | None = None) -> dict[str, Any]:

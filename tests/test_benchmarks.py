@@ -4,8 +4,10 @@ import argparse
 import importlib
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -525,6 +527,33 @@ def test_a_record_that_lacks_a_key_or_was_quick_is_told():
     assert "on_device: no 'ppo.rejax.peer_compile_s' in the results" in found
     assert "on_device: measured with --quick" in found
     assert "hogwild: no 'machine'" in table.problems({"bench": "hogwild"})
+
+
+@pytest.mark.parametrize("by_the_verb", [False, True])
+def test_what_a_benchmark_runs_ends_with_it(by_the_verb, tmp_path):
+    script = tmp_path / "benchmarks" / "long.py"
+    script.parent.mkdir()
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(BENCHMARKS)!r})\nimport _common\n"
+        "_common.train('a2c', '--env', 'CartPole-v1', '--runtime', 'host', '--steps', 10**9)\n"
+    )
+    words = ["-m", "shoal", "bench", "long"] if by_the_verb else [str(script)]
+    with subprocess.Popen([sys.executable, *words], cwd=tmp_path, stderr=subprocess.DEVNULL) as bench:
+        family = [bench.pid]
+        while len(family) < (3 if by_the_verb else 2):
+            family += _children(family[-1])
+            time.sleep(0.02)
+        time.sleep(0.2)
+        bench.terminate()
+        assert bench.wait(30) in (128 + signal.SIGTERM, -signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in family):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()][:1]
 
 
 def test_linear_sets_several_beside_one_round_by_round():

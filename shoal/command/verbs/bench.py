@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,4 +32,11 @@ def run(typed: list[str]) -> int:
     if typed[0] not in names:
         raise errors.unknown("benchmark", typed[0], names)
     script = folder / f"{typed[0]}.py"
-    return subprocess.call([sys.executable, str(script), *typed[1:]])
+    with subprocess.Popen([sys.executable, str(script), *typed[1:]]) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # what was meant for both
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the terminal told the benchmark too
+            return process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
