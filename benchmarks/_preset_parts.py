@@ -158,6 +158,8 @@ LIST = [
     Part("async_q", "CartPole-v1", M // 2, words=("--workers", 2)),
     Part("async_sarsa", "CartPole-v1", M // 2, words=("--workers", 2)),
     Part("async_nstep_q", "CartPole-v1", M // 2, words=("--workers", 2)),
+    Part("a3c", "gymnax:Breakout-MinAtar", 3 * M, seeds=5, words=("--workers", 2)),
+    Part("async_nstep_q", "gymnax:Breakout-MinAtar", 3 * M, seeds=5, words=("--workers", 2)),
     Part("gorila", "CartPole-v1", 60_000, words=("--workers", 2)),
     Part("distributed_dqn", "CartPole-v1", 100_000, words=("--workers", 2)),
 ]
