@@ -61,6 +61,11 @@ TASKS = {
          "--runtime.publish-every", 4),
         50_000, 22.0, "the same for as long as it takes to learn the task: is what is learned as good?",
     ),
+    "cartpole_3x2048_rollouts_256": Task(
+        ("impala", "--env", "CartPole-v1", *DEEP, *ALONE, "--algorithm.rollout-length", 256,
+         "--runtime.publish-every", 4),
+        60_000, 22.0, "the preset's own optimiser, and updates from 256 steps: quick to learn, actors set the pace",
+    ),
     "cartpole_3x3072": Task(
         ("impala", "--env", "CartPole-v1", *DEEPER, *ALONE, *ADAM, "--algorithm.rollout-length", 256,
          "--runtime.publish-every", 8),
@@ -92,7 +97,8 @@ TASKS = {
 }  # fmt: skip
 COARSE = "cartpole_coarse"
 FEW = (  # tasks that only these are tried on:
-    "cartpole_3x2048_learned", "cartpole_3x3072", "cartpole_3x2048_env_2ms", "cartpole_3x2048_env_10ms",
+    "cartpole_3x2048_learned", "cartpole_3x2048_rollouts_256", "cartpole_3x3072", "cartpole_3x2048_env_2ms",
+    "cartpole_3x2048_env_10ms",
 )  # fmt: skip
 TRIED = ("identity", "quantise", "chain")
 COMPRESSORS: dict[str, tuple[Any, ...]] = {  # name -> words

@@ -29,6 +29,7 @@ PARTS = {
     "a2c_on_device": Part(("a2c", "--env", "gymnax:CartPole-v1", "--runtime", "on_device"), 475.0, 400_000),
     "a3c_lstm": Part(("a3c_lstm", "--workers", 2), 475.0, 800_000),  # its own environment hides the velocities
     "impala": Part(("impala", "--env", "CartPole-v1"), 475.0, 400_000),
+    "accerl": Part(("accerl", "--env", "CartPole-v1"), 475.0, 300_000),  # 2 x 1024, pruned, distilled, in 8 bits
     "a3c_continuous": Part(("a3c_continuous", "--env", "Pendulum-v1", "--workers", 2), -250.0, 1_500_000),
 }
 QUICK = ("a3c", "a2c_on_device")

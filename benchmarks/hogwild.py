@@ -3,7 +3,8 @@
 Every side learns while it steps; start-up and compilation are counted on no side. `ratio_sb3` is against SB3's own
 settings (eight environments on CartPole, sixteen on Pong), with one torch thread or torch's default, whichever is
 faster. Every peer also runs with our rollout length and network: `ratio_sb3_ours` is the same rule on the same work.
-`impala` is one actor and a learner apart, on the same two cores; what its monitor costs is measured by leaving it out.
+`impala` is one actor and a learner apart, on the same two cores; what its monitor costs is measured by leaving it out
+(`--monitoring`).
 PFRL is the other A3C, with two processes; that it forks them counts, 0.1 s on CartPole and 0.4 s on Pong. On CartPole
 the workers are also run as two threads of one process: why they are processes. A step of Pong is four frames. With
 `--atari` Pong is measured as the paper has it (four pictures of 84 by 84), with `--field` in one picture of 42 by 42,
@@ -30,15 +31,17 @@ MEASURED = (
     *("sb3_a2c_ours_steps_per_s", "ratio_sb3_ours", "pfrl_a3c_steps_per_s", "ratio_pfrl"),
     *("threads_steps_per_s_2", "scaling_threads_2"),
 )
-APART = ("impala_steps_per_s", "ratio_impala_sb3", "monitoring_cost")  # of an actor and a learner, on CartPole
+APART = ("impala_steps_per_s", "ratio_impala_sb3")  # of an actor and a learner, on CartPole
 TOLD = ("commit", "date", "command")  # of each half its own
 LSTM = ("lstm_steps_per_s_2",)  # `a3c_lstm` with the same pictures, for which SB3's A2C has no network
 HALVES = ("atari", "field")  # each a record of its own within the record
+WATCHED = 9  # rounds of the monitor, whose cost is smaller than what two runs differ by
 KEYS = (
     *MEASURED,
     *APART,
     *(f"atari.{key}" for key in (*MEASURED, *TOLD)),
     *(f"field.{key}" for key in (*MEASURED, *LSTM, *TOLD)),
+    *(f"monitoring.{key}" for key in ("cost", *TOLD)),
 )
 SIZE = 42  # of the pictures of `--field`
 FIELD = (
@@ -70,13 +73,16 @@ def main() -> None:
     parser = _common.parser(__doc__)
     parser.add_argument("--atari", action="store_true", help="Pong; the rest stays as the JSON has it")
     parser.add_argument("--field", action="store_true", help="Pong in one small picture; the rest stays likewise")
+    parser.add_argument("--monitoring", action="store_true", help="what a monitor costs; the rest stays likewise")
     arguments = parser.parse_args()
-    if arguments.atari and arguments.field:
-        parser.error("--atari and --field are two measurements: ask for one of them")
+    asked = [name for name in (*HALVES, "monitoring") if getattr(arguments, name)]
+    if len(asked) > 1:
+        parser.error(f"--{asked[0]} and --{asked[1]} are two measurements: ask for one of them")
     kept = earlier(arguments)
     results, peers = (kept["results"], kept["peers"]) if kept else (blank(), {})
-    half = next((name for name in HALVES if getattr(arguments, name)), None)
-    found, report = measure(half or "cartpole", arguments.quick)
+    half = asked[0] if asked else None
+    alone = half == "monitoring"
+    found, report = (monitoring(arguments.quick), {}) if alone else measure(half or "cartpole", arguments.quick)
     made = _common.record("hogwild", arguments, results, peers | report)
     if half:  # the record's own are those of CartPole, if it was measured
         told = {key: made[key] for key in TOLD}
@@ -90,7 +96,7 @@ def blank() -> dict[str, Any]:
     """Results of nothing."""
     halves = {half: compare({}) | dict.fromkeys(TOLD) for half in HALVES}
     halves["field"] |= _common.spread(LSTM[0], [])
-    return compare({}) | halves
+    return compare({}) | halves | {"monitoring": _common.spread("cost", []) | dict.fromkeys(TOLD)}
 
 
 def earlier(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -114,7 +120,6 @@ def measure(name: str, quick: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         if name == "cartpole":
             sides["threads_2"] = lambda: threads(2, steps)
             sides["impala"] = lambda: impala(task.env, steps)
-            sides["impala, unwatched"] = lambda: impala(task.env, steps, "--runtime.no-monitor")
         if name == "field":
             sides["lstm_2"] = lambda: shoal(task.env, 2, steps, preset="a3c_lstm")["env_steps_per_s"]
         for side, request in settings.items():
@@ -138,6 +143,19 @@ def impala(env: str, steps: int, *words: str) -> float:
     """Environment steps per second of one actor and a learner."""
     told = _common.train("impala", "--env", env, "--steps", steps, "--seed", 0, *words, *_common.SHORT)
     return float(told["env_steps_per_s"])
+
+
+def monitoring(quick: bool) -> dict[str, Any]:
+    """What share of its steps the monitor costs `impala`."""
+    task = TASKS["cartpole"]
+    steps = task.quick[1] if quick else task.steps
+    watched = {
+        side: lambda words=words: impala(task.env, steps, *words)
+        for side, words in {"watched": (), "unwatched": ("--runtime.no-monitor",)}.items()
+    }
+    rates = _common.alternate(watched, 1 if quick else WATCHED)
+    ratios = _common.ratios(rates["watched"], rates["unwatched"])
+    return _common.spread("cost", [1.0 - one for one in ratios]) | rates
 
 
 def threads(count: int, steps: int) -> float:
@@ -196,10 +214,9 @@ def compare(rates: Mapping[str, list[float]]) -> dict[str, Any]:
         results |= _common.spread(f"{key}_steps_per_s", best(prefix))
     for key, prefix in {"sb3": "sb3, its", "sb3_ours": "sb3, our", "pfrl": "pfrl"}.items():
         results |= _common.spread(f"ratio_{key}", _common.ratios(two, best(prefix)))
-    apart, unwatched = (rates.get(side, []) for side in ("impala", "impala, unwatched"))
+    apart = rates.get("impala", [])
     results |= _common.spread("impala_steps_per_s", apart)
     results |= _common.spread("ratio_impala_sb3", _common.ratios(apart, best("sb3, its")))
-    results |= _common.spread("monitoring_cost", [1.0 - one for one in _common.ratios(apart, unwatched)])
     sides = {side: values for side, values in rates.items() if not side.startswith(("shoal", "threads", "impala"))}
     return results | {"sides": sides}
 

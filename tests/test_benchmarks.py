@@ -131,11 +131,9 @@ def test_the_better_of_a_peers_settings_counts():
         "sb3, our settings, all threads": [1.0, 20.0],
         "threads_2": [55.0, 72.0],
         "impala": [40.0, 49.0],
-        "impala, unwatched": [50.0, 49.0],
     }
     results = _load("hogwild").compare(rates)
     assert results["ratio_impala_sb3_repeats"] == [5.0, 49.0 / 9.0]
-    assert results["monitoring_cost_repeats"] == pytest.approx([0.2, 0.0])
     assert "impala" not in results["sides"], "which are the peers'"
     assert results["sb3_a2c_steps_per_s"] == 8.5
     assert results["ratio_sb3_repeats"] == [12.5, 10.0]
@@ -185,12 +183,14 @@ def test_hogwild_measures_every_side_of_its_own(monkeypatch):
     }
     monkeypatch.setattr(bench, "shoal", lambda _, workers, __: {"config": config, "env_steps_per_s": 10.0 * workers})
     monkeypatch.setattr(bench, "threads", lambda count, _: 4.0 * count)
-    monkeypatch.setattr(bench, "impala", lambda *words: 5.0 - len(words[2:]))
+    monkeypatch.setattr(bench, "impala", lambda *words: 5.0 + len(words[2:]))
     monkeypatch.setattr(bench._peers.Stand, "start", lambda *_, **__: False)
     results, _ = bench.measure("cartpole", True)
     assert (results["steps_per_s_1"], results["steps_per_s_2"], results["threads_steps_per_s_2"]) == (10.0, 20.0, 8.0)
     assert (results["scaling_2"], results["scaling_threads_2"]) == (2.0, 0.8)
-    assert (results["impala_steps_per_s"], results["monitoring_cost"]) == (5.0, -0.25)
+    assert results["impala_steps_per_s"] == 5.0
+    monkeypatch.setattr(bench, "WATCHED", 4)
+    assert bench.monitoring(False)["cost_repeats"] == pytest.approx([1 / 6] * 4)
 
 
 def test_pong_and_cartpole_share_a_record_and_one_is_measured_at_a_time(tmp_path, monkeypatch, capsys):
@@ -199,7 +199,9 @@ def test_pong_and_cartpole_share_a_record_and_one_is_measured_at_a_time(tmp_path
     field = hogwild.compare(rates | {"shoal_2": [1500.0]}) | {"lstm_steps_per_s_2": 1400.0}
     found = {"cartpole": hogwild.compare({}) | {"steps_per_s_2": 7.0}, "atari": hogwild.compare(rates), "field": field}
     monkeypatch.setattr(hogwild, "measure", lambda name, _: (found[name], {name: {"versions": {}}}))
-    for words in ([], ["--atari"], ["--field"]):
+    monkeypatch.setattr(hogwild, "impala", lambda *words: 5.0 + len(words[2:]))
+    found["cartpole"] |= {"impala_steps_per_s": 5.0}
+    for words in ([], ["--atari"], ["--field"], ["--monitoring"]):
         monkeypatch.setattr(sys, "argv", ["hogwild.py", "--json", str(tmp_path / "x.json"), *words])
         hogwild.main()
     record = json.loads((tmp_path / "x.json").read_text())
@@ -213,6 +215,11 @@ def test_pong_and_cartpole_share_a_record_and_one_is_measured_at_a_time(tmp_path
     assert set(record["peers"]) == {"cartpole", "atari", "field"}
     assert table.problems(record) == []
     assert "Pong, one picture of 42 by 42" in table.render(record, "hogwild")
+    assert record["results"]["monitoring"]["command"] == "shoal bench hogwild --monitoring"
+    assert "its monitor costs 16.7 % of them (median of 9 rounds" in table.render(record, "hogwild")
+    monkeypatch.setattr(sys, "argv", ["hogwild.py", "--field", "--monitoring"])
+    with pytest.raises(SystemExit):
+        hogwild.main()
 
 
 def test_on_pong_the_peers_are_also_given_our_network():

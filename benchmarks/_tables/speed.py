@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from _tables import show
+from shoal.report import statistics as seeds_statistics
 
 HELPS = {"--help": "help_s", "train --help": "train_help_s"}
 
@@ -49,13 +50,20 @@ def against_peers(results: Mapping[str, Any], task: str, own: str) -> str:
     made = show.grid([task, "env steps/s", "Shoal's 2 workers over it"], rows)
     if not apart:
         return made
-    over, cost = (
-        show.spread(results, "ratio_impala_sb3", "x"),
-        [f"{100 * results[key]:.1f} %" for key in ("monitoring_cost", "monitoring_cost_min", "monitoring_cost_max")],
-    )
+    over = show.spread(results, "ratio_impala_sb3", "x")
+    return f"{made}\n\n`impala` makes {over} the steps of SB3's A2C{_monitoring(results.get('monitoring', {}))}."
+
+
+def _monitoring(found: Mapping[str, Any]) -> str:
+    """What the monitor costs, and whether that is more than chance."""
+    costs = found.get("cost_repeats")
+    if not costs:
+        return ""
+    low, high = seeds_statistics.interval(costs)
     return (
-        f"{made}\n\n`impala` makes {over} the steps of SB3's A2C; its monitor costs {cost[0]} ({cost[1]} to {cost[2]}) "
-        "of them."
+        f"; its monitor costs {100 * found['cost']:.1f} % of them (median of {len(costs)} rounds, "
+        f"{100 * found['cost_min']:.1f} to {100 * found['cost_max']:.1f} %; interval of the IQM "
+        f"{100 * low:.1f} to {100 * high:.1f} %)"
     )
 
 

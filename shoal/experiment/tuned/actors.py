@@ -49,9 +49,9 @@ PRESETS: dict[str, Preset] = {
         compressor="chain",
         env="CartPole-v1",
         steps=1_000_000,
-        settings={**DECOUPLED, "network": {"hidden": (1024, 1024)}},
+        settings={**DECOUPLED, "network": {"hidden": (1024, 1024), "activation": "relu"}},
         tuned={
-            "CartPole-v1": Tuned(200_000, CARTPOLE),
+            "CartPole-v1": Tuned(300_000, CARTPOLE),
             "ALE/*": Tuned(40_000_000, {**ATARI, "network": {"torso": "nature"}}),
         },
     ),
