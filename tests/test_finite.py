@@ -56,6 +56,13 @@ class Scripted:
         self.closed = True
 
 
+@pytest.mark.parametrize("shape", [(1,), (3,), (100,), (2, 2, 1)])
+def test_to_look_at_what_is_large_is_silent(shape):
+    look, large = finite.Guard(Scripted({}, shape=shape)).looks, np.full(shape, 1e30, np.float32)
+    assert look(large, large) == np.inf, "which is asked again; here, warnings are errors"
+    assert look(large / 1e30, large / 1e30) == np.prod(shape)
+
+
 def alone(env, steps=4):
     """What one guarded simulator gives: observations, outcomes, counts."""
     guard = finite.Guard(env)
