@@ -59,6 +59,20 @@ def kinds(network):
     return {layer.name: layer.kind for layer in compact.layers(network) if layer.name}
 
 
+def test_a_payload_holds_arrays_however_they_lie_in_memory():
+    arrays = {
+        "network/a/kernel": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # its columns lie together
+        "network/a/bias": np.float32([1.0, 2.0, 3.0, 4.0])[::2],
+        "policy/explore": np.full((), 0.5, np.float32),
+        "policy/nothing": np.zeros((0, 3), np.int8),
+    }
+    room = _payload.Room(_payload._written(None, arrays))
+    np.testing.assert_array_equal(room.network.params["a"]["kernel"], [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(room.network.params["a"]["bias"], [1, 3])
+    assert room.policy["explore"] == 0.5
+    assert room.policy["nothing"].shape == (0, 3)
+
+
 # ------------------------------------------------------------------------------------------------ quantise
 
 

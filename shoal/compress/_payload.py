@@ -56,10 +56,11 @@ def _paths(structure: Any) -> tuple[str, ...]:
 
 
 def _written(spec: types.NetworkSpec | None, arrays: Mapping[str, np.ndarray]) -> bytes:
-    parts = [_header(_Given(spec), tuple((path, array.dtype.name, array.shape) for path, array in arrays.items()))]
+    described = tuple((path, array.dtype.name, array.shape) for path, array in arrays.items())
+    # arrays as they are: the join is the one copy
+    parts: list[bytes | np.ndarray] = [_header(_Given(spec), described)]
     for array in arrays.values():
-        raw = array.tobytes()
-        parts += [raw, _GAPS[-len(raw) % BOUNDARY]]
+        parts += [np.ascontiguousarray(array).view(np.uint8), _GAPS[-array.nbytes % BOUNDARY]]
     return b"".join(parts)
 
 

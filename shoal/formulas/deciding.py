@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
+from bisect import bisect_right
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,9 @@ from shoal.formulas import distributions
 
 with epy.lazy_imports():
     from scipy import special
+
+
+FEW = 32  # numbers in all; a decision among so few is quicker in Python's floats than in a dozen calls of NumPy
 
 
 class Drawn(NamedTuple):
@@ -48,6 +53,8 @@ def categorical(logits: np.ndarray, explore: Any, generator: np.random.Generator
         explore: Whether to draw; else the most probable choice.
         generator: One number is drawn for each decision.
     """
+    if logits.size <= FEW:
+        return _few_categorical(logits.tolist(), explore > 0, generator)
     logits = np.asarray(logits, np.float64)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     if not explore > 0:
@@ -103,6 +110,8 @@ def epsilon_greedy(values: np.ndarray, epsilon: Any, generator: np.random.Genera
     """
     values = np.asarray(values)
     count, n = values.shape
+    if values.size <= FEW:
+        return _few_epsilon_greedy(values, epsilon, generator)
     best, epsilon = values.argmax(axis=-1), np.broadcast_to(np.asarray(epsilon, np.float64), count)
     anything = generator.integers(n, size=count)
     action = np.where(generator.random(count) < epsilon, anything, best)
@@ -152,6 +161,36 @@ def noisy(mean: np.ndarray, deviation: Any, uniform: Any, generator: np.random.G
     beyond = special.log_ndtr((np.sign(action) * mean - 1.0) / deviation)  # of the bound on that side
     each = np.where(np.abs(action) < 1.0, inside, beyond)
     return Drawn(action.astype(np.float32), each.sum(axis=-1).astype(np.float32))
+
+
+def _few_categorical(rows: list[list[float]], explore: bool, generator: np.random.Generator) -> Drawn:
+    """`categorical` of a few numbers: the same random numbers, the same sums in the same order."""
+    if not explore:
+        return Drawn(np.array([row.index(max(row)) for row in rows], np.int32), np.zeros(len(rows), np.float32))
+    action, log_prob = [], []
+    for row, chance in zip(rows, generator.random(len(rows)).tolist(), strict=True):
+        top, last = max(row), len(row) - 1
+        sums = list(accumulate([math.exp(score - top) for score in row]))
+        chosen = min(bisect_right(sums, chance * sums[-1]), last)
+        action.append(chosen)
+        log_prob.append(row[chosen] - top - math.log(sums[-1]))
+    return Drawn(np.array(action, np.int32), np.array(log_prob, np.float32))
+
+
+def _few_epsilon_greedy(values: np.ndarray, epsilon: Any, generator: np.random.Generator) -> Drawn:
+    """`epsilon_greedy` of a few numbers: the same random numbers."""
+    count, n = values.shape
+    anything, chances = generator.integers(n, size=count).tolist(), generator.random(count).tolist()
+    each = np.asarray(epsilon, np.float64)
+    rates = each.tolist() if each.ndim else [each.item()] * count
+    action, log_prob = [], []
+    for row, rate, other, chance in zip(values.tolist(), rates, anything, chances, strict=True):
+        best = row.index(max(row))
+        chosen = other if chance < rate else best
+        likely = rate / n + (1.0 - rate if chosen == best else 0.0)
+        action.append(chosen)
+        log_prob.append(math.log(likely) if likely > 0.0 else -math.inf)
+    return Drawn(np.array(action, np.int32), np.array(log_prob, np.float32))
 
 
 def _anything(shape: tuple[int, ...], generator: np.random.Generator) -> Drawn:

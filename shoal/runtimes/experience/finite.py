@@ -124,13 +124,14 @@ class Streams:
     def step(self, before: np.ndarray, batch: types.Batch) -> types.Batch:
         """One step of each; `before` is what they showed then, ``[B, *obs]``."""
         obs, outcome = batch
-        reward, over = outcome.reward, outcome.truncated | (outcome.discount == 0)
+        reward = outcome.reward
         if not _finite(reward):
             finite = np.isfinite(reward)
             self.rewards += int((~finite).sum())
             outcome = outcome._replace(reward=np.where(finite, reward, np.float32(0.0)))
-        if obs.dtype.kind != "f" or (_finite(outcome.next_obs) and (not over.any() or _finite(obs))):
+        if obs.dtype.kind != "f" or (_finite(outcome.next_obs) and _finite(obs)):
             return types.Batch(obs, outcome)
+        over = outcome.truncated | (outcome.discount == 0)
         self.observations += _streams(outcome.next_obs, obs)
         successor = _filled(outcome.next_obs, before)
         ended = over.reshape(-1, *[1] * (obs.ndim - 1))
