@@ -250,7 +250,7 @@ def conclude(task: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "area_interval": interval,
             "runs": runs,
         }
-    return {"command": command(task), "why": TASKS[task].why, "parts": made}
+    return {"command": command(task), "why": TASKS[task].why, "judged": TASKS[task].judged, "parts": made}
 
 
 def beside(task: str, ours: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:

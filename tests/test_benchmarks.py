@@ -1106,6 +1106,11 @@ def test_a_return_is_inferior_if_the_interval_reaches_below_five_per_cent():
         ours = [acted(1.0, 1.0, 1.0, returned=each) for each in returns]
         assert accerl.not_inferior("cartpole_3x2048", ours, base)["not_inferior"] is verdict
     assert accerl.not_inferior("pong_nature", base, base)["not_inferior"] is None, "too short to be judged"
+    slower = [one | {"area": 116.0} for one in base]
+    found = accerl.beside("cartpole_3x2048", slower, base)
+    assert (found["not_inferior"], found["area_not_inferior"]) == (True, False), "as good at its end, but later"
+    hovering = [one | {"return_full": -2000.0} for one in base]
+    assert accerl.not_inferior("lunarlander_2x1024", hovering, base)["not_inferior"] is True, "judged by its training"
 
 
 def test_compressed_actors_have_a_table_a_task():
@@ -1120,6 +1125,7 @@ def test_compressed_actors_have_a_table_a_task():
     assert made["best_train_time_reduction"] == pytest.approx(0.8)
     told = acting.accerl(made)
     assert "| chain, vtrace | 2 | 9 (9 to 9) | 5 (5 to 5) | 80.0 % (80.0 % to 80.0 %) | 80.0 % |" in told
+    assert "| 0 [0, 0] | 0 [0, 0] | yes, yes |" in told
     assert "| three_bits, none | 2 | 100 [100, 100] |" in told
     kept["cartpole_3x2048"]["chain, vtrace"] = {seed: run | {"return_full": 50.0} for seed, run in runs.items()}
     made = accerl.record(argparse.Namespace(quick=True, seeds=2, only=None, json=None), kept)["results"]

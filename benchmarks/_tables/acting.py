@@ -9,8 +9,10 @@ from _tables import show
 
 HEAD = [
     "compressor, corrector", "seeds", "inference, ratio", "actor time, ratio", "whole training less by", "predicted",
-    "publishing", "return, full", "return, packed", "difference [95 %]", "not inferior",
+    "publishing", "return", "packed", "difference [95 %]", "of areas [95 %]", "not inferior, by area",
 ]  # fmt: skip
+
+VERDICT = {True: "yes", False: "no", None: "–"}
 
 
 def accerl(results: Mapping[str, Any]) -> str:
@@ -18,7 +20,8 @@ def accerl(results: Mapping[str, Any]) -> str:
     tables = []
     for name, task in results["tasks"].items():
         measured = any(one.get("inference_ratio") is not None for one in task["parts"].values())
-        rows = [_row(part, one) if measured else _area(part, one) for part, one in task["parts"].items()]
+        judged = task["judged"]
+        rows = [_row(part, one, judged) if measured else _area(part, one) for part, one in task["parts"].items()]
         head = (
             HEAD if measured else ["compressor, corrector", "seeds", "mean return of all training episodes, IQM [95 %]"]
         )
@@ -28,7 +31,7 @@ def accerl(results: Mapping[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
-def _row(name: str, part: Mapping[str, Any]) -> list[str]:
+def _row(name: str, part: Mapping[str, Any], judged: str) -> list[str]:
     seeds = [name, str(len(part["runs"]))]
     if part.get("inference_ratio") is None:
         return [*seeds, *["–"] * (len(HEAD) - 2)]
@@ -39,10 +42,11 @@ def _row(name: str, part: Mapping[str, Any]) -> list[str]:
         _spread(part, "train_time_reduction"),
         _percent(part["predicted_reduction"]),
         _percent(part["publish_share"]),
-        show.number(part["return_full"]),
-        show.number(part["return_compressed"]),
+        show.number(part[judged]),
+        show.number(part["return_compressed"] if judged == "return_full" else None),
         _difference(part),
-        {True: "yes", False: "no", None: "–"}[part["not_inferior"]],
+        _difference(part, "area_"),
+        f"{VERDICT[part['not_inferior']]}, {VERDICT[part['area_not_inferior']]}",
     ]
 
 
@@ -52,11 +56,11 @@ def _area(name: str, part: Mapping[str, Any]) -> list[str]:
     return [name, str(len(part["runs"])), f"{show.number(part['area'])}{around}"]
 
 
-def _difference(part: Mapping[str, Any]) -> str:
-    if part["difference"] is None:
+def _difference(part: Mapping[str, Any], of: str = "") -> str:
+    if part[f"{of}difference"] is None:
         return "–"
-    bounds = ", ".join(show.number(part[f"difference_{end}"]) for end in ("low", "high"))
-    return f"{show.number(part['difference'])} [{bounds}]"
+    bounds = ", ".join(show.number(part[f"{of}difference_{end}"]) for end in ("low", "high"))
+    return f"{show.number(part[f'{of}difference'])} [{bounds}]"
 
 
 def _spread(part: Mapping[str, Any], key: str) -> str:
