@@ -226,6 +226,7 @@ def record(arguments: argparse.Namespace, kept: dict[str, dict[str, dict[str, An
     tasks = {task: conclude(task, found) for task, found in kept.items() if found}
     every = [part for task in tasks.values() for part in task["parts"].values()]
     every = [part for part in every if part.get("not_inferior") is not False]  # to learn worse faster is no gain
+    every = [part for part in every if len(part["runs"]) > 1]  # one run tells nothing of what was learned
     results = {
         "tasks": tasks,
         "best_actor_time_ratio": max((p["actor_time_ratio"] for p in every if p["actor_time_ratio"]), default=None),

@@ -33,7 +33,7 @@ from shoal.report import runs as run_folders
 from shoal.runs import checkpoint
 
 ENV, FRAMES = "ALE/Pong-v5", 4
-PRESETS = ("a3c_lstm", "ppo", "a3c_paper", "a3c")
+PRESETS = ("a3c_lstm", "ppo", "a3c_paper", "a3c", "impala")
 RANDOM, GOALS = -20.7, (0, 18)  # Mnih et al. 2015, extended data table 2; means that are waited for, of 21 at most
 HOURS, QUICK_HOURS = 3.0, 30 / 3600
 SPENT = 0.99  # of its time, from which on a run is not begun again for the rest

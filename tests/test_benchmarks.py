@@ -1132,6 +1132,9 @@ def test_compressed_actors_have_a_table_a_task():
     assert made["best_actor_time_ratio"] == 1.0, "to learn worse faster is no gain"
     line = importlib.import_module("_tables.lines").accerl(made)
     assert "take 1x less time (2 seeds, returns not inferior)" in line
+    kept["cartpole_3x2048"] |= {"identity, tis": {"0": full["0"]}, "chain, tis": {"0": runs["0"]}}
+    made = accerl.record(argparse.Namespace(quick=True, seeds=2, only=None, json=None), kept)["results"]
+    assert made["best_actor_time_ratio"] == 1.0, "nor is a single run"
 
 
 def played(returned, distance):

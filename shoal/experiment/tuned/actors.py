@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shoal.experiment.tuned import ADAM, Preset, Settings, Tuned
+from shoal.experiment.tuned.actor_critic import FIELD
 from shoal.experiment.tuned.off_policy import REPLAY_CONTINUOUS, REPLAY_PENDULUM
 
 IMPALA = "Espeholt et al. 2018, arXiv:1802.01561"
@@ -23,6 +24,12 @@ ATARI: Settings = {
     "algorithm": {"reward_clip": 1.0, "entropy_cost": 0.01},
     "runtime": {"environments": 8},
 }
+PONG: Settings = {  # as `a3c_lstm` sees and remembers it; one update takes four games, a larger step
+    **FIELD,
+    "algorithm": {**FIELD["algorithm"], "entropy_cost": 0.01},
+    "optimiser": {**FIELD["optimiser"], "learning_rate": 2e-4},
+    "runtime": {"environments": 4},
+}
 
 PRESETS: dict[str, Preset] = {
     "impala": Preset(
@@ -36,6 +43,7 @@ PRESETS: dict[str, Preset] = {
         settings=DECOUPLED,
         tuned={
             "CartPole-v1": Tuned(400_000, CARTPOLE),
+            "ALE/Pong-v5": Tuned(4_000_000, PONG),
             "ALE/*": Tuned(40_000_000, ATARI),
             "envpool:*-v5": Tuned(40_000_000, ATARI),
         },
