@@ -58,9 +58,9 @@ def _paths(structure: Any) -> tuple[str, ...]:
 def _written(spec: types.NetworkSpec | None, arrays: Mapping[str, np.ndarray]) -> bytes:
     described = tuple((path, array.dtype.name, array.shape) for path, array in arrays.items())
     # arrays as they are: the join is the one copy
-    parts: list[bytes | np.ndarray] = [_header(_Given(spec), described)]
+    parts: list[bytes | memoryview] = [_header(_Given(spec), described)]
     for array in arrays.values():
-        parts += [np.ascontiguousarray(array).view(np.uint8), _GAPS[-array.nbytes % BOUNDARY]]
+        parts += [np.ascontiguousarray(array).view(np.uint8).data, _GAPS[-array.nbytes % BOUNDARY]]
     return b"".join(parts)
 
 

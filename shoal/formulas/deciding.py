@@ -179,7 +179,7 @@ def _few_categorical(rows: list[list[float]], explore: bool, generator: np.rando
 
 def _few_epsilon_greedy(values: np.ndarray, epsilon: Any, generator: np.random.Generator) -> Drawn:
     """`epsilon_greedy` of a few numbers: the same random numbers."""
-    count, n = values.shape
+    count, n = len(values), values.shape[1]
     anything, chances = generator.integers(n, size=count).tolist(), generator.random(count).tolist()
     each = np.asarray(epsilon, np.float64)
     rates = each.tolist() if each.ndim else [each.item()] * count
