@@ -118,7 +118,8 @@ COMPRESSORS: dict[str, tuple[Any, ...]] = {  # name -> words
 }
 CORRECTORS = ("vtrace", "none", "tis")
 ALWAYS = ("identity", "jitted", "quantise", "prune_distil", "distil", "chain")  # with V-trace; with others these:
-BESIDE = ("identity", "chain")
+BESIDE = ("identity", "quantise", "prune_distil", "distil", "chain")
+FEWEST = 3  # seeds from which on a part can be the best: fewer tell nothing of what was learned
 INFERIOR = 0.05  # of the baseline's distance from the random policy
 MEASURED = (
     "actor_time_ratio", "train_time_reduction", "amdahl_share", "predicted_reduction", "publish_share", "return_full",
@@ -226,7 +227,7 @@ def record(arguments: argparse.Namespace, kept: dict[str, dict[str, dict[str, An
     tasks = {task: conclude(task, found) for task, found in kept.items() if found}
     every = [part for task in tasks.values() for part in task["parts"].values()]
     every = [part for part in every if part.get("not_inferior") is not False]  # to learn worse faster is no gain
-    every = [part for part in every if len(part["runs"]) > 1]  # one run tells nothing of what was learned
+    every = [part for part in every if len(part["runs"]) >= FEWEST]
     results = {
         "tasks": tasks,
         "best_actor_time_ratio": max((p["actor_time_ratio"] for p in every if p["actor_time_ratio"]), default=None),
