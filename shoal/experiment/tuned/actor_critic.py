@@ -14,6 +14,11 @@ PONG: Settings = {  # for two cores and two hours: longer segments; initial weig
     "optimiser": {"learning_rate": 3e-4, "epsilon": 1e-5},
     "network": {"torso": "dqn_2013", "initialiser": "orthogonal"},
 }
+MINATAR: Settings = {  # tuned on Breakout; a wider network than the default, as its 400 inputs are
+    "algorithm": {"rollout_length": 32},
+    "optimiser": {"learning_rate": 3e-3, "epsilon": 1e-3},
+    "network": {"hidden": (128, 128), "activation": "relu", "initialiser": "orthogonal"},
+}
 FIELD: Settings = {  # rows of Pong's screen between the score and the border; as openai/universe-starter-agent
     "environment": {"size": 42, "frames": 1, "crop": (34, 194)},
     "algorithm": {"reward_clip": 1.0, "rollout_length": 20, "normalise_observations": True},
@@ -78,6 +83,7 @@ PRESETS: dict[str, Preset] = {
                     "network": {"initialiser": "orthogonal"},
                 },
             ),
+            "*-MinAtar": Tuned(3_000_000, MINATAR),
             "ALE/Pong-v5": Tuned(5_000_000, PONG),
             **ON_ATARI,
         },

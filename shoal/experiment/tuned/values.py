@@ -36,6 +36,19 @@ ASYNC_VALUE_ATARI: Settings = {  # the paper's small set of games; its other num
 }
 
 
+MINATAR: Settings = {  # tuned for n-step returns on Breakout; with two workers, a draw of 0.5 is half of what is seen
+    "algorithm": {
+        "rollout_length": 32,
+        "target_period": 4_000,
+        "epsilon_steps": 300_000,
+        "epsilon_ends": (0.1, 0.01),
+        "epsilon_weights": (0.5, 0.5),
+    },
+    "optimiser": {"learning_rate": 2e-3, "epsilon": 1e-5},
+    "network": {"hidden": (128, 128), "activation": "relu", "initialiser": "orthogonal"},
+}
+
+
 def _async_value(target: str, summary: str, rate: float = 2e-3) -> Preset:
     """The presets of Q-learning and Sarsa on lock-free workers, which differ in their targets.
 
@@ -67,6 +80,7 @@ def _async_value(target: str, summary: str, rate: float = 2e-3) -> Preset:
                     "network": {"initialiser": "orthogonal"},
                 },
             ),
+            **({"*-MinAtar": Tuned(3_000_000, MINATAR)} if target == "n_step" else {}),
             "ALE/*": Tuned(80_000_000, ASYNC_VALUE_ATARI),
             "envpool:*-v5": Tuned(80_000_000, ASYNC_VALUE_ATARI),
         },
