@@ -71,17 +71,20 @@ def values(params: Any, obs: Any) -> Any:
     return reference.linear(params["q"], obs)
 
 
-def expected_targets(rule: str, slow: Any, params: Any, chance: Any, steps: Any, following: Any) -> np.ndarray:
+def expected_targets(
+    rule: str, slow: Any, params: Any, chance: Any, steps: Any, following: Any, *, double: bool = False
+) -> np.ndarray:
     """y ``[T, B]``, step by step from the end."""
     out = np.zeros(steps.reward.shape)
     for b in range(out.shape[1]):
         for t in reversed(range(len(out))):
             after = values(slow, steps.next_obs[t, b])
+            best = after[values(params, steps.next_obs[t, b]).argmax()] if double else after.max()
             goes_on = steps.discount[t, b] == 1 and not steps.truncated[t, b] and t + 1 < len(out)
             if rule == "n_step":
-                following_value = out[t + 1, b] if goes_on else after.max()
+                following_value = out[t + 1, b] if goes_on else best
             elif rule == "one_step":
-                following_value = after.max()
+                following_value = best
             elif steps.truncated[t, b]:
                 greedy = after[values(params, steps.next_obs[t, b]).argmax()]
                 following_value = (1 - chance[b]) * greedy + chance[b] * after.mean()
@@ -91,10 +94,10 @@ def expected_targets(rule: str, slow: Any, params: Any, chance: Any, steps: Any,
     return out
 
 
-def expected_gradient(rule, state, steps, following, there, huber=0.0):
+def expected_gradient(rule, state, steps, following, there, huber=0.0, *, double=False):
     params, slow, steps = reference.double((state.params, state.target.params, steps))
     chance = np.full(B, 1.0)  # no step was taken yet: epsilon_start
-    y = expected_targets(rule, slow, params, chance, steps, following)
+    y = expected_targets(rule, slow, params, chance, steps, following, double=double)
     q = values(params, steps.obs)
     error = y - np.take_along_axis(q, steps.action[..., None], -1)[..., 0]
     slope = np.clip(error, -huber, huber) if huber else error
@@ -137,6 +140,20 @@ def test_errors_beyond_the_threshold_count_linearly_if_asked_for(rule, learner):
     wanted = expected_gradient(rule, state, steps, following, np.ones((T, B)), huber=0.7)
     found = agent.update(moved, second, jax.random.key(0))[0].optimiser.gradient
     reference.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("end", ["both", "limit_last"])
+@pytest.mark.parametrize("rule", ["one_step", "n_step"])
+def test_the_double_estimate_takes_the_target_value_of_the_action_that_is_best_now(rule, end, learner):
+    terminal, limit = ENDS[end]
+    agent, state, (first, _) = learner(target=rule, double=True, terminal=terminal, limit=limit)
+    found = agent.update(state, first, jax.random.key(0))[0].optimiser.gradient
+    given = (rule, state, first.transitions, None, np.ones((T, B)))
+    reference.assert_close(found, expected_gradient(*given, double=True), rtol=1e-5, atol=1e-5)
+    single = expected_gradient(*given)["q"]
+    assert any(
+        np.abs(a - b).max() > 0.01 for a, b in zip(jax.tree.leaves(found["q"]), jax.tree.leaves(single), strict=True)
+    )
 
 
 def test_the_mean_is_the_sum_divided(learner):
@@ -329,6 +346,13 @@ def test_a_policy_to_learn_that_nothing_corrects_for_is_refused(env_spec, build_
         build_agent(spec_of(env_spec), rule="q_learning", algorithm={"target": "n_step", "epsilon_learned": 0.3})
 
 
+def test_the_double_estimate_of_corrected_targets_is_refused(env_spec, build_agent):
+    with pytest.raises(errors.Refused, match="double changes nothing with a corrector"):
+        build_agent(
+            spec_of(env_spec), rule="q_learning", corrector="retrace", algorithm={"target": "n_step", "double": True}
+        )
+
+
 # ------------------------------------------------------------------------------------------------ the target network
 
 
@@ -413,6 +437,7 @@ def test_small_networks_and_those_of_pictures_decide_in_numpy(env_spec, build_ag
         ({"epsilon_ends": (), "epsilon_weights": ()}, 0, "as many"),
         ({"epsilon_weights": (0.0, 0.0, 0.0)}, 0, "above 0"),
         ({}, 8, "network.lstm"),
+        ({"target": "sarsa", "double": True}, 0, "double changes nothing about Sarsa"),
     ],
 )
 def test_what_cannot_be_learned_so_is_told(algorithm, lstm, story, env_spec):

@@ -67,6 +67,8 @@ class Config:
     """Shift and scale observations by their running mean and variance."""
     epsilon_learned: float = options.number(0.0, low=0.0, high=1.0, new=True)
     """With a corrector: probability of a random action of the policy whose values are learned; 0: the greedy one."""
+    double: bool = options.later(False)
+    """The network being learned chooses the action whose target value counts (one_step, n_step)."""
 
 
 class Hyper(NamedTuple):
@@ -127,6 +129,8 @@ def fits(config: Config, network: networks.Config, spec: types.EnvSpec) -> str:
             f"algorithm.epsilon_ends={ends} needs as many algorithm.epsilon_weights, with a sum above 0, "
             f"but they are {weights}"
         )
+    if config.double and config.target == "sarsa":
+        return "algorithm.double changes nothing about Sarsa, whose next action is the one taken; leave it out"
     if network.lstm:
         return "network.lstm has no form here: action values are learned without memory; set it to 0, or use a3c_lstm"
     return ""
@@ -156,7 +160,8 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
             by another one, which is `correct/none.py`, targets are not corrected.
 
     Raises:
-        Refused: The policy whose values are learned is set, and nothing is corrected for it.
+        Refused: The policy whose values are learned is set, and nothing is corrected for it; or the double estimate
+            is asked for where a corrector has the targets.
     """
     spec = given.spec
     network = networks.build(given.network, spec.observation, {"q": networks.Head(spec.action.n, 1.0, "values")})
@@ -165,6 +170,11 @@ def build(config: Config, given: algorithms.Ingredients) -> types.Agent:
         raise errors.Refused(
             f"algorithm.epsilon_learned={config.epsilon_learned:g} changes nothing without a corrector; "
             "add e.g. --corrector retrace, or leave it out"
+        )
+    if config.double and corrector is not None:
+        raise errors.Refused(
+            "algorithm.double changes nothing with a corrector, whose greedy action is chosen by the network being "
+            "learned anyway; leave one of them out"
         )
     rule = Rule(config, network, given.streams, corrector)
     remembers = corrector is not None and corrector.needs_mu
@@ -341,14 +351,16 @@ def targets(rule: Rule, state: State, steps: types.Transition, following: Any) -
     one_step: y = r + γ max_a Q(x', a; θ⁻)
     sarsa:    y = r + γ Q(x', a'; θ⁻), with a' the action taken in x'
     n_step:   y = r + γ y', with max_a Q(x', a; θ⁻) in place of y' where the stream is cut and at the end
+    double:   Q(x', argmax_a Q(x', a; θ); θ⁻) in place of every max_a Q(x', a; θ⁻)
 
     Args:
         rule: The rule.
-        state: Its θ⁻, normaliser and γ; for Sarsa also θ and ε.
+        state: Its θ⁻, normaliser and γ; for the double estimate also θ, for Sarsa θ and ε.
         steps: ``[T, B]``, rewards scaled and clipped.
         following: Sarsa: ``[T, B]`` the actions taken next; () otherwise.
 
-    Source: Mnih et al. 2016, arXiv:1602.01783, algorithms 1 and S2 and section 4 (Sarsa).
+    Source: Mnih et al. 2016, arXiv:1602.01783, algorithms 1 and S2 and section 4 (Sarsa); van Hasselt et al. 2016,
+    arXiv:1509.06461, equation 4 (double).
     """
     discount = state.hyper.discount * steps.discount
     if rule.config.target == "one_step":
@@ -388,8 +400,11 @@ def corrected(rule: Rule, corrector: types.Corrector, state: State, steps: types
 
 
 def _best(rule: Rule, state: State, obs: Any) -> Any:
-    """max_a Q(x, a; θ⁻)."""
-    return _over(rule, state.target.params, state, obs).max(axis=-1)
+    """max_a Q(x, a; θ⁻), or the double estimate: θ⁻'s value of the action that is best by θ."""
+    slow = _over(rule, state.target.params, state, obs)
+    if not rule.config.double:
+        return slow.max(axis=-1)
+    return _of(slow, jnp.argmax(_over(rule, state.params, state, obs), axis=-1))
 
 
 def _taken(rule: Rule, state: State, steps: types.Transition, following: Any) -> Any:
