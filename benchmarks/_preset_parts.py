@@ -111,7 +111,7 @@ LIST = [
         (cleanrl(-91.54, 7.20, "rl-algorithms/dqn", 500_000), zoo(-76.639, 100_000), slm(-94.17, 300_000)),
     ),
     Part("dqn", LUNAR, 300_000, (slm(195.21, 300_000), zoo(154.382, 100_000, "LunarLander-v2")), seeds=5),
-    Part("dqn", "gymnax:Breakout-MinAtar", 2 * M),
+    Part("dqn", "gymnax:Breakout-MinAtar", 2 * M, seeds=5),
     Part("dqn", "gymnax:Asterix-MinAtar", 2 * M),
     Part("dqn", "gymnax:SpaceInvaders-MinAtar", 2 * M),
     # ---- sac
