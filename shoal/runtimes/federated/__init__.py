@@ -113,7 +113,7 @@ class Config:
     """Steps that a party takes towards what was agreed on (outputs)."""
     spread: bool = True
     """Whether parties that no file names have networks, activations and rates of their own, ten unlike ones in turn, as
-    in FedHPD (outputs)."""
+    in FedHPD (outputs; and none, where a segment is an episode: the same owners, each alone)."""
     segment: Literal["fixed", "episode"] = "fixed"
     """Whether a rollout has always its full length, or ends with its episode (turns and processes, one environment of
     pure JAX): with rollouts as long as the longest episode, every update is of one episode, as REINFORCE has it."""
@@ -141,7 +141,7 @@ def ways(config: Config) -> types.Ways:
         splits=config.exchange == "gradient", proximal=config.exchange == "delta" and config.mu > 0.0,
         processes=config.parties if config.placement in ("auto", "processes") else 0, process_mb=threads.COMPUTES,
         holds_memory=True, compiles=config.placement != "processes", pads=config.segment == "episode",
-        spread=config.exchange == "outputs" and config.spread,
+        spread=effects.spreads(config),
         rules=RULES if config.exchange == "gradient" else None,
         apart=config.clip if privacy.by_trajectory(config) else 0.0,
         fits=trajectories.fits if privacy.by_trajectory(config) else None,

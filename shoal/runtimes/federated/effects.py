@@ -14,6 +14,7 @@ class Where(NamedTuple):
     exchange: tuple[str, ...]
     asynchronous: bool | None = None  # None: either
     server: str | None = None  # None: whichever
+    episodes: tuple[str, ...] = ()  # further exchanges, where a segment is an episode
 
 
 SENT, WEIGHTS, ANSWERS = ("delta",), ("gradient", "delta"), ("gradient", "delta", "outputs")
@@ -42,7 +43,7 @@ WHERE: dict[str, Where] = {
     "public_from": Where(DECISIONS),
     "distil_every": Where(DECISIONS),
     "distil_steps": Where(DECISIONS),
-    "spread": Where(DECISIONS),
+    "spread": Where(DECISIONS, episodes=("none",)),  # alone as well: what owners who agree are held against
 }
 
 
@@ -55,8 +56,18 @@ def idle(config: Config) -> dict[str, str]:
     return {name: why for name, where in WHERE.items() if (why := _why(config, where))}
 
 
+def spreads(config: Config) -> bool:
+    """Whether parties that no file names have networks of their own.
+
+    Args:
+        config: Of the runtime.
+    """
+    return config.spread and not _why(config, WHERE["spread"])
+
+
 def _why(config: Config, where: Where) -> str:
-    if config.exchange not in where.exchange:
+    further = where.episodes if config.segment == "episode" else ()
+    if config.exchange not in where.exchange + further:
         return f"runtime.exchange={config.exchange}; use --runtime.exchange {' or '.join(where.exchange)}"
     if where.asynchronous is not None and config.asynchronous != where.asynchronous:
         option = "--runtime.asynchronous" if where.asynchronous else "--runtime.no-asynchronous"
