@@ -113,19 +113,34 @@ def test_a_run_agrees_and_networks_stay_unlike():
     assert told["global_params"] == 8 * 2, "what crosses: chances, not weights"
 
 
-def test_ten_owners_have_ten_networks_and_rates():
-    request = presets.Request(
-        "a2c", "probe:match", 100, runtime="federated", settings={"runtime": {"parties": 11, "exchange": "outputs"}}
-    )
-    asked = presets.resolve(request)[0]
+def networks_and_rates(**runtime):
+    """Of eleven parties."""
+    settings = {"runtime": {"parties": 11, "environments": 1, **runtime}}
+    asked = presets.resolve(presets.Request("a2c", "gymnax:CartPole-v1", 100, runtime="federated", settings=settings))[
+        0
+    ]
     how = experiment.ways("federated", asked.configs["runtime"])
-    each = [
+    return [
         (one.made.configs["network"].hidden, one.made.configs["network"].activation,
          one.made.configs["optimiser"].learning_rate)
         for one in parties.each(asked, how)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("exchange", ["outputs", "none"])
+def test_ten_owners_have_ten_networks_and_rates_also_where_each_is_alone(exchange):
+    each = networks_and_rates(exchange=exchange, segment="episode")
     assert each == [*parties.SPREAD, parties.SPREAD[0]]
     assert len({*each}) == 10
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    [{"exchange": "none"}, {"exchange": "none", "segment": "episode", "spread": False},
+     {"exchange": "outputs", "spread": False}, {"exchange": "gradient"}],
+)  # fmt: skip
+def test_owners_are_alike_where_nobody_asks_for_the_papers(runtime):
+    assert len({*networks_and_rates(**runtime)}) == 1
 
 
 def test_public_states_are_recorded_or_drawn():
