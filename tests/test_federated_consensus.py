@@ -116,9 +116,8 @@ def test_a_run_agrees_and_networks_stay_unlike():
 def networks_and_rates(**runtime):
     """Of eleven parties."""
     settings = {"runtime": {"parties": 11, "environments": 1, **runtime}}
-    asked = presets.resolve(presets.Request("a2c", "gymnax:CartPole-v1", 100, runtime="federated", settings=settings))[
-        0
-    ]
+    request = presets.Request("a2c", "gymnax:CartPole-v1", 100, runtime="federated", settings=settings)
+    asked = presets.resolve(request)[0]
     how = experiment.ways("federated", asked.configs["runtime"])
     return [
         (one.made.configs["network"].hidden, one.made.configs["network"].activation,

@@ -36,7 +36,7 @@ ASYNC_VALUE_ATARI: Settings = {  # the paper's small set of games; its other num
 }
 
 
-MINATAR: Settings = {  # tuned for n-step returns on Breakout; with two workers, a draw of 0.5 is half of what is seen
+MINATAR: Settings = {  # tuned for n-step returns on Breakout; of two workers, one that explores at 0.5 is too many
     "algorithm": {
         "rollout_length": 32,
         "target_period": 4_000,
